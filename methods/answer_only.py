@@ -33,11 +33,11 @@ class AnswerOnly(Trained):
         budget = None  # of tokens seen; None: the whole budget
         if self.equal == "examples":
             tokenizer = student_tokenizer(job.student_base)
-            bare, full = (
+            answer_tokens, solution_tokens = (
                 sum(len(row.ids) for row in encode(tokenizer, pairs, longest=2**31)[0])
                 for pairs in (answer_only_pairs(examples), full_solution_pairs(examples))
             )
-            budget = round(job.budget.seen_tokens * bare / full)
+            budget = round(job.budget.seen_tokens * answer_tokens / solution_tokens)
         validation = answer_only_pairs(
             examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
         )

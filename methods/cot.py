@@ -81,19 +81,19 @@ class ChainOfThought(Trained):
             temperature=self.sampling_temperature,
             longest=self.longest,
         )
-        kept, counts = filter_traces(
+        traces_kept, counts = filter_traces(
             examples, traces.texts, job, shortest=self.shortest, reject_wrong=self._rejects
         )
-        pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
+        pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in traces_kept]
         terms: list[Term] = [hard_labels()]
         validation = None
         if self.form == "step-by-step":
-            answers = {example.prompt: example.answer for example, _ in kept}
+            answers = {example.prompt: example.answer for example, _ in traces_kept}
             pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
             tokenizer = student_tokenizer(job.student_base)
             pairs += [
                 (job.source.show(tokenizer, EXPLAIN + example.asked), text, 1)
-                for example, text in kept
+                for example, text in traces_kept
             ]
             terms = [
                 hard_labels(self.answer_share, tag=0),

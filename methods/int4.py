@@ -144,7 +144,7 @@ class Int4Calibrated(Int4, Calibrated):
                     group_size=self.group_size,
                     symmetric=self.symmetric,
                     dampening=self.dampening_frac,
-                    kept=kept_weights(builder.model.config, layer.weight),
+                    keep_mask=kept_weights(builder.model.config, layer.weight),
                 )
                 layer.weight.copy_(rounded[name].dequantized())
 

@@ -142,9 +142,9 @@ class _Factorizer:
         from methods.compression.layers import layers_of
 
         self.builder, self.jitter = builder, method.jitter
-        found = layers_of(builder.model, ignore=method.ignore, method=builder.method)
-        self.layer_notes = found.notes
-        self.layers: dict[str, nn.Linear] = method.factorised_layers(builder, found.linear)
+        decoder_layers = layers_of(builder.model, ignore=method.ignore, method=builder.method)
+        self.layer_notes = decoder_layers.notes
+        self.layers: dict[str, nn.Linear] = method.factorised_layers(builder, decoder_layers.linear)
         self.ranks = {
             name: method.rank or rank_for_share(layer, method.keep)
             for name, layer in self.layers.items()
@@ -285,8 +285,8 @@ def ranks_by_energy(
     owners = torch.cat(layer_numbers)
     order = worths.argsort(descending=True)
     budget = keep * sum(layer.weight.numel() for layer in layers.values())
-    kept = order[costs[order].cumsum(0) <= budget]
-    counts = torch.bincount(owners[kept], minlength=len(spectra))
+    kept_components = order[costs[order].cumsum(0) <= budget]
+    counts = torch.bincount(owners[kept_components], minlength=len(spectra))
     return {name: max(1, int(count)) for name, count in zip(spectra, counts, strict=True)}
 
 

@@ -17,7 +17,7 @@ def mark_pruned(config: Any) -> None:
 
 def kept_weights(config: Any, weight: Tensor) -> Tensor | None:
     """Return which weights of a pruned matrix are kept, as booleans; None where none was pruned."""
-    kept = weight != 0
-    zero_share = 1 - float(kept.float().mean())
+    keep_mask = weight != 0
+    zero_share = 1 - float(keep_mask.float().mean())
     marked = zero_share > 0 and getattr(config, _CONFIG_KEY, False)
-    return kept if marked or zero_share >= _PRUNED_SHARE else None
+    return keep_mask if marked or zero_share >= _PRUNED_SHARE else None

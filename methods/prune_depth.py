@@ -118,9 +118,9 @@ def save_without_blocks(
     from harness.models.depth import with_blocks
 
     _, blocks = named_blocks(builder.model)
-    kept = [number for number in range(len(blocks)) if number not in dropped]
+    kept_blocks = [number for number in range(len(blocks)) if number not in dropped]
     before = sum(parameter.numel() for parameter in builder.model.parameters())
-    model = with_blocks(builder.model, kept, label=builder.method)
+    model = with_blocks(builder.model, kept_blocks, label=builder.method)
     model.generation_config = builder.model.generation_config
     after = sum(parameter.numel() for parameter in model.parameters())
     if after >= before:
@@ -129,5 +129,5 @@ def save_without_blocks(
             "blocks share their weights; use another method"
         )
     builder.opened = replace(builder.opened, model=model.eval())
-    sizes = {"dropped": dropped, "kept": len(kept), "parameters": [before, after]}
+    sizes = {"dropped": dropped, "kept": len(kept_blocks), "parameters": [before, after]}
     return builder.save(notes={**sizes, **notes}, flops=flops)

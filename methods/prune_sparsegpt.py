@@ -29,14 +29,14 @@ class SparseGptPruning(CalibratedSparsityMethod):
         """Prune block by block, by the second moments of the layers' inputs."""
         from methods.compression.sparsity import sparse_gpt
 
-        def prune(layer: "nn.Linear", gram: "Tensor", kept: "Tensor | None") -> None:
+        def prune(layer: "nn.Linear", gram: "Tensor", keep_mask: "Tensor | None") -> None:
             pruned = sparse_gpt(
                 layer.weight,
                 gram,
                 ratio=self.ratio,
                 pattern=self.pattern,
                 dampening=self.dampening_frac,
-                kept=kept,
+                keep_mask=keep_mask,
             )
             layer.weight.copy_(pruned)
 

@@ -24,7 +24,7 @@ class WandaPruning(CalibratedSparsityMethod):
         """Prune the lowest scores within the row of each output, block by block."""
         from methods.compression.sparsity import pruning_mask, wanda_score
 
-        def prune(layer: "nn.Linear", squares: "Tensor", kept: "Tensor | None") -> None:
+        def prune(layer: "nn.Linear", squares: "Tensor", keep_mask: "Tensor | None") -> None:
             score = wanda_score(layer.weight, squares)
             mask = pruning_mask(score, ratio=self.ratio, pattern=self.pattern, compare="row")
             layer.weight.mul_(mask)

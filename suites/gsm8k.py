@@ -196,4 +196,4 @@ class Gsm8kCot:
         """Grade by `The answer is N.` (strict), the last number (flexible) and numeric equality."""
         from suites.loading.numbers import SENTENCE, grade_number
 
-        return grade_number(gold, text, stated=SENTENCE)
+        return grade_number(gold, text, strict_pattern=SENTENCE)

@@ -118,18 +118,18 @@ def _add_event(story: _Problem) -> bool:
     """Add one drawn event of one or two steps; False where it does not fit the current number."""
     event = story.random.randrange(6)
     if event == 0:
-        more = story.random.randint(2, 9)
-        if story.value + more > LARGEST:
+        count = story.random.randint(2, 9)
+        if story.value + count > LARGEST:
             return False
         story.tell(
             story.random.choice(
                 (
-                    f"{story.name} buys {more} more {story.things}.",
-                    f"{story.friend} gives {story.name} {more} more {story.things}.",
+                    f"{story.name} buys {count} more {story.things}.",
+                    f"{story.friend} gives {story.name} {count} more {story.things}.",
                 )
             )
         )
-        story.step("Then", story.value, "+", more)
+        story.step("Then", story.value, "+", count)
     elif event == 1:
         if story.value < 4:
             return False

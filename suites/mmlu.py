@@ -160,24 +160,30 @@ class Mmlu:
         A data folder has the subjects of its test file. Raises `HarnessError` for an unknown
         subject, and for one with fewer than five dev rows.
         """
-        known = self.known_subjects()
-        chosen = None if subjects is None else list(subjects)
-        for subject in chosen or []:
-            if subject not in known:
-                raise unknown("subject of mmlu", subject, known)
+        known_subjects = self.known_subjects()
+        chosen_subjects = None if subjects is None else list(subjects)
+        for subject in chosen_subjects or []:
+            if subject not in known_subjects:
+                raise unknown("subject of mmlu", subject, known_subjects)
         if source.folder is None:
             return self._from_hub(
-                [subject for subject in known if chosen is None or subject in chosen]
+                [
+                    subject
+                    for subject in known_subjects
+                    if chosen_subjects is None or subject in chosen_subjects
+                ]
             )
         test, dev = (
             _rows_by_subject(mmlu_rows(split, source, task=self.name)) for split in ("test", "dev")
         )
         tasks: dict[str, Any] = {}
         for subject in test:
-            if chosen is not None and subject not in chosen:
+            if chosen_subjects is not None and subject not in chosen_subjects:
                 continue
-            if subject not in known:
-                raise unknown(f"subject in {source.folder}/mmlu/test.jsonl:", subject, known)
+            if subject not in known_subjects:
+                raise unknown(
+                    f"subject in {source.folder}/mmlu/test.jsonl:", subject, known_subjects
+                )
             if len(dev.get(subject, [])) < SHOTS:
                 raise HarnessError(
                     f"{source.folder}/mmlu/dev.jsonl holds {len(dev.get(subject, []))} rows of "
@@ -247,11 +253,15 @@ class Mmlu:
 
         Scores come from log-probabilities instead.
         """
-        bare = text.strip() if text.strip() in tuple(LETTERS) else None
-        stated = stated_letter(text)
+        bare_letter = text.strip() if text.strip() in tuple(LETTERS) else None
+        letter_in_text = stated_letter(text)
         return (
-            Grade(extractor=self.primary, extracted=bare, correct=bare == gold.strip()),
-            Grade(extractor="stated", extracted=stated, correct=stated == gold.strip()),
+            Grade(
+                extractor=self.primary, extracted=bare_letter, correct=bare_letter == gold.strip()
+            ),
+            Grade(
+                extractor="stated", extracted=letter_in_text, correct=letter_in_text == gold.strip()
+            ),
         )
 
 

@@ -232,17 +232,21 @@ def visit_blocks(
     with torch.no_grad():
         for number, block in enumerate(blocks):
             name = f"{prefix}.{number}"
-            inside = {path: layer for path, layer in layers.items() if path.startswith(f"{name}.")}
+            block_layers = {
+                path: layer for path, layer in layers.items() if path.startswith(f"{name}.")
+            }
             statistics = InputStatistics(
                 kind, options.normalize_tokens, tokens=int(data.ids.numel())
             )
             outputs: list[Tensor] = []
-            with recording_inputs(statistics, inside):
+            with recording_inputs(statistics, block_layers):
                 for state in states:
                     output = _run_block(block, state, arguments[number], batch_size)
                     if not options.rerun:  # else they are not needed: two copies cost memory
                         outputs.append(output)
-            _refuse_layers_without_input(inside, statistics, name, options.method, len(data.ids))
+            _refuse_layers_without_input(
+                block_layers, statistics, name, options.method, len(data.ids)
+            )
             visit(name, statistics)
             if options.rerun:
                 outputs = [
@@ -274,10 +278,10 @@ def _refuse_layers_without_input(
     num_sequences: int,
 ) -> None:
     """Raise `CellFailed` for a layer that got no token: an expert that no token was routed to."""
-    missing = [name for name in layers if name not in statistics.sums]
-    if missing:
+    names = [name for name in layers if name not in statistics.sums]
+    if names:
         raise CellFailed(
-            f"no token of the calibration text reached {missing[0]} and {len(missing) - 1} more of "
+            f"no token of the calibration text reached {names[0]} and {len(names) - 1} more of "
             f"{block}; give more text with --set {method}.num_calibration_samples="
             f"{4 * num_sequences}"
         )
@@ -294,8 +298,8 @@ class _BlockArguments:
 class _BlockSample(NamedTuple):
     """What entered and what left a block inside the model, for one batch: (B, T, H) each."""
 
-    entered: Tensor
-    left: Tensor
+    inputs: Tensor
+    outputs: Tensor
 
 
 class _Recorded(NamedTuple):
@@ -377,19 +381,19 @@ def _refuse_blocks_that_differ_alone(
 ) -> None:
     """Raise `CellFailed` where a block that runs alone returns other states than in the model."""
     for number, sample in samples.items():
-        if not bool(torch.isfinite(sample.left).all()):
+        if not bool(torch.isfinite(sample.outputs).all()):
             raise CellFailed(
                 f"{type(model).__name__}: what block {number} returns is not finite on the "
                 "calibration text; no method can use that"
             )
         try:
             with torch.no_grad():
-                alone = _run_block(blocks[number], sample.entered, arguments[number], batch_size)
+                alone = _run_block(blocks[number], sample.inputs, arguments[number], batch_size)
             same = torch.allclose(
                 alone.float(),
-                sample.left.float(),
+                sample.outputs.float(),
                 rtol=1e-3,
-                atol=1e-3 * float(sample.left.float().abs().max()),
+                atol=1e-3 * float(sample.outputs.float().abs().max()),
             )
         # the block needs an argument that was not recorded, or one of another shape
         except (TypeError, AttributeError, RuntimeError):
@@ -434,9 +438,9 @@ def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]
         def behind(
             module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
-            entered, left = input_states(positional, named), output_states(output)
+            inputs, outputs = input_states(positional, named), output_states(output)
             sums[number] += float(
-                (1 - torch.cosine_similarity(entered.float(), left.float(), dim=-1)).sum()
+                (1 - torch.cosine_similarity(inputs.float(), outputs.float(), dim=-1)).sum()
             )
 
         return behind

@@ -43,11 +43,11 @@ def count_matrices(model: Any, method: str) -> int:
     matrices = [
         module for module in model.modules() if module is not head and as_linear(module) is not None
     ]
-    known = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
+    known_ids = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
     unknown = [
         name
         for name, parameter in model.named_parameters()
-        if id(parameter) not in known and is_unknown_matrix(model, name)
+        if id(parameter) not in known_ids and is_unknown_matrix(model, name)
     ]
     if unknown:
         names = ", ".join(names_without_numbers(unknown))
@@ -149,8 +149,8 @@ def save_library_student(
                 f"{builder.method}: the saved student gives other logits when it is opened again "
                 f"(they differ by {gap:.3g}); use int8 or int4"
             )
-        written = sum(path.stat().st_size for path in weight_files(folder))
-        notes["bits_per_weight"] = builder.bits(written)
+        size = sum(path.stat().st_size for path in weight_files(folder))
+        notes["bits_per_weight"] = builder.bits(size)
 
     return builder.save_as(write, notes=notes)
 

@@ -70,7 +70,7 @@ def layers_of(model: Any, *, ignore: Sequence[str] = (), method: str) -> Layers:
     prefix, _ = text_model_of(model)
     text_prefix = f"{prefix}." if prefix else ""
     linear: dict[str, Any] = {}
-    known = {id(table.weight), *([id(head.weight)] if head is not None else [])}
+    known_ids = {id(table.weight), *([id(head.weight)] if head is not None else [])}
     used_patterns: set[str] = set()
     ignored: set[str] = set()
     for name, module in model.named_modules():
@@ -78,28 +78,28 @@ def layers_of(model: Any, *, ignore: Sequence[str] = (), method: str) -> Layers:
         used_patterns.update(matching)
         if matching or name.rpartition(".")[0] in ignored:
             ignored.add(name)
-            known.update(id(parameter) for parameter in module.parameters())
+            known_ids.update(id(parameter) for parameter in module.parameters())
         elif (
             module is not head
             and f"{name}.".startswith(text_prefix)
             and (matrix := as_linear(module)) is not None
         ):
             linear[name] = matrix
-            known.add(id(module.weight))
+            known_ids.add(id(module.weight))
     _refuse_unused_patterns(ignore, used_patterns, linear, method)
-    others = [
+    other_names = [
         name
         for name, parameter in model.named_parameters()
-        if id(parameter) not in known and f"{name}.".startswith(text_prefix)
+        if id(parameter) not in known_ids and f"{name}.".startswith(text_prefix)
     ]
-    unknown = [name for name in others if is_unknown_matrix(model, name)]
+    unknown = [name for name in other_names if is_unknown_matrix(model, name)]
     if unknown:
         raise CellFailed(_unknown_matrices_message(model, unknown, method))
     uncalled = uncalled_layers(model, linear)
     linear = {name: layer for name, layer in linear.items() if name not in uncalled}
     if not linear:
         raise CellFailed(f"{method}: no linear layer is left to work on")
-    left_alone = [name for name in others if model.get_parameter(name).ndim >= 2]
+    left_alone = [name for name in other_names if model.get_parameter(name).ndim >= 2]
     left_alone += [f"{name}.weight" for name in uncalled]
     return Layers(
         linear,

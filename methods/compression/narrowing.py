@@ -86,8 +86,10 @@ class AttentionHeads:
         """
         model = self.builder.model
         prefix, blocks = named_blocks(model)
-        inside = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
-        attentions = [name.removesuffix(".o_proj") for name in inside if name.endswith(".o_proj")]
+        module_names = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
+        attentions = [
+            name.removesuffix(".o_proj") for name in module_names if name.endswith(".o_proj")
+        ]
         if len(attentions) != len(blocks) or not all(self._is_known(name) for name in attentions):
             raise CellFailed(
                 f"{self.builder.method}: groups={self.groups} needs attentions of q_proj, k_proj, "
@@ -117,14 +119,14 @@ class AttentionHeads:
         )
 
     @staticmethod
-    def prune(state: dict[str, Tensor], name: str, kept: KeptOutputs) -> int:
+    def prune(state: dict[str, Tensor], name: str, outputs: KeptOutputs) -> int:
         """Cut the projections of an attention in `state`; return how many weights were removed."""
         before = after = 0
         for layer, axis, index in (
-            ("q_proj", 0, kept.queries),
-            ("k_proj", 0, kept.keys),
-            ("v_proj", 0, kept.keys),
-            ("o_proj", 1, kept.queries),
+            ("q_proj", 0, outputs.queries),
+            ("k_proj", 0, outputs.keys),
+            ("v_proj", 0, outputs.keys),
+            ("o_proj", 1, outputs.queries),
         ):
             for parameter in ("weight", "bias"):
                 path = f"{name}.{layer}.{parameter}"
@@ -210,9 +212,9 @@ class WidthPruner:
         `allocation` is `uniform` (all blocks keep as many channels) or `global`. What is saved must
         compute the same as the whole model with the other parts masked.
         """
-        kept = self._kept_channels(channels, allocation)
-        widths = [len(indices) for indices in kept.values()] or [self.width]
-        pruned = self._prune(kept, heads)
+        kept_channels = self._kept_channels(channels, allocation)
+        widths = [len(indices) for indices in kept_channels.values()] or [self.width]
+        pruned = self._prune(kept_channels, heads)
         sizes = {
             "channels": [self.width, [min(widths), max(widths)]],
             "head_groups": [self.heads.kv_heads, self.heads.kept_groups],
@@ -222,13 +224,17 @@ class WidthPruner:
         save = save_with_one_width if one_width else save_with_own_widths
         return save(self, pruned, {**sizes, **notes}, flops)
 
-    def _prune(self, kept: Mapping[str, Tensor], heads: Scores) -> PrunedState:
+    def _prune(self, kept_channels: Mapping[str, Tensor], heads: Scores) -> PrunedState:
         """Cut the parts out of a copy of the model's state; the model itself stays."""
         model = self.builder.model
         state = dict(model.state_dict())
         before = sum(parameter.numel() for parameter in model.parameters())
-        masks = {part.reader: keep_mask(part.width, kept[part.name]) for part in self.parts}
-        removed = sum(cut_to_channels(model, state, part, kept[part.name]) for part in self.parts)
+        masks = {
+            part.reader: keep_mask(part.width, kept_channels[part.name]) for part in self.parts
+        }
+        removed = sum(
+            cut_to_channels(model, state, part, kept_channels[part.name]) for part in self.parts
+        )
         for name, score in heads.items():
             outputs = self.heads.kept_outputs(score)
             masks[f"{name}.o_proj"] = keep_mask(len(score), outputs.queries)
@@ -272,10 +278,12 @@ class WidthPruner:
         scaled = {name: score / score.mean() for name, score in channels.items()}
         ordered = torch.cat(list(scaled.values())).sort(descending=True).values
         lowest = ordered[self.kept_width * len(scaled) - 1]
-        kept = {name: (score >= lowest).nonzero().flatten() for name, score in scaled.items()}
+        indices_of_part = {
+            name: (score >= lowest).nonzero().flatten() for name, score in scaled.items()
+        }
         return {
             name: indices if len(indices) else scaled[name].argmax().view(1)
-            for name, indices in kept.items()
+            for name, indices in indices_of_part.items()
         }
 
     def pruned_config(self, *, narrow: bool = True) -> Any:

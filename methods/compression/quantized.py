@@ -176,8 +176,8 @@ class _Packer:
                 dtype=dtype,
                 method=builder.method,
             )
-            written = sum(path.stat().st_size for path in weight_files(folder))
-            notes["bits_per_weight"] = builder.bits(written)
+            size = sum(path.stat().st_size for path in weight_files(folder))
+            notes["bits_per_weight"] = builder.bits(size)
 
         return builder.save_as(write, notes=notes, flops=flops)
 

@@ -140,14 +140,14 @@ def round_with_gptq(
     symmetric: bool = True,
     dampening: float = 0.01,
     columns: int = 128,
-    kept: Tensor | None = None,
+    keep_mask: Tensor | None = None,
 ) -> QuantizedMatrix:
     """Round column by column; the columns after each compensate its error (GPTQ).
 
     Frantar et al., 2023. `gram` is X^T X of the layer's inputs, (I, I); a `group_size` of 0 is the
     whole row. Columns are corrected in parts of `columns`. A group gets its scale when its first
-    column is rounded, from the corrected weights. Where `kept` (O, I) is False a weight was pruned:
-    it stays zero and compensates nothing.
+    column is rounded, from the corrected weights. A weight was pruned where `keep_mask` (O, I) is
+    False: it stays zero and compensates nothing.
     """
     w = w.float().clone()
     width = w.shape[1]
@@ -163,8 +163,8 @@ def round_with_gptq(
             offset = column - start
             if column % group_size == 0:
                 group = _corrected_group(w, factor, errors, start, column, group_size)
-                if kept is not None:
-                    group = group * kept[:, column : column + group_size]
+                if keep_mask is not None:
+                    group = group * keep_mask[:, column : column + group_size]
                 grids.append(
                     quantization_grid(
                         group, bits=bits, group_size=group.shape[1], symmetric=symmetric
@@ -178,22 +178,22 @@ def round_with_gptq(
             rounded = scale * (code - zero_point)
             errors[:, offset] = (w[:, column] - rounded) / factor[column, column]
             correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
-            subtract_correction(w, column + 1, stop, correction, kept)
-        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], kept)
+            subtract_correction(w, column + 1, stop, correction, keep_mask)
+        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
     scales, zero_points = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
     return QuantizedMatrix(codes.to(torch.int8), scales, zero_points, group_size)
 
 
 def subtract_correction(
-    w: Tensor, start: int, stop: int, correction: Tensor, kept: Tensor | None
+    w: Tensor, start: int, stop: int, correction: Tensor, keep_mask: Tensor | None
 ) -> None:
     """Subtract a correction from columns `start` to `stop` of W, in place.
 
-    Where `kept` (O, I) is False a weight was pruned and stays zero.
+    Where `keep_mask` (O, I) is False a weight was pruned and stays zero.
     """
     w[:, start:stop] -= correction
-    if kept is not None:
-        w[:, start:stop] *= kept[:, start:stop]
+    if keep_mask is not None:
+        w[:, start:stop] *= keep_mask[:, start:stop]
 
 
 def _corrected_group(

@@ -67,16 +67,16 @@ class SparsityMethod(Compressed):
         from methods.masks import mark_pruned
 
         builder = StudentBuilder(job, name)
-        found = layers_of(builder.model, ignore=self.ignore, method=name)
-        zeros_before = count_zeros(found.linear)
-        for layer in found.linear.values():
+        decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
+        zeros_before = count_zeros(decoder_layers.linear)
+        for layer in decoder_layers.linear.values():
             mask = pruning_mask(
                 score(layer), ratio=self.ratio, pattern=self.pattern, compare="layer"
             )
             layer.weight.mul_(mask)
         mark_pruned(builder.model.config)
-        notes = sparsity_notes(found.linear, zeros_before)
-        return builder.save(notes=notes | {"pattern": self.pattern, **found.notes})
+        notes = sparsity_notes(decoder_layers.linear, zeros_before)
+        return builder.save(notes=notes | {"pattern": self.pattern, **decoder_layers.notes})
 
 
 @settings
@@ -94,24 +94,24 @@ class CalibratedSparsityMethod(SparsityMethod, Calibrated):
         kind: "StatisticsKind",
         prune: "Callable[[nn.Linear, Tensor, Tensor | None], None]",
     ) -> Checkpoint:
-        """Let `prune(layer, sums, kept)` change every layer in place.
+        """Let `prune(layer, sums, keep_mask)` change every layer in place.
 
-        `sums` are those of the layer's inputs; `kept` (O, I) is the mask of an earlier pruning.
+        `sums` are those of the layer's inputs; `keep_mask` (O, I) is that of an earlier pruning.
         """
         from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
         from methods.compression.layers import layers_below, layers_of
         from methods.masks import kept_weights, mark_pruned
 
         builder = StudentBuilder(job, name)
-        found = layers_of(builder.model, ignore=self.ignore, method=name)
-        layers = found.linear
+        decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
+        layers = decoder_layers.linear
         zeros_before = count_zeros(layers)
         data = self.calibrate(job, builder.opened)
 
         def visit(block: str, statistics: InputStatistics) -> None:
             for path, layer in layers_below(layers, block):
-                kept = kept_weights(builder.model.config, layer.weight)
-                prune(layer, statistics.sums[path], kept)
+                keep_mask = kept_weights(builder.model.config, layer.weight)
+                prune(layer, statistics.sums[path], keep_mask)
 
         options = VisitOptions(progress=job.progress, method=name)
         visit_blocks(builder.opened, data, layers, kind=kind, visit=visit, options=options)
@@ -119,7 +119,7 @@ class CalibratedSparsityMethod(SparsityMethod, Calibrated):
         notes = sparsity_notes(layers, zeros_before) | {
             "pattern": self.pattern,
             "calibration": dict(data.description),
-            **found.notes,
+            **decoder_layers.notes,
         }
         return builder.save(notes=notes, flops=calibration_flops(builder, data, 2))
 
@@ -175,14 +175,14 @@ def sparse_gpt(
     pattern: str,
     dampening: float,
     columns: int = 128,
-    kept: "Tensor | None" = None,
+    keep_mask: "Tensor | None" = None,
 ) -> "Tensor":
     """Prune column by column; the columns after each compensate its error (SparseGPT).
 
     Frantar and Alistarh, 2023. `gram` is X^T X of the layer's inputs, (I, I). Weight j costs
     `w_j^2 / [H^-1]_jj^2`, by the factor's diagonal. The mask of each part of `columns` columns, or
-    of each group of a pattern, is chosen when its first column is reached. Where `kept` (O, I) is
-    False a weight was zero before and stays so. Returns W with zeros, fp32.
+    of each group of a pattern, is chosen when its first column is reached. A weight is zero before,
+    and stays so, where `keep_mask` (O, I) is False. Returns W with zeros, fp32.
     """
     import torch
 
@@ -211,9 +211,9 @@ def sparse_gpt(
             errors[:, offset] = (w[:, column] - pruned) / diagonal[offset]
             w[:, column] = pruned
             correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
-            subtract_correction(w, column + 1, stop, correction, kept)
+            subtract_correction(w, column + 1, stop, correction, keep_mask)
         part.mul_(mask)
-        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], kept)
+        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
     return w
 
 

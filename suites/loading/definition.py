@@ -105,8 +105,8 @@ class TaskDefinition:
                     "exist; correct data_files or add the file"
                 )
             files.update(matches)
-        for stated in (data.get("data_dir"), config.get("dataset_path")):
-            folder = Path(str(stated or ""))
+        for folder_name in (data.get("data_dir"), config.get("dataset_path")):
+            folder = Path(str(folder_name or ""))
             if folder.is_absolute():
                 files.update(files_below(folder))
         return sorted(files)
@@ -233,8 +233,8 @@ def _group_averages(entry: Any) -> list[GroupAverage]:
     """Return what a group's file states under `aggregate_metric_list`; [] for tasks and tags."""
     if entry.kind.name != "GROUP":
         return []
-    stated = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
-    averages = stated if isinstance(stated, list) else [stated]
+    aggregates = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
+    averages = aggregates if isinstance(aggregates, list) else [aggregates]
     return [
         GroupAverage(str(average["metric"]), bool(average.get("weight_by_size", True)))
         for average in averages

@@ -203,13 +203,13 @@ def _inputs_of_code(code: Path, changed: int, gets_names: bool) -> TaskInputs:
             )
         if isinstance(node, ast.Call) and name in _READING_CALLS:
             texts = set(_texts_in_call(node, values, 0))
-            read = {
+            files_read = {
                 file
                 for text in texts
                 for file in _files_named(text, code.parent) or _files_named(text, Path.cwd())
             }
-            files |= read
-            if not read and not gets_names and not _names_hub_dataset(name, texts):
+            files |= files_read
+            if not files_read and not gets_names and not _names_hub_dataset(name, texts):
                 call = " ".join(ast.unparse(node).split())[:60]
                 return TaskInputs(
                     tuple(files),

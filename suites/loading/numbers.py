@@ -28,9 +28,9 @@ def _normalise(text: str) -> str:
     return text.lower()
 
 
-def strict_match(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
-    """Return the first number in the form `stated`, as lm-eval's `strict-match` filters do."""
-    numbers = stated.findall(text)
+def strict_match(text: str, pattern: re.Pattern[str] = HASHES) -> str | None:
+    """Return the first number in the form of `pattern`, as lm-eval's `strict-match` filters do."""
+    numbers = pattern.findall(text)
     return numbers[0].strip() if numbers else None
 
 
@@ -76,13 +76,15 @@ def _equal_numbers(answer: str | None, gold: str) -> bool:
     return value is not None and value == _read_number(gold)
 
 
-def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:
+def grade_number(
+    gold: str, text: str, *, strict_pattern: re.Pattern[str] = HASHES
+) -> tuple[Grade, ...]:
     """Grade an answer with the three extractors; strict, the one of the score, comes first.
 
-    `stated` is the pattern of the strict one.
+    `strict_pattern` is that of the strict one.
     """
     strict, flexible, number = (
-        strict_match(text, stated),
+        strict_match(text, strict_pattern),
         flexible_extract(text),
         stated_number(text),
     )

@@ -104,8 +104,8 @@ class LmEvalTask:
     def count(self) -> int | None:
         """Return how many items are scored; None where the lines of data files do not tell."""
         counts = [count_test_items(settings) for settings in self._settings]
-        known = [count for count in counts if count is not None]
-        return sum(known) if len(known) == len(counts) else None
+        known_counts = [count for count in counts if count is not None]
+        return sum(known_counts) if len(known_counts) == len(counts) else None
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's tasks by name, each over its own data set; `source` is not used."""

@@ -136,10 +136,14 @@ def _choose_metric(
     where all have it), or else the first metric of the first task.
     """
     metrics = [metrics_of(values, kind) for values in settings]
-    stated = [average for average in averages if any(average.metric in names for names in metrics)]
-    if stated:
-        accuracies = (average for average in stated if kind == "choose" and average.metric == "acc")
-        chosen = next(accuracies, stated[0])
+    usable_averages = [
+        average for average in averages if any(average.metric in names for names in metrics)
+    ]
+    if usable_averages:
+        accuracies = (
+            average for average in usable_averages if kind == "choose" and average.metric == "acc"
+        )
+        chosen = next(accuracies, usable_averages[0])
         kept = tuple(chosen.metric in names for names in metrics)
         return _PrimaryMetric(chosen.metric, chosen.by_size, True, kept)
     common = [name for name in metrics[0] if all(name in names for names in metrics)] or metrics[0]
@@ -151,10 +155,10 @@ def _left_out_note(
     definitions: Sequence[TaskDefinition], figure: _PrimaryMetric
 ) -> tuple[str, ...]:
     """Return a note on the tasks that a group's figure leaves out; () where there are none."""
-    left_out = [task.name for task, kept in zip(definitions, figure.kept, strict=True) if not kept]
-    if not left_out:
+    dropped = [task.name for task, kept in zip(definitions, figure.kept, strict=True) if not kept]
+    if not dropped:
         return ()
-    names = f"{', '.join(left_out[:6])}{' ...' if len(left_out) > 6 else ''}"
+    names = f"{', '.join(dropped[:6])}{' ...' if len(dropped) > 6 else ''}"
     return (f"without {names}, which have no {figure.metric}",)
 
 
@@ -176,5 +180,7 @@ def _version(settings: Sequence[TaskSettings], figure: _PrimaryMetric, digests: 
     upstream = "/".join(sorted({str(entry.get("version", "Yaml")) for entry in metadata}))
     if digests and figure.aggregated:  # the group's own file says how it averages
         digests = [*digests, repr((figure.metric, figure.by_size))]
-    own = f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
-    return f"{upstream}+lm-eval{own}"
+    files_digest = (
+        f"+{hashlib.sha256(''.join(digests).encode()).hexdigest()[:8]}" if digests else ""
+    )
+    return f"{upstream}+lm-eval{files_digest}"
