@@ -16,11 +16,13 @@ at inference. Fails when the teacher solves too little (*no trace survived*), or
 too small to learn long traces.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contract import Checkpoint, Family, Job
+from harness.contract import Checkpoint, Example, Family, Job
+from harness.errors import CellFailed
 from methods.base import settings
 from methods.training.base import Trained, TrainOptions, answer_only_pairs
 
@@ -74,6 +76,7 @@ class ChainOfThought(Trained):
         from methods.training.traces import teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        self._refuse_ungraded(examples)
         traces = teacher_traces(
             job,
             examples,
@@ -106,6 +109,15 @@ class ChainOfThought(Trained):
         return self.train(
             job, pairs, terms=terms, notes=counts, shared=[traces.cost()], options=options
         )
+
+    def _refuse_ungraded(self, examples: Sequence[Example]) -> None:
+        """Raise `CellFailed`, before the teacher writes, for examples without a gold answer."""
+        needs_gold = self._rejects or self.form == "step-by-step"
+        without = next((example.task for example in examples if not example.gold), "")
+        if needs_gold and without:
+            raise CellFailed(
+                f"{without} has no gold answers, and this row needs them; use cot-unfiltered, or sft"
+            )
 
 
 @settings

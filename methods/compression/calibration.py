@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.contract import Job, Progress
+from harness.contract import Job, OwnData, Progress, Split
 from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
@@ -91,7 +91,12 @@ class _Text(NamedTuple):
 
 
 def _calibration_text(job: Job, source: str) -> _Text:
-    """Return the train split of the tasks, or C4: `source` is `auto`, `train` or `c4`."""
+    """Return the text of `source`: `auto`, `train` or `c4`.
+
+    `auto` is the user's own file where there is one, else the train split of the tasks, else C4.
+    """
+    if source == "auto" and job.calibration is not None:
+        return _text_of_user(job.calibration, job)
     if source in ("auto", "train"):
         try:
             return _train_split(job)
@@ -111,6 +116,15 @@ def _calibration_text(job: Job, source: str) -> _Text:
     }
     documents = [text for position, text in enumerate(texts) if position not in dropped]
     return _Text("C4 sample", documents, notes)
+
+
+def _text_of_user(data: OwnData, job: Job) -> _Text:
+    """Return all examples of a file of the user's own, in the form that the student is shown."""
+    splits: tuple[Split, ...] = ("train", "validation")
+    examples = [example for split in splits for example in data.examples(split, job.source)]
+    rendered = map(job.source.render, examples)
+    documents = [example.prompt + example.completion for example in rendered]
+    return _Text(data.name, documents, data.counts(job.source))
 
 
 def _train_split(job: Job) -> _Text:
