@@ -145,7 +145,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = read_signed_lines(samples, whole=True)
+    values, wrong = read_signed_lines(samples, complete=True)
     rows = Counter(value.get("task") for value in values if isinstance(value, dict))
     lacking = [
         score.task

@@ -75,7 +75,7 @@ def read_rows(path: Path) -> list[ItemRow]:
     """Read what `write_rows` wrote. Raises `Unreadable` where a line is torn, edited, or of another
     version.
     """
-    values, wrong = read_signed_lines(path, whole=True)
+    values, wrong = read_signed_lines(path, complete=True)
     if not wrong:
         try:
             return [

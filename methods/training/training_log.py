@@ -15,7 +15,7 @@ class TrainingLog:
     """The log of one training. On resume it is cut back to the state's step."""
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
-        lines = read_json_lines(path, torn=True) if path.exists() else ()
+        lines = read_json_lines(path, skip_torn=True) if path.exists() else ()
         kept = (
             line
             for line in lines

@@ -170,7 +170,7 @@ def test_a_file_that_is_written_at_once_has_no_torn_last_line(tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text((signed_line({"a": 1}) + signed_line({"a": 2}))[:-5])
     assert read_signed_lines(path) == ([{"a": 1}], [])
-    values, wrong = read_signed_lines(path, whole=True)
+    values, wrong = read_signed_lines(path, complete=True)
     assert values == [{"a": 1}] and wrong[0].startswith("line 2: ")
 
 
@@ -214,7 +214,7 @@ def test_the_card_stands_before_the_record_that_ends_a_cell(tmp_path, monkeypatc
     )
     monkeypatch.setattr(cell, "_compute", lambda *_: type("Record", (), {"status": "success"}))
     monkeypatch.setattr(cell, "_write_model_card", lambda job, record: order.append("card"))
-    monkeypatch.setattr(cell, "write", lambda path, record: order.append(path.name))
+    monkeypatch.setattr(cell, "write_record", lambda path, record: order.append(path.name))
     assert cell.main(["cell", "job.json", "1"]) == 0 and order == ["card", "record.json"]
 
 
