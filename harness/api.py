@@ -27,10 +27,10 @@ from harness.running.runner import CellResult, RunCallbacks, run_plan
 if TYPE_CHECKING:
     import pandas
 
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
-    from harness.measuring.measure import Measured, Settings, Subject
+    from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
     from harness.registry import Registry
 
 
@@ -72,7 +72,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     `say` is told what a user should know about the device that `auto` chose.
     """
     from harness import catalog
-    from harness.data.source import C4, DataSource
+    from harness.data.source import C4, LocalOrHubData
     from harness.models.resolve import is_embedded, resolve
 
     if config.backend == "vllm":
@@ -85,7 +85,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
             f"{config.track}"
         )
     registry = catalog.methods()
-    source = DataSource.from_environment(str(config.data_dir) if config.data_dir else None)
+    source = LocalOrHubData.from_environment(str(config.data_dir) if config.data_dir else None)
     teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
     _refuse_task_code(
         catalog.include_path_of(list(config.suite), config.include_path),
@@ -151,7 +151,7 @@ def _refuse_task_code(folder: Path | None, *, allowed: bool) -> None:
         )
 
 
-def _needs_hub(task: Task, source: "DataSource") -> bool:
+def _needs_hub(task: Task, source: "LocalOrHubData") -> bool:
     """Tell whether a task's items come from the Hub: its own files are not here."""
     return bool(
         getattr(task, "needs_hub", bool(getattr(task, "files", ())) and source.folder is None)
@@ -168,7 +168,10 @@ def _data_digest(tasks: Mapping[str, Task], files: str) -> str:
 
 
 def _refuse_training_on_nothing(
-    methods: Sequence[str], registry: "Registry", tasks: Mapping[str, Task], source: "DataSource"
+    methods: Sequence[str],
+    registry: "Registry",
+    tasks: Mapping[str, Task],
+    source: "LocalOrHubData",
 ) -> None:
     """Refuse rows that train where no task has a training item, as far as its definition tells."""
     from harness.planning.chain import split_chain
@@ -267,12 +270,15 @@ def estimate_cells(plan: Plan, finished: Container[str]) -> list["CellEstimate"]
 
 @dataclass(frozen=True)
 class MeasuredModel:
-    """One model of `measure_models`: its name and what was found, speeds as ratios to the first
-    model of the call.
-    """
+    """One model of `measure_models`; its speeds are ratios to the first model of the call."""
 
     name: str
-    found: "Measured"
+    measured: "MeasurementResult"
+
+    @property
+    def found(self) -> "MeasurementResult":
+        """The older name of `measured`."""
+        return self.measured
 
 
 def measure_models(
@@ -291,8 +297,8 @@ def measure_models(
     """Time and weigh models; each after the first by turns with it. Return what was found and the
     file with every raw stamp.
     """
-    from harness.machine.processor import threads_asked
-    from harness.measuring.measure import ROUNDS, Settings, Subject
+    from harness.machine.processor import thread_count
+    from harness.measuring.measure import ROUNDS, TimedModel, TimingSettings
     from harness.measuring.scenario import GRIDS, parse_grid
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
@@ -302,21 +308,21 @@ def measure_models(
             "no model is named; write for example: harness measure tiny ./my-student"
         )
     place = choose_device(device, say=say)
-    settings = Settings(
+    settings = TimingSettings(
         grid=parse_grid(grid or GRIDS[place]),
         rounds=ROUNDS if rounds is None else rounds,
         device=place,
         dtype=dtype if dtype != "auto" else default_dtype(place, say=say),
-        threads=threads or threads_asked(),
+        threads=threads or thread_count(),
     )
-    subjects = [Subject(resolve(name, cache=cache or default_cache())) for name in models]
+    subjects = [TimedModel(resolve(name, cache=cache or default_cache())) for name in models]
     weighed = _measure_each(list(zip(models, subjects, strict=True)), settings, progress)
     return weighed, _write_stamps(out, weighed, subjects, settings)
 
 
 def _measure_each(
-    models: "Sequence[tuple[str, Subject]]",
-    settings: "Settings",
+    models: "Sequence[tuple[str, TimedModel]]",
+    settings: "TimingSettings",
     progress: Callable[[Progress], None],
 ) -> list[MeasuredModel]:
     """Measure each model, those after the first by turns with it; a model may stand there twice, to
@@ -344,7 +350,10 @@ def _measure_each(
 
 
 def _write_stamps(
-    out: Path, weighed: Sequence[MeasuredModel], subjects: "Sequence[Subject]", settings: "Settings"
+    out: Path,
+    weighed: Sequence[MeasuredModel],
+    subjects: "Sequence[TimedModel]",
+    settings: "TimingSettings",
 ) -> Path:
     """Write a file with every raw stamp of measured models and return where it is."""
     from harness.files.writing import write_atomically
@@ -358,10 +367,10 @@ def _write_stamps(
         {
             "name": model.name,
             "digest": subject.checkpoint.digest,
-            "skipped": model.found.skipped,
-            "raw": model.found.raw,
+            "skipped": model.measured.skipped,
+            "raw": model.measured.raw,
             "measurements": [
-                measurement.model_dump(mode="json") for measurement in model.found.measurements
+                measurement.model_dump(mode="json") for measurement in model.measured.measurements
             ],
         }
         for model, subject in zip(weighed, subjects, strict=True)
@@ -386,7 +395,7 @@ def train_embedded(
     where it was.
     """
     from harness import catalog
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.language_model import open_model
     from harness.models.resolve import EMBEDDED, EMBEDDED_MODELS
     from harness.scoring.score import score_task
@@ -398,7 +407,7 @@ def train_embedded(
     if only is not None and only not in EMBEDDED_MODELS:
         raise unknown("embedded model", only, EMBEDDED_MODELS)
     tasks = {name: catalog.load_task(name) for name in catalog.SUITES["mini"].tasks}
-    source = DataSource()
+    source = LocalOrHubData()
     folder = out or EMBEDDED
     for recipe in catalog.embedded_recipes():
         if only in (None, recipe.name):

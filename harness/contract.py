@@ -1,9 +1,8 @@
-"""The contracts between harness, methods and suites: what a method is given and what it must
-return.
+"""The contracts between harness, methods and suites: what a method receives and must return.
 
-Nothing here computes and nothing imports torch. A method sees a `Job` and returns a `Checkpoint`; a
-suite is a list of tasks; the harness scores and measures the checkpoint itself, so no method
-reports its own numbers.
+Nothing here computes and nothing imports torch. A method receives a `Job` and returns a
+`Checkpoint`. A suite is a list of tasks. The harness scores and measures the checkpoint itself, so
+no method reports its own numbers.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,79 +19,75 @@ Kind = Literal["generate", "choose", "perplexity"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A model on disk: the only thing that passes from a method to the scorer. The teacher is one
-    too.
-    """
+    """A model on disk: all that passes from a method to the scorer. The teacher is one too."""
 
     path: Path
     name: str  # what the user typed, or the method that made it
     digest: str  # sha256 of weights, configuration and tokenizer: same digest, same model
-    parents: tuple[str, ...] = ()  # digests of the models that it was made from
+    parents: tuple[str, ...] = ()  # digests of the models from which it was made
     bytes_on_disk: int = 0  # weight files only
     note: str = ""  # e.g. "unpacked from GGUF Q4_1"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One training item of a task. `prompt + completion` is the text; only the completion is
-    trained.
+    """One training item of a task.
+
+    Its text is `prompt + completion`, of which only the completion is trained.
     """
 
     task: str
     prompt: str  # exactly what the scorer will show the model
-    completion: str  # worked solution in the scorer's answer form, from the training split's gold
-    answer: str  # the same without the work: what `answer-only` trains on
-    gold: str  # what a grader compares with
-    plain: str = ""  # the prompt before it was shown in a chat template; "" where it was not
-    # what closes an answer written in another form, so that the scorer reads it; "" where the task
-    # has none
+    completion: str  # the gold solution with its steps, in the answer form that the scorer reads
+    answer: str  # the same without the steps: `answer-only` trains on it
+    gold: str  # the grader compares an output with it
+    plain: str = ""  # the prompt without a chat template; "" if `prompt` has no template either
+    # text that closes an answer of another form, so that the scorer can read it; "": the task has
+    # none
     ending: str = ""
 
     @property
     def asked(self) -> str:
-        """The prompt without a template: what is shown to a model of another template."""
+        """The prompt without a chat template, for a model that has another template."""
         return self.plain or self.prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """What one extractor made of one output. `extracted` is None where it found no answer
-    at all.
-    """
+    """How one extractor graded one output."""
 
     extractor: str
-    extracted: str | None
+    extracted: str | None  # the answer that it read; None: it found none
     correct: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Budget:
-    """How much a trained row may see: tokens that pass through the student, prompt included,
-    padding not.
-    """
+    """How much data a trained row may use."""
 
-    seen_tokens: int
+    seen_tokens: int  # that pass through the student: prompts included, padding not
     rows: int = 2_000  # distinct training items, the same ones for every row of a table
 
 
 class DataSource(Protocol):
-    """Where tasks read real items from; `harness.data.source` has the one that reads a folder or
-    the Hub.
+    """The place from which tasks read real items.
+
+    `harness.data.source` has the one that reads a folder or the Hub.
     """
 
     @property
     def folder(self) -> Path | None:
-        """The folder of the benchmarks' files; None where there is none."""
+        """The folder with the files of the benchmarks, None without one."""
         ...
 
     @property
     def render(self) -> Callable[[Example], Example]:
-        """What makes of a training item what the student is shown."""
+        """The function that turns a training item into the form that the student is shown."""
         ...
 
     @property
     def show(self) -> Callable[[Any, str], str]:
-        """What makes of a tokenizer and a plain prompt what a model with it is shown."""
+        """The function (tokenizer, plain prompt) -> the prompt for a model with that tokenizer."""
         ...
 
     def rows(
@@ -104,79 +99,84 @@ class DataSource(Protocol):
         check: Callable[[dict[str, Any]], str | None] | None = None,
         wanted: Sequence[str] = (),
     ) -> list[dict[str, Any]]:
-        """Return the rows of a JSON-lines file, each checked; raises `HarnessError` with file and
-        line.
+        """Return the rows of a JSON-lines file, each with these fields and checked.
+
+        `expected` is their number; `check` returns what is wrong with a row, None if nothing is;
+        `wanted` are the files to name in an error if the file is missing. Raises `HarnessError`
+        with file and line.
         """
         ...
 
     def text(
         self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()
     ) -> str:
-        """Return a whole text file of so many lines."""
+        """Return a text file; `expected` is the number of its lines."""
         ...
 
     def file(self, relative: str, *, wanted: Sequence[str] = ()) -> Path:
-        """Return the path of a file, in plain or packed form."""
+        """Return the path of a file, which may be compressed."""
         ...
 
     def fingerprint(self, files: Iterable[str]) -> str:
-        """Return one digest of files, the same for plain and packed ones."""
+        """Return one digest of files, the same for plain and compressed ones."""
         ...
 
 
 class Task(Protocol):
-    """One benchmark: prompt, answer form, grader, chance level and version. Pure: no model, no I/O
-    but its data.
+    """One benchmark: its prompts, answer form, grader, chance level and version.
+
+    It uses no model, and does no I/O but reading its data.
     """
 
     @property
     def name(self) -> str:
-        """What a record and a table call it."""
+        """The name in records and tables."""
         ...
 
     @property
     def version(self) -> str:
-        """Printed with every score; changes whenever a prompt, item or grader does."""
+        """The version, printed with every score; it changes with prompts, items and the grader."""
         ...
 
     @property
     def kind(self) -> Kind:
-        """What is asked of a model."""
+        """What a model must do: generate text, choose an option, or predict a text."""
         ...
 
     @property
     def chance(self) -> float:
-        """Accuracy of guessing, 0 where guessing is hopeless."""
+        """The accuracy of guessing, from 0 to below 1."""
         ...
 
     @property
     def primary(self) -> str:
-        """The extractor that the score is made from."""
+        """The name of the extractor whose grades make the score."""
         ...
 
     @property
     def domain(self) -> str:
-        """What it is about: math, knowledge, language."""
+        """The domain: math, knowledge, language."""
         ...
 
     def lm_eval_tasks(self, source: "DataSource") -> dict[str, Any]:
-        """Return lm-eval's own task objects (`ConfigurableTask`) by name: one, or one a subject."""
+        """Return lm-eval's task objects (`ConfigurableTask`) by name: one, or one per subject."""
         ...
 
     def examples(self, split: Split, source: "DataSource") -> Iterator[Example]:
-        """Yield training items of a split, always in the same order."""
+        """Yield the training items of a split, always in the same order."""
         ...
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade one output with every extractor of the task; the primary one comes first, the most
-        lenient one last.
+        """Return the grade of one output by every extractor of the task.
+
+        The primary extractor comes first, the most lenient one last.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suite:
-    """A named list of tasks and of what is measured beside them."""
+    """A named list of tasks, and whether speed and size are measured too."""
 
     name: str
     version: int
@@ -187,17 +187,15 @@ class Suite:
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """How prompts are shown: as plain text, or as a conversation in the tokenizer's chat
-    template.
-    """
+    """How prompts are shown to a model."""
 
-    chat: bool = False
-    system: str | None = None
+    chat: bool = False  # in the tokenizer's chat template; False: as plain text
+    system: str | None = None  # the system message of a chat
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """One sign of life of a running cell."""
+    """How far a running cell is."""
 
     stage: str
     done: float
@@ -212,11 +210,11 @@ def _ignore_progress(_: Progress) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Everything a method may use. It writes below `workdir` and nowhere else."""
+    """Everything that a method may use. It writes files in `workdir` and `cache` only."""
 
     teachers: tuple[Checkpoint, ...]
     student: str  # recipe: depth:0.5, width:0.5, scratch:0.5, or a model
-    student_base: Checkpoint  # the model that the recipe cuts or that is trained as it is
+    student_base: Checkpoint  # the model that the recipe cuts, or that is trained unchanged
     tasks: Mapping[str, Task]
     source: "DataSource"
     budget: Budget
@@ -225,9 +223,9 @@ class Job:
     cache: Path
     device: str = "cpu"
     dtype: str = "float32"
-    teacher_weights: tuple[float, ...] = ()  # of several teachers, where the user gave them
+    teacher_weights: tuple[float, ...] = ()  # of several teachers, if the user gave weights
     tune: bool = False  # choose the learning rate on a held-out slice of the training rows
-    # tensorboard, wandb or trackio: where the steps are shown, beside training.jsonl
+    # where the training steps are shown beside training.jsonl: tensorboard, wandb or trackio
     track: str = ""
     progress: Callable[[Progress], None] = field(default=_ignore_progress, compare=False)
 
@@ -242,45 +240,43 @@ Start = Literal["teacher", "student"]
 
 
 class Method:
-    """One way to make a student. Its constructor's fields are its settings, with defaults; they are
-    frozen.
+    """One way to make a student. The fields of its constructor are its settings; they are frozen.
 
-    Every trait that the harness asks about stands here, with what holds where a class does not
-    state it. A class may derive from this one or from nothing: `harness.traits` completes it when
-    it is loaded, and refuses a trait that is not here, or a value that is none. Traits that are
-    properties may follow from settings. A constant of a method's own begins with an underscore.
+    Every trait that the harness reads stands here with its default. A class may derive from this
+    one or from nothing: `harness.traits` completes it when it is loaded. It refuses an unknown
+    trait and a value of the wrong type. A property may compute a trait from the settings. The name
+    of a method's own constant begins with an underscore.
     """
 
-    family: ClassVar[Family]  # always stated: its block of a table, and its place in a chain
-    # What it changes where it stands first in a chain. Not stated: pruning, low-rank and
-    # quantization
-    # start from the teacher, all others from the student.
+    family: ClassVar[Family]  # required: the block of a table, and the place in a chain
+    # What the method changes if it stands first in a chain. Default: the teacher for pruning,
+    # low-rank and quantization, the student for all others.
     starts_from: ClassVar[Start]
     controls: ClassVar[tuple[str, ...]] = ()  # methods whose rows must stand beside this one
-    trains: ClassVar[bool] = False  # spends the token budget; then its student depends on the seed
+    trains: ClassVar[bool] = False  # spends the token budget; its student then depends on the seed
     is_control: ClassVar[bool] = False
-    draws_random_numbers: ClassVar[bool] = False  # without training: a student for every seed
+    draws_random_numbers: ClassVar[bool] = False  # without training; the student depends on it
     simulated: ClassVar[bool] = False  # floats that stand for packed weights: no bytes, no speed
     needs_several_teachers: ClassVar[bool] = False
-    # it compares logits: one token map for both models
+    # it compares logits, so both models must have the same tokens
     needs_same_vocabulary: ClassVar[bool] = False
-    needs_plain: ClassVar[bool] = False  # works on the architecture's own shapes alone
-    drops_inputs: ClassVar[bool] = False  # columns of matrices go, and patterns of zeros with them
-    leaves_zeros: ClassVar[bool] = False  # weights that a later stage keeps at zero
+    needs_plain: ClassVar[bool] = False  # it works only on the architecture's own shapes
+    drops_inputs: ClassVar[bool] = False  # it removes columns of matrices, with patterns of zeros
+    leaves_zeros: ClassVar[bool] = False  # a later stage keeps these weights at zero
 
     @property
     def reads_teacher_live(self) -> bool:
-        """Tell whether a teacher runs beside the student: no cache holds what is read of it."""
+        """Tell whether a teacher runs beside the student, because no cache holds what it gives."""
         return False
 
     @property
     def writes_traces(self) -> bool:
-        """Tell whether a teacher writes answers before anything is trained."""
+        """Tell whether a teacher writes answers before training begins."""
         return False
 
     @property
     def answers_per_row(self) -> int:
-        """Return how many answers a teacher writes for each training row, where it writes any."""
+        """Return how many answers a teacher writes for each training row, if it writes any."""
         return 1
 
     @property
@@ -290,54 +286,55 @@ class Method:
 
     @property
     def discards_weights(self) -> bool:
-        """Tell whether it starts from random weights, whatever the stages before it made."""
+        """Tell whether it starts from random weights and ignores the stages before it."""
         return False
 
     @property
     def calibrates(self) -> bool:
-        """Tell whether training text is read, though nothing is trained."""
+        """Tell whether it reads training text without training."""
         return False
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Return the bits of a packed weight with its share of scales and zeros; None: all are
-        floats.
+        """Return the bits of a packed weight with its share of scales and zero points.
+
+        None: all weights are floats.
         """
         return None
 
     @property
     def zero_share(self) -> float:
-        """Return the share of weights that become zero, where `leaves_zeros` says that they stay
-        so.
-        """
+        """Return the share of weights that become zero and stay zero, if it `leaves_zeros`."""
         return 0.0
 
     @property
     def zero_pattern(self) -> str:
-        """Return the pattern of the zeros: unstructured, or 2:4 and its like."""
+        """Return the pattern of the zeros: "unstructured", "2:4" or another N:M."""
         return "unstructured"
 
     @property
     def keeps_architecture(self) -> bool:
-        """Tell whether the student has the shapes of its architecture, or factors and widths of its
-        own.
+        """Tell whether the student has the shapes of its architecture.
+
+        False: it has factors or widths of its own.
         """
         return True
 
     def calibration_tokens(self) -> tuple[int, int]:
-        """Return how many sequences are read before a weight changes, and the tokens of each."""
+        """Return (number of calibration sequences, tokens of each); (0, 0) if none are read."""
         return 0, 0
 
     def control_settings(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them: they start
-        alike.
+        """Return the settings that this row's controls take over if they have them.
+
+        A row and its controls then start alike.
         """
         return {}
 
     def resulting_shape(self, before: "Shape") -> "Shape":
-        """Return the shape of the student, given that of the model that it is made from."""
+        """Return the shape of the student; `before` is that of the model from which it is made."""
         return before
 
     def compress(self, job: Job) -> Checkpoint:
-        """Make the student and save it. Raises `CellFailed` with a reason where it cannot."""
+        """Make the student and save it. Raises `CellFailed` with a reason if it cannot."""
         raise NotImplementedError

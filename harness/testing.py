@@ -1,14 +1,15 @@
-"""Checks that every method and every task passes, ours and those of other packages, as
-scikit-learn's `check_estimator`.
+"""Checks of methods and tasks, like scikit-learn's `check_estimator`.
+
+All methods and tasks must pass them, those of other packages too:
 
     from harness.testing import check_method
 
     def test_my_method_keeps_the_contract():
         check_method(MyMethod)
 
-Every check has a name. The first one that fails is an `AssertionError` which names it, what was
-seen, and what was declared. What this machine cannot make (a package or a GPU is missing) is not
-checked: `ContractReport.skipped` says why.
+Every check has a name. The first one that fails raises an `AssertionError` with its name, what was
+seen, and what was declared. A check that cannot run on this machine (a package or a GPU is missing)
+is skipped: `ContractReport.skipped` says why.
 """
 
 import tempfile
@@ -30,20 +31,16 @@ __getattr__ = by_old_name(__name__)
 
 
 class ContractError(AssertionError):
-    """A method or a task does not keep its contract: the check's name, what was seen, what was
-    declared.
-    """
+    """A method or a task breaks its contract: the check's name, what was seen and declared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContractReport:
-    """What was checked, by name, and what could not be; the students of a method, in a folder that
-    the caller gave.
-    """
+    """Which checks passed and which were skipped, and the students that a method made."""
 
     passed: tuple[str, ...]
-    skipped: Mapping[str, str] = field(default_factory=dict)
-    # first, again (the same seed), other (another seed)
+    skipped: Mapping[str, str] = field(default_factory=dict)  # check -> reason
+    # "first", "again" (the same seed), "other" (another seed); in the folder of the caller
     students: Mapping[str, TrialStudent] = field(default_factory=dict)
 
 
@@ -61,61 +58,59 @@ def check_method(
     folder: Path | None = None,
     fresh: bool = True,
 ) -> ContractReport:
-    """Hold a method (its class, or its name in the registry) with some settings to the contract.
-    Raises `ContractError`.
+    """Check a method (its class, or its name in the registry) against the contract.
 
-    It makes three students of the embedded pair, of 1,500 seen tokens. `folder` keeps them; without
-    it they are deleted. `fresh` opens the student and imports the class in processes of their own:
-    without that, neither a student that only opens here nor an import of torch is noticed.
+    It makes three students of the embedded models, each within 1,500 tokens seen. `folder` keeps
+    them; without it they are deleted. `fresh` opens the student and imports the class in processes
+    of their own: without that, the checks miss a student that opens only in this process, and an
+    import of torch. Raises `ContractError`.
     """
     registry = method_registry()
-    name, found = (method, None) if isinstance(method, str) else (method.__name__, method)
-    if found is not None:
-        registry = Registry(
-            "method", {**registry.table, name: f"{found.__module__}:{found.__qualname__}"}
-        )
-    with _trial_folder(folder) as place:
+    name, method_class = (method, None) if isinstance(method, str) else (method.__name__, method)
+    if method_class is not None:
+        place = f"{method_class.__module__}:{method_class.__qualname__}"
+        registry = Registry("method", {**registry.table, name: place})
+    with _trial_folder(folder) as trial_folder:
         trial = Trial(
             name=name,
-            found=found,
+            method_class=method_class,
             registry=registry,
             settings=dict(settings or {}),
-            folder=place,
+            folder=trial_folder,
             fresh=fresh,
         )
         return _run_checks(METHOD_CHECKS, trial, f"method {name!r}")
 
 
 def check_task(task: type[Task] | Task | str, *, items: int = 200) -> ContractReport:
-    """Hold a task (its class, an instance, or a name of `harness list tasks`) to the contract, on
-    so many items of each split.
+    """Check a task (its class, an instance, or a name of `harness list tasks`).
+
+    `items` is how many items of each split are read. Raises `ContractError`.
     """
     from harness import catalog
 
-    made: Any = (
-        catalog.load_task(task)
-        if isinstance(task, str)
-        else task()
-        if isinstance(task, type)
-        else task
-    )
-    return _run_checks(
-        TASK_CHECKS, TaskTrial(task=made, items=items), f"task {getattr(made, 'name', made)!r}"
-    )
+    instance: Any = task
+    if isinstance(task, str):
+        instance = catalog.load_task(task)
+    elif isinstance(task, type):
+        instance = task()
+    subject = f"task {getattr(instance, 'name', instance)!r}"
+    return _run_checks(TASK_CHECKS, TaskTrial(task=instance, items=items), subject)
 
 
 @contextmanager
 def _trial_folder(folder: Path | None) -> Iterator[Path]:
+    """Yield the caller's folder, or one that is deleted afterwards."""
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="check-") as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="check-") as path:
+        yield Path(path)
 
 
-def _run_checks(checks: Mapping[str, Any], trial: Any, what: str) -> ContractReport:
-    """Run checks in their order; what cannot be made here leaves out the checks that need it."""
+def _run_checks(checks: Mapping[str, Any], trial: Any, subject: str) -> ContractReport:
+    """Run checks in their order. Raises `ContractError` for the first one that fails."""
     passed: list[str] = []
     skipped: dict[str, str] = {}
     for name, check in checks.items():
@@ -124,12 +119,11 @@ def _run_checks(checks: Mapping[str, Any], trial: Any, what: str) -> ContractRep
         except Skipped as reason:
             skipped[name] = str(reason)
         except AssertionError as problem:
-            raise ContractError(f"{what}: {name}: {problem}") from problem
-        # of the method's or the task's own code, or of a library that reads what it made
+            raise ContractError(f"{subject}: {name}: {problem}") from problem
+        # raised by the method or task itself, or by a library that reads what it wrote
         except Exception as problem:
-            raise ContractError(f"{what}: {name}: {in_one_line(problem)}") from problem
+            raise ContractError(f"{subject}: {name}: {in_one_line(problem)}") from problem
         else:
             passed.append(name)
-    return ContractReport(
-        passed=tuple(passed), skipped=skipped, students=getattr(trial, "students", {})
-    )
+    students = getattr(trial, "students", {})
+    return ContractReport(passed=tuple(passed), skipped=skipped, students=students)

@@ -75,10 +75,10 @@ class RandomDepthPruning(Compressed):
         """Draw the blocks."""
         import random
 
-        from harness.models.blocks import blocks_of
+        from harness.models.blocks import named_blocks
 
         making = StudentBuilder(job, "prune-depth-random", plain=True)
-        count = len(blocks_of(making.model)[1])
+        count = len(named_blocks(making.model)[1])
         return save_without_blocks(
             making,
             sorted(random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))),
@@ -112,10 +112,10 @@ def save_without_blocks(
     from dataclasses import replace
 
     from harness.errors import CellFailed
-    from harness.models.blocks import blocks_of
+    from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
-    _, blocks = blocks_of(making.model)
+    _, blocks = named_blocks(making.model)
     kept = [at for at in range(len(blocks)) if at not in drop]
     before = sum(parameter.numel() for parameter in making.model.parameters())
     model = with_blocks(making.model, kept, cut=making.method)

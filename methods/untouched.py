@@ -20,9 +20,9 @@ class Untouched(Method):
         """Shape the student and save it."""
         from harness.models.language_model import stored_dtype
         from harness.models.resolve import quantized_by
-        from harness.models.shaping import copy_student, parse_recipe, save_student, student_of
+        from harness.models.shaping import copy_student, parse_student_cut, save_student, student_of
 
-        if parse_recipe(job.student) is None and quantized_by(job.student_base.path) not in (
+        if parse_student_cut(job.student) is None and quantized_by(job.student_base.path) not in (
             "",
             "float",
         ):

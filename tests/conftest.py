@@ -173,9 +173,9 @@ def folder(tmp_path):
 @pytest.fixture
 def source(folder):
     """Return the made-up data folder as a source of real tasks' items."""
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
-    return DataSource(folder=folder)
+    return LocalOrHubData(folder=folder)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def compress(tiny, tmp_path):
     import methods
     import suites
     from harness.contract import Budget, Job
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
     numbers = count()
 
@@ -214,7 +214,7 @@ def compress(tiny, tmp_path):
             student=str(base.path),
             student_base=base,
             tasks={task: suites.load(task) for task in tasks},
-            source=source or DataSource(),
+            source=source or LocalOrHubData(),
             budget=Budget(seen_tokens=tokens, rows=rows),
             seed=seed,
             workdir=folder,

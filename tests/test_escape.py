@@ -23,7 +23,7 @@ HOSTILE = {
     "single bytes of C1": ("\x9b31mx\x9d0;t\x9cy", "xy"),
     "a line break": ("a\n\n  b\r\nc", "a b c"),
     "rare line breaks": ("a\u2028b\u2029c\x85d\x0be\x0cf", "a b c d e f"),
-    "turned writing": ("a\u202eb\u2066c\u200f", "a\ufffdb\ufffdc\ufffd"),
+    "flipped writing": ("a\u202eb\u2066c\u200f", "a\ufffdb\ufffdc\ufffd"),
     "half a pair": ("a\ud800b", "a?b"),
     "a bell and a backspace": ("a\x07b\x08c\x00d\x7fe", "a\ufffdb\ufffdc\ufffdd\ufffde"),
 }

@@ -1,6 +1,4 @@
-"""Processes of their own that know nothing of this one: one that imports a class, one that opens a
-student with transformers.
-"""
+"""Checks in new processes: one imports a class, one opens a student with transformers."""
 
 import importlib
 import json
@@ -18,19 +16,19 @@ _IMPORT = """
 import sys, importlib
 module, name = sys.argv[1:]
 try:
-    found = importlib.import_module(module)
+    loaded = importlib.import_module(module)
 except ModuleNotFoundError as problem:
     if problem.name != module.partition(".")[0] and problem.name != module:
         raise
     sys.exit(3)
-getattr(found, name)()
+getattr(loaded, name)()
 print(",".join(sorted({"torch", "transformers"} & set(sys.modules))))
 """
 _REOPEN = """
 import json, sys
-folder, door, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
-if door:
-    __import__(door)
+folder, module, ids = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
+if module:
+    __import__(module)
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 AutoTokenizer.from_pretrained(folder)
@@ -38,52 +36,57 @@ model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 with torch.no_grad():
     print(json.dumps(model(torch.tensor([ids])).logits[0, -1].float().tolist()))
 """
-_LOGIT_TOLERANCE = 1e-3  # of the largest logit: another order of sums, seen between processes
+_LOGIT_TOLERANCE = 1e-3  # of the largest logit: sums in another order differ between processes
 
 
-def import_without_torch(found: type[Any]) -> None:
-    """Raise `AssertionError` where importing and building a class imports torch; `Skipped` where it
-    cannot be imported by name.
+def import_without_torch(method_class: type[Any]) -> None:
+    """Check that importing and building a class imports neither torch nor transformers.
+
+    Raises `AssertionError` if it does, `Skipped` if another process cannot import it by its name.
     """
-    if (
-        "." in found.__qualname__
-        or getattr(importlib.import_module(found.__module__), found.__qualname__, None) is not found
-    ):
-        raise Skipped(f"{found.__qualname__} cannot be imported by its name in another process")
-    done = _run(_IMPORT, found.__module__, found.__qualname__)
-    if done.returncode == 3:
-        raise Skipped(f"{found.__module__} is no module that another process can import")
-    assert done.returncode == 0, (
-        f"it cannot be imported and built in a fresh process: {_last_line(done.stderr)}"
+    module_name, name = method_class.__module__, method_class.__qualname__
+    is_nested = "." in name
+    if is_nested or getattr(importlib.import_module(module_name), name, None) is not method_class:
+        raise Skipped(f"{name} cannot be imported by its name in another process")
+    process = _run(_IMPORT, module_name, name)
+    if process.returncode == 3:
+        raise Skipped(f"{module_name} is no module that another process can import")
+    assert process.returncode == 0, (
+        f"it cannot be imported and built in a fresh process: {_last_line(process.stderr)}"
     )
-    brought = done.stdout.strip()
-    assert not brought, f"importing {found.__module__} imports {brought}; import it inside compress"
+    libraries = process.stdout.strip()
+    assert not libraries, f"importing {module_name} imports {libraries}; import it inside compress"
 
 
-def reopen(made: Checkpoint, *, fresh: bool, door: bool) -> None:
-    """Raise `AssertionError` where a student does not open with transformers, or says something
-    else there than here.
+def reopen(student: Checkpoint, *, fresh: bool, imports_packed: bool) -> None:
+    """Check that a student opens with transformers and has the same logits there.
+
+    `fresh` opens it in a new process. With `imports_packed` it imports `methods.packed` first,
+    which teaches transformers to read packed weights. Raises `AssertionError`.
     """
     import torch
 
     from harness.models.language_model import open_model
 
     with torch.no_grad():
-        here = open_model(made).model(torch.tensor([_TOKEN_IDS])).logits[0, -1].float()
-    assert bool(torch.isfinite(here).all()), "the student's logits are not finite"
-    there = (
-        _logits_in_fresh_process(made.path, "methods.packed" if door else "")
+        expected = open_model(student).model(torch.tensor([_TOKEN_IDS])).logits[0, -1].float()
+    assert bool(torch.isfinite(expected).all()), "the student's logits are not finite"
+    logits = (
+        _logits_in_fresh_process(student.path, "methods.packed" if imports_packed else "")
         if fresh
-        else _logits_in_this_process(made.path)
+        else _logits_in_this_process(student.path)
     )
-    assert len(there) == len(here), f"the student has {len(there)} logits there, {len(here)} here"
-    gap = float((torch.tensor(there) - here).abs().max())
-    assert gap <= _LOGIT_TOLERANCE * max(1.0, float(here.abs().max())), (
+    assert len(logits) == len(expected), (
+        f"with transformers the student has {len(logits)} logits, here {len(expected)}"
+    )
+    gap = float((torch.tensor(logits) - expected).abs().max())
+    assert gap <= _LOGIT_TOLERANCE * max(1.0, float(expected.abs().max())), (
         f"opened with transformers alone its logits differ by {gap:.3g}"
     )
 
 
 def _logits_in_this_process(folder: Path) -> list[float]:
+    """Return the last position's logits of a student, opened with transformers."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -94,17 +97,19 @@ def _logits_in_this_process(folder: Path) -> list[float]:
     return logits
 
 
-def _logits_in_fresh_process(folder: Path, door: str) -> list[float]:
-    done = _run(_REOPEN, str(folder), door, json.dumps(_TOKEN_IDS))
-    how = f"transformers after import {door}" if door else "transformers alone"
-    assert done.returncode == 0, (
-        f"a fresh process with {how} cannot open the student: {_last_line(done.stderr)}"
+def _logits_in_fresh_process(folder: Path, module: str) -> list[float]:
+    """Return the same from a new process, which first imports `module`, "" for none."""
+    process = _run(_REOPEN, str(folder), module, json.dumps(_TOKEN_IDS))
+    opener = f"transformers after import {module}" if module else "transformers alone"
+    assert process.returncode == 0, (
+        f"a fresh process with {opener} cannot open the student: {_last_line(process.stderr)}"
     )
-    logits: list[float] = json.loads(done.stdout.strip().splitlines()[-1])
+    logits: list[float] = json.loads(process.stdout.strip().splitlines()[-1])
     return logits
 
 
 def _run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    """Run a program of Python in a new process, without a network and with our import path."""
     paths = os.pathsep.join(path for path in sys.path if path)
     environment = {**os.environ, "PYTHONPATH": paths, "HF_HUB_OFFLINE": "1"}
     return subprocess.run(
@@ -117,6 +122,7 @@ def _run(code: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def _last_line(text: str) -> str:
+    """Return the last line that is not blank, in 300 characters at most."""
     return next(
         (line.strip() for line in reversed(text.splitlines()) if line.strip()), "no output"
     )[:300]

@@ -1,7 +1,6 @@
-"""What `harness.testing.check_method` looks at, check by check: first what is declared, then three
-students and what making them did.
+"""The checks of `harness.testing.check_method`: of what a method declares, and of three students.
 
-A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where this
+A check raises `AssertionError` with what was seen and what was declared, or `Skipped` if this
 machine cannot make the student.
 """
 
@@ -19,8 +18,8 @@ from harness.errors import HarnessError, Skipped, in_one_line
 from harness.registry import Registry, admit_method, construct, settings_with_defaults
 from harness.traits import complete_method, refuse_values
 
-TOKENS, ROWS = 1_500, 24  # seen by a training, and the training items: seconds on two cores
-SEEDS = {"first": 1, "again": 1, "other": 2}
+TOKENS, ROWS = 1_500, 24  # the budget of a training: it takes seconds on two cores
+SEEDS = {"first": 1, "again": 1, "other": 2}  # student -> seed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,44 +27,44 @@ class TrialStudent:
     """One student, and what making it did."""
 
     checkpoint: Checkpoint
-    cost: Mapping[str, Any]  # cost.json; empty where there is none
-    read: frozenset[str]  # splits of the task that were asked for
-    traces: int  # files of written answers in the cache
-    outside: tuple[str, ...]  # files written neither in its folder nor in the cache
+    cost: Mapping[str, Any]  # the content of cost.json, empty without one
+    splits_read: frozenset[str]  # of the task
+    trace_files: int  # number of files of written answers in the cache
+    files_outside: tuple[str, ...]  # written neither in its folder nor in the cache
 
 
 class RecordingTask:
-    """A task that notes which splits are read of it."""
+    """A task that records which of its splits are read."""
 
-    def __init__(self, task: Task, read: set[str]) -> None:
-        self._task, self._read = task, read
+    def __init__(self, task: Task, splits_read: set[str]) -> None:
+        self._task, self._splits_read = task, splits_read
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._task, name)
 
     def examples(self, split: Any, source: Any) -> Any:
-        """Yield the task's own items."""
-        self._read.add(split)
+        """Return the task's own items."""
+        self._splits_read.add(split)
         return self._task.examples(split, source)
 
 
 @dataclass(kw_only=True)
 class Trial:
-    """A method on trial: its class, and the students that it made so far."""
+    """A method that is checked, and the students that it has made."""
 
     name: str
-    found: Any  # None: the registry has it by its name
+    method_class: Any  # None: the registry loads it by its name
     registry: Registry
     settings: Mapping[str, object]
     folder: Path
     fresh: bool
     students: dict[str, TrialStudent] = field(default_factory=dict)
-    missing: str = ""  # why this machine cannot make a student
+    skip_reason: str = ""  # why this machine cannot make a student
 
     @cached_property
     def method(self) -> Any:
         """The method with its settings."""
-        if self.found is None:
+        if self.method_class is None:
             return self.registry.build(self.name, self.settings)
         method = construct(self.name, self.loaded, self.settings)
         refuse_values(self.name, method)
@@ -73,21 +72,20 @@ class Trial:
 
     @cached_property
     def loaded(self) -> Any:
-        """The class, its traits looked at, and its module's imports; a module of tests may import
-        what it tests.
+        """The class, with its traits and the imports of its module checked.
+
+        A class from a module of tests may import anything.
         """
-        if self.found is None:
+        if self.method_class is None:
             return self.registry.load(self.name)
-        tests = self.found.__module__.rpartition(".")[2].startswith(
-            ("test_", "conftest", "__main__")
-        )
-        return (complete_method if tests else admit_method)(
-            self.name, self.found, frozenset(self.registry.table)
-        )
+        module = self.method_class.__module__.rpartition(".")[2]
+        is_test = module.startswith(("test_", "conftest", "__main__"))
+        load = complete_method if is_test else admit_method
+        return load(self.name, self.method_class, frozenset(self.registry.table))
 
     @cached_property
     def teachers(self) -> tuple[Checkpoint, ...]:
-        """Copies of the embedded teachers: one, or two where several are needed."""
+        """Copies of the embedded teachers: one, or two if the method needs several."""
         from harness.models.checkpoint import describe
         from harness.models.resolve import EMBEDDED
 
@@ -98,7 +96,7 @@ class Trial:
 
     @cached_property
     def start(self) -> Checkpoint:
-        """What the method starts from: the teacher, or half the blocks of another model."""
+        """The model from which the method starts: the teacher, or half of another one's blocks."""
         import torch
 
         from harness.models.checkpoint import describe
@@ -115,64 +113,64 @@ class Trial:
 
     @property
     def first(self) -> TrialStudent:
-        """The first student. Raises `Skipped` where this machine cannot make it."""
+        """The first student. Raises `Skipped` if this machine cannot make it."""
         return self.student("first")
 
     def student(self, which: str) -> TrialStudent:
-        """Return a student: of the first seed, of the same again, of another. Makes each once."""
-        if self.missing:
-            raise Skipped(self.missing)
+        """Return a student: "first", "again" (the same seed) or "other". Makes each once."""
+        if self.skip_reason:
+            raise Skipped(self.skip_reason)
         if which not in self.students:
             try:
                 self.students[which] = self._make(which)
             except Skipped as reason:
-                self.missing = str(reason)
+                self.skip_reason = str(reason)
                 raise
         return self.students[which]
 
     def _make(self, which: str) -> TrialStudent:
         from harness import catalog
-        from harness.data.source import DataSource
+        from harness.data.source import LocalOrHubData
 
-        workdir, cache, read = self.folder / which, self.folder / "cache", set[str]()
+        workdir, cache, splits_read = self.folder / which, self.folder / "cache", set[str]()
         workdir.mkdir(parents=True)
         cache.mkdir(exist_ok=True)
-        task: Any = RecordingTask(catalog.load_task("gsm8k-mini"), read)
+        task: Any = RecordingTask(catalog.load_task("gsm8k-mini"), splits_read)
         job = Job(
             teachers=self.teachers,
             student=str(self.start.path),
             student_base=self.start,
             tasks={task.name: task},
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=TOKENS, rows=ROWS),
             seed=SEEDS[which],
             workdir=workdir,
             cache=cache,
         )
-        with written_outside([workdir, cache]) as outside:
+        with written_outside([workdir, cache]) as files_outside:
             checkpoint = self.method.compress(job)
         assert isinstance(checkpoint, Checkpoint), (
             f"compress returned {checkpoint!r}; it must return a Checkpoint"
         )
-        traces = len(list((cache / "traces").glob("*.json")))
         return TrialStudent(
             checkpoint=checkpoint,
-            cost=_cost(workdir),
-            read=frozenset(read),
-            traces=traces,
-            outside=tuple(outside),
+            cost=_read_cost(workdir),
+            splits_read=frozenset(splits_read),
+            trace_files=len(list((cache / "traces").glob("*.json"))),
+            files_outside=tuple(files_outside),
         )
 
 
-def _cost(workdir: Path) -> Mapping[str, Any]:
+def _read_cost(workdir: Path) -> Mapping[str, Any]:
+    """Return the content of cost.json, {} without one."""
     path = workdir / "cost.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    assert isinstance(told, dict), f"cost.json holds {told!r}; it must hold an object"
-    return told
+    cost = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    assert isinstance(cost, dict), f"cost.json holds {cost!r}; it must hold an object"
+    return cost
 
 
 def files_in(folder: Path) -> dict[str, str]:
-    """Return the digest of every file below a folder."""
+    """Return the digest of every file below a folder, by its path."""
     from harness.files.digests import file_digest
 
     return {
@@ -183,7 +181,7 @@ def files_in(folder: Path) -> dict[str, str]:
 
 
 def class_loads(trial: Trial) -> None:
-    """The class is a dataclass whose traits are known and of their types."""
+    """Check that the class is a dataclass with known traits of the right types."""
     try:
         _ = trial.method
     except HarnessError as problem:
@@ -191,23 +189,20 @@ def class_loads(trial: Trial) -> None:
 
 
 def settings_round_trip(trial: Trial) -> None:
-    """Settings are read from what they are written as, unknown ones are refused, and none changes
-    afterwards.
-    """
-    method, found = trial.method, trial.loaded
-    again = construct(trial.name, found, json.loads(json.dumps(settings_with_defaults(method))))
-    assert again == method, (
-        f"built again from its own settings {settings_with_defaults(method)} it is another method"
-    )
+    """Check that settings survive JSON, unknown ones are refused, and none can change."""
+    method, method_class = trial.method, trial.loaded
+    settings = settings_with_defaults(method)
+    rebuilt = construct(trial.name, method_class, json.loads(json.dumps(settings)))
+    assert rebuilt == method, f"built again from its own settings {settings} it is another method"
     try:
-        construct(trial.name, found, {"no_such_setting": 1})
+        construct(trial.name, method_class, {"no_such_setting": 1})
     except HarnessError:
         pass
     else:
         raise AssertionError(
             "an unknown setting was accepted; decorate the class with methods.base.settings"
         )
-    name = next(iter(settings_with_defaults(method)), None)
+    name = next(iter(settings), None)
     try:
         setattr(method, name or "no_such_setting", 1)
     except Exception:  # noqa: BLE001  a dataclass and pydantic raise their own
@@ -218,46 +213,45 @@ def settings_round_trip(trial: Trial) -> None:
 
 
 def makes_a_student(trial: Trial) -> None:
-    """`compress` returns a checkpoint of a model folder in the job's own folder."""
+    """Check that `compress` returns a model folder in `job.workdir` and changes no input."""
     _ = trial.teachers, trial.start
     before = files_in(trial.folder / "inputs")
     try:
-        made = trial.first.checkpoint
+        student = trial.first.checkpoint
     except (Skipped, AssertionError):
         raise
     except Exception as problem:
         raise AssertionError(f"compress raised {in_one_line(problem)}") from problem
-    inside = (
-        made.path.resolve().parent == (trial.folder / "first").resolve()
-        and (made.path / "config.json").is_file()
+    is_in_workdir = student.path.resolve().parent == (trial.folder / "first").resolve()
+    assert is_in_workdir and (student.path / "config.json").is_file(), (
+        f"its checkpoint lies in {student.path}; it must be a model folder in job.workdir"
     )
-    assert inside, f"its checkpoint lies in {made.path}; it must be a model folder in job.workdir"
     after = files_in(trial.folder / "inputs")
     changed = sorted(name for name in {*before, *after} if before.get(name) != after.get(name))
     assert not changed, f"making the student changed its inputs: {', '.join(changed)}"
 
 
 def writes_in_its_folders_only(trial: Trial) -> None:
-    """Files are written in `job.workdir` and `job.cache` alone."""
-    outside = trial.first.outside
-    assert not outside, (
-        f"it wrote {', '.join(outside[:3])}; it may write in job.workdir and job.cache alone"
+    """Check that files are written only in `job.workdir` and `job.cache`."""
+    files = trial.first.files_outside
+    assert not files, (
+        f"it wrote {', '.join(files[:3])}; it may write in job.workdir and job.cache alone"
     )
 
 
 def cost_is_valid(trial: Trial) -> None:
-    """`cost.json` is what a record holds of it, and a training writes one."""
+    """Check that `cost.json` fits a record, and that a training writes one."""
     from pydantic import ValidationError
 
     from harness.records.consistency import READING_CONTEXT
     from harness.records.record import Cost
 
-    made = trial.first
-    assert made.cost or not trial.method.trains, (
+    student = trial.first
+    assert student.cost or not trial.method.trains, (
         "it trains and wrote no cost.json (self.train writes one)"
     )
     try:
-        Cost.model_validate(made.cost, context=READING_CONTEXT)
+        Cost.model_validate(student.cost, context=READING_CONTEXT)
     except ValidationError as problem:
         first = problem.errors()[0]
         raise AssertionError(
@@ -267,30 +261,28 @@ def cost_is_valid(trial: Trial) -> None:
 
 
 def starts_from(trial: Trial) -> None:
-    """The student is made of what the class says that it starts from."""
+    """Check that the student was made from the model that the class declares."""
     parents, declared = trial.first.checkpoint.parents, trial.method.starts_from
-    told = (
+    summary = (
         f"declared starts_from = {declared!r}; its checkpoint's parents are "
-        f"{[one[:12] for one in parents]}"
+        f"{[digest[:12] for digest in parents]}"
     )
     assert trial.start.digest in parents, (
-        f"{told}, without job.student_base ({trial.start.digest[:12]})"
+        f"{summary}, without job.student_base ({trial.start.digest[:12]})"
     )
     if declared == "student" and not trial.method.trains:
         assert trial.teachers[0].digest not in parents, (
-            f"{told}, the teacher ({trial.teachers[0].digest[:12]}) among them"
+            f"{summary}, the teacher ({trial.teachers[0].digest[:12]}) among them"
         )
 
 
 def changes_a_weight(trial: Trial) -> None:
-    """What trains, cuts or packs gives other weights than it was given; a control that does not
-    train may give the same.
-    """
+    """Check that the method changes the weights; a control that does not train may keep them."""
     from harness.models.checkpoint import same_weights
 
-    made, method = trial.first.checkpoint, trial.method
+    student, method = trial.first.checkpoint, trial.method
     if method.trains or method.family != "control":
-        same = same_weights(made.path, trial.start.path)
+        same = same_weights(student.path, trial.start.path)
         assert not same, (
             f"declared family = {method.family!r}; the student's weights are, number by number, "
             "those that it started from"
@@ -298,16 +290,16 @@ def changes_a_weight(trial: Trial) -> None:
 
 
 def trains(trial: Trial) -> None:
-    """The token budget is spent by what trains, never exceeded, and by nothing else."""
-    seen, declared = trial.first.cost.get("seen_tokens", 0), trial.method.trains
-    assert (seen > 0) == declared, (
-        f"declared trains = {declared}; cost.json says {seen:,} seen tokens"
+    """Check that a method that trains spends the token budget, and no other one does."""
+    tokens_seen, declared = trial.first.cost.get("seen_tokens", 0), trial.method.trains
+    assert (tokens_seen > 0) == declared, (
+        f"declared trains = {declared}; cost.json says {tokens_seen:,} tokens seen"
     )
-    assert seen <= TOKENS, f"it saw {seen:,} tokens of a budget of {TOKENS:,}"
+    assert tokens_seen <= TOKENS, f"it saw {tokens_seen:,} tokens of a budget of {TOKENS:,}"
 
 
 def repeats_itself(trial: Trial) -> None:
-    """The same seed gives the same bytes."""
+    """Check that the same seed gives the same bytes."""
     first, again = trial.first.checkpoint, trial.student("again").checkpoint
     assert first.digest == again.digest, (
         f"two students of one seed have the digests {first.digest[:12]} and {again.digest[:12]}; "
@@ -316,10 +308,10 @@ def repeats_itself(trial: Trial) -> None:
 
 
 def draws_random_numbers(trial: Trial) -> None:
-    """Without training, another seed gives another student exactly where the class says that it
-    draws.
+    """Check that another seed gives another student if, and only if, the class declares it.
 
-    What trains has a row for every seed anyway; so few steps may still see the same rows in both.
+    A method that trains has a row for every seed anyway. It is not checked: in so few steps, both
+    seeds may see the same rows.
     """
     if trial.method.trains:
         return
@@ -332,87 +324,84 @@ def draws_random_numbers(trial: Trial) -> None:
 
 
 def calibrates(trial: Trial) -> None:
-    """Training text is read, without training, exactly where the class says so."""
+    """Check that training text is read without training if, and only if, it is declared."""
     if trial.method.trains:
         return
-    read, declared = "train" in trial.first.read, trial.method.calibrates
-    assert read == declared, (
+    is_read, declared = "train" in trial.first.splits_read, trial.method.calibrates
+    assert is_read == declared, (
         f"declared calibrates = {declared}; the task's train split was "
-        f"{'read' if read else 'not read'}"
+        f"{'read' if is_read else 'not read'}"
     )
 
 
 def writes_traces(trial: Trial) -> None:
-    """A teacher's written answers are in the cache exactly where the class says so."""
-    traces, declared = trial.first.traces, trial.method.writes_traces
-    assert bool(traces) == declared, (
-        f"declared writes_traces = {declared}; the cache holds {traces} files of written answers"
+    """Check that a teacher wrote answers into the cache if, and only if, it is declared."""
+    files, declared = trial.first.trace_files, trial.method.writes_traces
+    assert bool(files) == declared, (
+        f"declared writes_traces = {declared}; the cache holds {files} files of written answers"
     )
 
 
 def reads_teacher_live(trial: Trial) -> None:
-    """A teacher that ran beside the student is declared, and one that is declared ran."""
-    read, method = trial.first.cost.get("teacher_tokens", 0), trial.method
+    """Check that a teacher ran beside the student if, and only if, it is declared."""
+    tokens_read, method = trial.first.cost.get("teacher_tokens", 0), trial.method
     declared = (
         f"declared reads_teacher_live = {method.reads_teacher_live}, needs_same_vocabulary = "
         f"{method.needs_same_vocabulary}"
     )
     if method.reads_teacher_live:
-        assert read > 0, f"{declared}; cost.json says that the teacher read nothing"
-    # what compares logits reads a teacher live where the budget is small
+        assert tokens_read > 0, f"{declared}; cost.json says that the teacher read nothing"
+    # with a small budget, a method that compares logits may read a teacher that is not declared
     elif not method.needs_same_vocabulary:
-        assert not read, f"{declared}; cost.json says that the teacher read {read:,} tokens"
+        assert not tokens_read, (
+            f"{declared}; cost.json says that the teacher read {tokens_read:,} tokens"
+        )
 
 
 def resulting_shape(trial: Trial) -> None:
-    """The shape that is announced is that of the student's configuration."""
+    """Check that the student has the shape that the method announces."""
     from dataclasses import asdict
 
     from harness.models.shape import Shape
 
     announced = asdict(trial.method.resulting_shape(Shape.of_folder(trial.start.path)))
-    is_there = asdict(Shape.of_folder(trial.first.checkpoint.path))
-    unlike = {
-        name: (announced[name], is_there[name])
-        for name in is_there
-        if name != "name" and announced[name] != is_there[name]
-    }
-    told = ", ".join(
-        f"{name} {before} announced, {after} in config.json"
-        for name, (before, after) in unlike.items()
+    shape = asdict(Shape.of_folder(trial.first.checkpoint.path))
+    differences = ", ".join(
+        f"{name} {announced[name]} announced, {value} in config.json"
+        for name, value in shape.items()
+        if name != "name" and announced[name] != value
     )
-    assert not unlike, f"resulting_shape() and the student differ: {told}"
+    assert not differences, f"resulting_shape() and the student differ: {differences}"
 
 
 def bits_per_weight(trial: Trial) -> None:
-    """The declared bits are those of the packed matrices in the student's file; floats have none
-    declared.
-    """
+    """Check that the student's packed matrices have the declared bits, and floats declare none."""
     from harness.models.packed_bits import bits_in_file
 
-    declared, made = trial.method.bits_per_weight, trial.first.checkpoint
-    found, tolerance = bits_in_file(trial.start.path, made.path)
+    declared = trial.method.bits_per_weight
+    bits, tolerance = bits_in_file(trial.start.path, trial.first.checkpoint.path)
     if trial.method.simulated:
         assert declared is None, (
             f"declared simulated = True and bits_per_weight = {declared:g}; floats that stand for "
             "others save none"
         )
     elif declared is None:
-        assert found is None, (
+        assert bits is None, (
             "declared bits_per_weight = None; the matrices of the student's blocks take "
-            f"{found or 0:.2f} bits a weight"
+            f"{bits or 0:.2f} bits a weight"
         )
     else:
-        assert found is not None and abs(found - declared) <= tolerance, (
+        assert bits is not None and abs(bits - declared) <= tolerance, (
             f"declared bits_per_weight = {declared:g}; the matrices of the student's blocks take "
-            f"{'their full' if found is None else f'{found:.2f}'} bits a weight (may differ by "
+            f"{'their full' if bits is None else f'{bits:.2f}'} bits a weight (may differ by "
             f"{tolerance:.2f})"
         )
 
 
 def leaves_zeros(trial: Trial) -> None:
-    """The share of zeros in the blocks is the declared one; where none are declared, no later stage
-    would take them for a mask.
+    """Check that the share of zeros in the blocks is the declared one.
+
+    If none is declared, it must be so small that no later stage takes the zeros for a mask.
     """
     from harness.models.packed_bits import zeros_in_blocks
 
@@ -420,9 +409,9 @@ def leaves_zeros(trial: Trial) -> None:
     if share is None:
         return
     if method.leaves_zeros:
-        # masks are rounded by unit; some weights were zero before
-        near = method.zero_share - 0.01 <= share <= method.zero_share + 0.05
-        assert near, (
+        # below: masks are rounded to whole units; above: some weights were zero before
+        is_near = method.zero_share - 0.01 <= share <= method.zero_share + 0.05
+        assert is_near, (
             f"declared zero_share = {method.zero_share:g}; {share:.3f} of the blocks' weights are "
             "zero"
         )
@@ -433,7 +422,7 @@ def leaves_zeros(trial: Trial) -> None:
 
 
 def builds_without_torch(trial: Trial) -> None:
-    """Importing and building the method imports no torch: listing and planning start at once."""
+    """Check that importing and building it imports no torch: listing and planning stay quick."""
     from harness.checking.fresh import import_without_torch
 
     if trial.fresh:
@@ -441,15 +430,17 @@ def builds_without_torch(trial: Trial) -> None:
 
 
 def reopens(trial: Trial) -> None:
-    """The student opens in plain transformers, a packed one behind `import methods.packed`, and
-    says what it says here.
+    """Check that the student opens with transformers and has the same logits there.
+
+    A packed one opens after `import methods.packed`.
     """
     from harness.checking.fresh import reopen
 
     reopen(
         trial.first.checkpoint,
         fresh=trial.fresh,
-        door=trial.method.bits_per_weight is not None or not trial.method.keeps_architecture,
+        imports_packed=trial.method.bits_per_weight is not None
+        or not trial.method.keeps_architecture,
     )
 
 

@@ -1,8 +1,7 @@
-"""What `harness.testing.check_task` looks at, check by check: what a task declares, its items, its
-grader, what lm-eval makes of it.
+"""The checks of `harness.testing.check_task`: declarations, items, grader and lm-eval's task.
 
-A check raises `AssertionError` with what was seen and what was declared, or `Skipped` where the
-task's data is not on this machine.
+A check raises `AssertionError` with what was seen and what was declared, or `Skipped` if the task's
+data is not on this machine.
 """
 
 import socket
@@ -14,7 +13,7 @@ from itertools import islice
 from typing import Any, get_args
 
 from harness.contract import Example, Kind, Split
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import LocalOrHubData, NoSplit
 from harness.errors import HarnessError, Skipped
 
 _DECLARED: Mapping[str, type[Any]] = {
@@ -29,19 +28,20 @@ _DECLARED: Mapping[str, type[Any]] = {
 
 @dataclass(kw_only=True)
 class TaskTrial:
-    """A task on trial, and how many items of each split are looked at."""
+    """A task that is checked, and how many items of each split are read."""
 
     task: Any
     items: int
 
     @cached_property
-    def source(self) -> DataSource:
-        """The data folder that the environment names."""
-        return DataSource.from_environment(None)
+    def source(self) -> LocalOrHubData:
+        """The data folder that the environment variable names."""
+        return LocalOrHubData.from_environment(None)
 
     def examples(self, split: str) -> list[Example]:
-        """Return the first items of a split; none where the task has no such split. Raises
-        `Skipped` without its data.
+        """Return the first items of a split, none if the task lacks it.
+
+        Raises `Skipped` without the task's data.
         """
         if getattr(self.task, "files", ()) and self.source.folder is None:
             raise Skipped(
@@ -55,20 +55,20 @@ class TaskTrial:
     @cached_property
     def splits(self) -> Mapping[str, list[Example]]:
         """The first items of every split that the task has."""
-        found = {split: self.examples(split) for split in get_args(Split)}
-        return {split: examples for split, examples in found.items() if examples}
+        by_split = {split: self.examples(split) for split in get_args(Split)}
+        return {split: examples for split, examples in by_split.items() if examples}
 
 
 def declares_itself(trial: TaskTrial) -> None:
-    """Name, version, kind, chance, primary extractor and domain are stated, each of its type."""
+    """Check that name, version, kind, chance, primary and domain are there, of the right type."""
     for name, kind in _DECLARED.items():
         value = getattr(trial.task, name, None)
-        right = (
+        is_valid = (
             isinstance(value, int | float) and not isinstance(value, bool)
             if kind is float
             else isinstance(value, kind) and bool(value)
         )
-        assert right, f"declared {name} = {value!r}; it must be a {kind.__name__}"
+        assert is_valid, f"declared {name} = {value!r}; it must be a {kind.__name__}"
     assert trial.task.kind in get_args(Kind), (
         f"declared kind = {trial.task.kind!r}; kinds are {', '.join(get_args(Kind))}"
     )
@@ -78,40 +78,38 @@ def declares_itself(trial: TaskTrial) -> None:
 
 
 def chance_is_a_share(trial: TaskTrial) -> None:
-    """Guessing is right in a share of 0 to less than 1 of the items."""
+    """Check that the accuracy of guessing is a share from 0 to below 1."""
     assert 0 <= trial.task.chance < 1, (
         f"declared chance = {trial.task.chance!r}; it is a share from 0 to below 1"
     )
 
 
 def has_items(trial: TaskTrial) -> None:
-    """A task that is graded has items in some split; all of them name it, and say what is asked and
-    what is right.
-    """
+    """Check that a graded task has items, each complete and with the task's name."""
     if trial.task.kind == "perplexity":
         return
     assert trial.splits, "no split has an item"
     for split, examples in trial.splits.items():
-        for number, one in enumerate(examples):
+        for number, example in enumerate(examples):
             where = f"{split} item {number}"
-            assert one.task == trial.task.name, (
-                f"{where} names the task {one.task!r}; declared name = {trial.task.name!r}"
+            assert example.task == trial.task.name, (
+                f"{where} names the task {example.task!r}; declared name = {trial.task.name!r}"
             )
-            assert one.prompt and one.gold and one.completion and one.answer, (
+            assert example.prompt and example.gold and example.completion and example.answer, (
                 f"{where} has an empty prompt, gold, completion or answer"
             )
 
 
 def items_repeat(trial: TaskTrial) -> None:
-    """A split yields the same items in the same order, again and from an instance of its own."""
-    others = (
+    """Check that a split yields the same items in the same order, also from a new instance."""
+    trials = (
         [trial, TaskTrial(task=type(trial.task)(), items=trial.items)]
         if _needs_no_arguments(trial.task)
         else [trial]
     )
     for split, examples in trial.splits.items():
-        for other in others:
-            assert other.examples(split) == examples, (
+        for repeated in trials:
+            assert repeated.examples(split) == examples, (
                 f"read twice, the items of {split} differ; draw them from a seed of their own"
             )
 
@@ -125,27 +123,28 @@ def _needs_no_arguments(task: Any) -> bool:
 
 
 def splits_share_no_item(trial: TaskTrial) -> None:
-    """No prompt stands in two splits, or twice in one: what is trained is never scored."""
-    seen: dict[str, str] = {}
+    """Check that no prompt is in two splits or twice in one: no trained item is ever scored."""
+    split_of: dict[str, str] = {}  # prompt -> the first split that has it
     for split, examples in trial.splits.items():
-        for one in examples:
-            before = seen.setdefault(one.asked, split)
-            assert before == split, (
-                f"an item stands in {before} and in {split}: {one.asked[-80:]!r}"
+        for example in examples:
+            first_split = split_of.setdefault(example.asked, split)
+            assert first_split == split, (
+                f"an item stands in {first_split} and in {split}: {example.asked[-80:]!r}"
             )
-        assert len({one.asked for one in examples}) == len(examples), (
+        assert len({example.asked for example in examples}) == len(examples), (
             f"an item stands twice in {split}"
         )
 
 
 def grades_gold_right(trial: TaskTrial) -> None:
-    """The worked answer and the bare one of every item are right by every extractor; the primary
-    one comes first.
+    """Check that every extractor takes every item's gold answer for right, with and without steps.
+
+    The primary extractor comes first.
     """
     for split, examples in trial.splits.items():
-        for number, one in enumerate(examples):
-            for text in (one.completion, one.answer):
-                grades = trial.task.grade(one.gold, text)
+        for number, example in enumerate(examples):
+            for text in (example.completion, example.answer):
+                grades = trial.task.grade(example.gold, text)
                 assert grades, f"{split} item {number}: grade() returned nothing"
                 assert grades[0].extractor == trial.task.primary, (
                     f"declared primary = {trial.task.primary!r}; grade() gives "
@@ -159,48 +158,46 @@ def grades_gold_right(trial: TaskTrial) -> None:
 
 
 def grades_wrong_wrong(trial: TaskTrial) -> None:
-    """An empty answer, one of nonsense, and another item's gold answer are wrong by the primary
-    extractor.
+    """Check that the primary extractor takes wrong answers for wrong.
+
+    These are an empty one, nonsense, and another item's gold answer.
     """
     for split, examples in trial.splits.items():
-        for number, one in enumerate(examples):
+        for number, example in enumerate(examples):
             other = next(
-                (each for each in examples if not _same_answer(trial.task, each.gold, one.gold)),
-                None,
+                (other for other in examples if not _same_answer(other.gold, example.gold)), None
             )
             for text in ("", " qwertz", *([other.answer] if other else [])):
-                grade = trial.task.grade(one.gold, text)[0]
+                grade = trial.task.grade(example.gold, text)[0]
                 assert not grade.correct, (
                     f"{split} item {number}: {grade.extractor} takes {text!r} for right; gold is "
-                    f"{one.gold!r}"
+                    f"{example.gold!r}"
                 )
 
 
-def _same_answer(task: Any, left: str, right: str) -> bool:
-    """Tell whether two golds are one answer, however they are written."""
-    return left.strip().casefold() == right.strip().casefold()
+def _same_answer(gold: str, other_gold: str) -> bool:
+    """Tell whether two golds are the same but for case and blanks."""
+    return gold.strip().casefold() == other_gold.strip().casefold()
 
 
 def lm_eval_builds_it(trial: TaskTrial) -> None:
-    """lm-eval's own task objects are made, have items, and score by what the task calls its primary
-    metric or extractor.
-    """
+    """Check that the task builds lm-eval's task objects, and that these have items."""
     if getattr(trial.task, "files", ()) and trial.source.folder is None:
         raise Skipped("its files are not here; set HARNESS_DATA_DIR")
-    built = trial.task.lm_eval_tasks(trial.source)
-    assert built and isinstance(built, Mapping), (
-        f"lm_eval_tasks() returned {built!r}; it must be a mapping from names to tasks"
+    tasks = trial.task.lm_eval_tasks(trial.source)
+    assert tasks and isinstance(tasks, Mapping), (
+        f"lm_eval_tasks() returned {tasks!r}; it must be a mapping from names to tasks"
     )
-    for name, one in built.items():
-        assert list(islice(iter(one.eval_docs), 1)), f"lm-eval's task {name} has no item"
+    for name, lm_eval_task in tasks.items():
+        assert list(islice(iter(lm_eval_task.eval_docs), 1)), f"lm-eval's task {name} has no item"
 
 
 def is_offline(trial: TaskTrial) -> None:
-    """Reading items and building lm-eval's task asks no network where the data is here."""
+    """Check that reading items and building lm-eval's tasks uses no network if the data is here."""
     with _blocked_network() as attempts:
         try:
-            fresh = TaskTrial(task=trial.task, items=trial.items)
-            _ = fresh.splits
+            unread = TaskTrial(task=trial.task, items=trial.items)
+            _ = unread.splits
             if trial.task.kind != "perplexity" or trial.source.folder is not None:
                 trial.task.lm_eval_tasks(trial.source)
         except (OSError, HarnessError) as problem:
@@ -211,21 +208,20 @@ def is_offline(trial: TaskTrial) -> None:
 
 @contextmanager
 def _blocked_network() -> Iterator[list[str]]:
-    """Refuse connections and look-ups of names; yield what was asked for."""
+    """Refuse connections and look-ups of names; yield the list of these attempts."""
     attempts: list[str] = []
 
-    def refuse(*asked: Any, **_: Any) -> Any:
-        attempts.append(
-            " ".join(str(one) for one in asked if isinstance(one, str | tuple)) or "a connection"
-        )
+    def refuse(*arguments: Any, **_: Any) -> Any:
+        addresses = [str(value) for value in arguments if isinstance(value, str | tuple)]
+        attempts.append(" ".join(addresses) or "a connection")
         raise OSError("the network is blocked in this check")
 
-    kept = (socket.socket.connect, socket.getaddrinfo, socket.create_connection)
+    originals = (socket.socket.connect, socket.getaddrinfo, socket.create_connection)
     socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse  # type: ignore[method-assign]
     try:
         yield attempts
     finally:
-        socket.socket.connect, socket.getaddrinfo, socket.create_connection = kept  # type: ignore[method-assign]
+        socket.socket.connect, socket.getaddrinfo, socket.create_connection = originals  # type: ignore[method-assign]
 
 
 TASK_CHECKS: Mapping[str, Callable[[TaskTrial], None]] = {

@@ -1,8 +1,8 @@
-"""Which files a piece of code writes outside the folders that it was given, seen while it runs.
+"""Find the files that code writes outside its folders, while it runs.
 
-Python reports every file that it opens, makes, renames or deletes to its audit hooks; what a
-library writes by itself below a folder that it did not make is not seen. Files that are gone
-afterwards, compiled modules and devices do not count.
+Python reports every file that it opens, makes, renames or deletes to its audit hooks. Files that a
+library of C writes without Python are not seen. Files that no longer exist afterwards, compiled
+modules and devices do not count.
 """
 
 import os
@@ -19,13 +19,15 @@ _CHANGING = {
     "os.symlink": 1,
     "os.link": 1,
     "os.truncate": 0,
-}  # event -> which argument
-_watching: list[set[str]] = []
-_hooked = False
+}  # audit event -> position of the argument that is the written path
+# the paths seen by each open block of `written_outside`, the innermost block last
+_seen_paths: list[set[str]] = []
+_hook_is_installed = False
 
 
 def _hook(event: str, details: tuple[Any, ...]) -> None:
-    if not _watching:
+    """Note the path of an audit event that writes."""
+    if not _seen_paths:
         return
     if event == "open":
         path, mode, flags = details
@@ -39,36 +41,35 @@ def _hook(event: str, details: tuple[Any, ...]) -> None:
     else:
         return
     if writes and isinstance(path, str | bytes | os.PathLike):
-        _watching[-1].add(str(Path.cwd() / os.fsdecode(path)))
+        _seen_paths[-1].add(str(Path.cwd() / os.fsdecode(path)))
 
 
 @contextmanager
 def written_outside(folders: Sequence[Path]) -> Iterator[list[str]]:
-    """Yield a list that holds, once the block is left, the files that were written outside of all
-    these folders and are there.
-    """
-    global _hooked
-    if not _hooked:
-        # cannot be taken away again: it looks at nothing unless a block is open
+    """Yield a list that, after the block, holds the files written outside these folders."""
+    global _hook_is_installed
+    if not _hook_is_installed:
+        # an audit hook cannot be removed: it does nothing unless a block is open
         sys.addaudithook(_hook)
-        _hooked = True
-    seen: set[str] = set()
-    found: list[str] = []
-    _watching.append(seen)
+        _hook_is_installed = True
+    written: set[str] = set()
+    outside: list[str] = []
+    _seen_paths.append(written)
     try:
-        yield found
+        yield outside
     finally:
-        _watching.remove(seen)
-        inside = [folder.resolve() for folder in folders]
-        strays = (
+        _seen_paths.remove(written)
+        roots = [folder.resolve() for folder in folders]
+        outside += sorted(
             path
-            for path in seen
-            if not any(Path(path).resolve().is_relative_to(one) for one in inside)
+            for path in written
+            if not any(Path(path).resolve().is_relative_to(root) for root in roots)
+            and _counts(Path(path))
         )
-        found += sorted(path for path in strays if _counts(Path(path)))
 
 
 def _counts(path: Path) -> bool:
+    """Tell whether a written path matters: it exists, and is no cache, device or empty folder."""
     if path.is_dir() and not any(path.iterdir()):  # a library's own folder for later
         return False
     return (

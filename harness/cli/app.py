@@ -313,7 +313,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import TimedModel, measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -322,7 +322,7 @@ def measure(
         )
     check_folder(out, "--out")
     with Console() as console:
-        found, path = measure_models(
+        measured, path = measure_models(
             models or [],
             grid=grid,
             rounds=rounds,
@@ -334,9 +334,11 @@ def measure(
             progress=console.progress,
             say=console.say,
         )
-    typer.echo(
-        measurement_tables([(one.name, one.found.measurements, one.found.skipped) for one in found])
-    )
+    timed = [
+        TimedModel(model.name, model.measured.measurements, model.measured.skipped)
+        for model in measured
+    ]
+    typer.echo(measurement_tables(timed))
     typer.echo(f"every raw value: {path}")
     return 0
 
@@ -452,26 +454,32 @@ def cache(
     """List, verify or prune what teachers have computed; anything deleted is made again when it is
     needed.
     """
-    from harness.models.artefacts import KINDS, damage_of, default_cache, entries, remove
+    from harness.models.artefacts import (
+        KINDS,
+        cache_entries,
+        default_cache,
+        entry_damage,
+        remove_entry,
+    )
 
     place = folder or default_cache()
     if kind is not None and kind not in KINDS:
         raise unknown("kind of artefact", kind, KINDS)
     if folder is not None and not folder.is_dir():
         raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
-    found = [one for one in entries(place) if kind in (None, one.kind)]
+    found = [one for one in cache_entries(place) if kind in (None, one.kind)]
     damaged = 0
     for one in found:
         told = (
             f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
             f"{one.days:6.1f} days"
         )
-        wrong = "" if what is CacheAction.ls else damage_of(one)
+        wrong = "" if what is CacheAction.ls else entry_damage(one)
         damaged += bool(wrong)
         if what is CacheAction.prune:
             if not wrong and (older_than is None or one.days <= older_than):
                 continue
-            remove(one)
+            remove_entry(one)
             told += f"  deleted{f' ({wrong})' if wrong else ''}"
         elif what is CacheAction.verify:
             told += f"  DAMAGED: {wrong}" if wrong else "  whole"

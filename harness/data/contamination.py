@@ -7,7 +7,7 @@ from harness.contract import DataSource, Example, Task
 from harness.data.examples import held_out_prompts
 
 
-def overlapping(
+def overlapping_prompts(
     examples: Iterable[Example], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13
 ) -> set[str]:
     """Return the prompts of examples that also stand in an evaluation split of their tasks.
@@ -21,18 +21,20 @@ def overlapping(
         own = [example for example in examples if example.task == name]
         held_out = {_question(prompt) for prompt in held_out_prompts(task, source)}
         runs = (
-            {run for text in held_out for run in _runs(text, words)}
+            {run for text in held_out for run in _word_run_hashes(text, words)}
             if getattr(task, "files", ())
             else set()
         )
         for example in own:
             question = _question(example.asked)  # as the task has it, not in a chat template
-            if question in held_out or (runs and not runs.isdisjoint(_runs(question, words))):
+            if question in held_out or (
+                runs and not runs.isdisjoint(_word_run_hashes(question, words))
+            ):
                 found.add(example.prompt)
     return found
 
 
-def contaminated(
+def contaminated_texts(
     texts: Sequence[str], tasks: Mapping[str, Task], source: DataSource, *, words: int = 13
 ) -> tuple[set[int], list[str]]:
     """Return the indices of free texts that share a run of `words` words with evaluation text, and
@@ -45,16 +47,18 @@ def contaminated(
     runs = {
         run
         for task in outside.values()
-        for text in _evaluated(task, source)
-        for run in _runs(text, words)
+        for text in _evaluation_texts(task, source)
+        for run in _word_run_hashes(text, words)
     }
     found = {
-        at for at, text in enumerate(texts) if runs and not runs.isdisjoint(_runs(text, words))
+        at
+        for at, text in enumerate(texts)
+        if runs and not runs.isdisjoint(_word_run_hashes(text, words))
     }
     return found, list(outside)
 
 
-def _evaluated(task: Task, source: DataSource) -> Iterator[str]:
+def _evaluation_texts(task: Task, source: DataSource) -> Iterator[str]:
     """Yield a task's evaluation text: its questions, or the documents whose perplexity is
     measured.
     """
@@ -74,7 +78,7 @@ def _question(prompt: str) -> str:
     return " ".join(prompt.strip().rsplit("\n\n", 1)[-1].lower().split())
 
 
-def _runs(text: str, words: int) -> set[int]:
+def _word_run_hashes(text: str, words: int) -> set[int]:
     """Return the hashes (this process's) of every run of so many words, in lower case and without
     what stands between them.
     """

@@ -18,10 +18,10 @@ def examples_of(
 
     Tasks that measure perplexity have no training form and take no part.
     """
-    return [source.render(example) for example in _taken(tasks, split, source, rows=rows)]
+    return [source.render(example) for example in _plain_examples(tasks, split, source, rows=rows)]
 
 
-def _taken(
+def _plain_examples(
     tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
 ) -> list[Example]:
     asked = [task for task in tasks.values() if task.kind != "perplexity"]
@@ -30,7 +30,7 @@ def _taken(
             f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such "
             "as math"
         )
-    asked = _with_rows(asked, split, source)
+    asked = _trainable_tasks(asked, split, source)
     share, rest = divmod(rows, len(asked))
     taken = list(
         interleaved(
@@ -45,13 +45,13 @@ def _taken(
     return taken
 
 
-def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
+def _trainable_tasks(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
     """Return the tasks that take part: those with a train split, of which validation is held out
     too; raises `NoSplit` where none has one.
 
     Where no task can be trained on, the validation items of all of them are what there is.
     """
-    reasons = {task.name: _without(task, "train", source) for task in asked}
+    reasons = {task.name: _missing_split(task, "train", source) for task in asked}
     able = [task for task in asked if not reasons[task.name]]
     if able or split not in ("train", "validation"):
         return able if split in ("train", "validation") else asked
@@ -60,7 +60,7 @@ def _with_rows(asked: list[Task], split: Split, source: DataSource) -> list[Task
     return asked
 
 
-def _without(task: Task, split: Split, source: DataSource) -> str:
+def _missing_split(task: Task, split: Split, source: DataSource) -> str:
     """Say why a task has no items of a split, "" where it has."""
     try:
         next(iter(task.examples(split, source)), None)
@@ -69,14 +69,14 @@ def _without(task: Task, split: Split, source: DataSource) -> str:
     return ""
 
 
-def untrained(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
+def untrained_tasks(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
     """Return the tasks that no training row is of, though others give some, and why; those that
     only measure a perplexity left out.
     """
     return {
         name: why
         for name, task in tasks.items()
-        if task.kind != "perplexity" and (why := _without(task, "train", source))
+        if task.kind != "perplexity" and (why := _missing_split(task, "train", source))
     }
 
 
@@ -90,7 +90,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items, refused if one of them is an evaluation item of the same tasks."""
-    taken = _taken(tasks, "train", source, rows=rows)
+    taken = _plain_examples(tasks, "train", source, rows=rows)
     prompts = {example.prompt for example in taken}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))

@@ -38,7 +38,7 @@ def seeded_as_lm_eval() -> Iterator[None]:
         np.random.set_state(numpys)
 
 
-def prepare(tasks: Iterable[Any]) -> None:
+def prepare_tasks(tasks: Iterable[Any]) -> None:
     """Do to tasks what `simple_evaluate` does before it evaluates them: no shots where none are
     stated, and the seed of the shots.
     """

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-ITEMS: Mapping[str, int] = {
+ITEMS_BY_TASK: Mapping[str, int] = {
     "gsm8k": 1_319,
     "gsm8k-cot": 1_319,
     "mmlu": 14_042,

@@ -16,10 +16,11 @@ from harness.errors import HarnessError
 from harness.files.digests import digest_of
 from harness.files.lines import split_lines
 from harness.files.untrusted import LINE_LIMITS, Unreadable, parse_json, read_text_file
+from harness.renames.modules import by_old_name
 
 Row = dict[str, Any]
 # a line of a manifest's `| file | rows |` table
-_LISTED = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]{1,15})\b")
+_MANIFEST_ROW = re.compile(r"\|\s*([\w./-]+)\s*\|\s*([\d,]{1,15})\b")
 
 
 # free text of a data folder, for calibration where tasks have no train split
@@ -30,16 +31,16 @@ class NoSplit(HarnessError):
     """A task has no such split, or none that may be trained on."""
 
 
-def _plain(tokenizer: Any, prompt: str) -> str:
+def _show_plain(tokenizer: Any, prompt: str) -> str:
     return prompt
 
 
-def _as_it_is(example: Example) -> Example:
+def _render_plain(example: Example) -> Example:
     return example
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSource:
+class LocalOrHubData:
     """Where real benchmarks are read from: a local folder, else the Hub. Generated tasks need
     neither.
 
@@ -49,12 +50,12 @@ class DataSource:
 
     folder: Path | None = None
     # what the student is shown, e.g. by its chat template
-    render: Callable[[Example], Example] = field(default=_as_it_is, compare=False)
+    render: Callable[[Example], Example] = field(default=_render_plain, compare=False)
     # (tokenizer, plain prompt) -> what a model with it is shown
-    show: Callable[[Any, str], str] = field(default=_plain, compare=False)
+    show: Callable[[Any, str], str] = field(default=_show_plain, compare=False)
 
     @classmethod
-    def from_environment(cls, folder: str | None = None) -> "DataSource":
+    def from_environment(cls, folder: str | None = None) -> "LocalOrHubData":
         """Use `--data-dir`, else `$HARNESS_DATA_DIR`, else no folder."""
         given = folder or os.environ.get("HARNESS_DATA_DIR")
         if given and not Path(given).is_dir():
@@ -98,7 +99,7 @@ class DataSource:
         line.
         """
         path = self.file(relative, wanted=wanted)
-        parsed, whole = _parsed(path, *_stamp(path))
+        parsed, whole = _parsed_rows(path, *_file_stamp(path))
         self._check_count(path, relative, len(parsed), whole=whole, expected=expected, unit="rows")
         for number, row in parsed:
             missing = [name for name in fields if name not in row]
@@ -120,7 +121,7 @@ class DataSource:
         """
         path = self.file(relative, wanted=wanted)
         data, whole = _unpacked(path)
-        found = _decoded(path, data).replace("\r\n", "\n")
+        found = _decode(path, data).replace("\r\n", "\n")
         self._check_count(
             path, relative, found.count("\n"), whole=whole, expected=expected, unit="lines"
         )
@@ -133,7 +134,7 @@ class DataSource:
         if self.folder is None:
             return ""
         parts = [
-            (name.removesuffix(".gz"), _bytes_digest(path, *_stamp(path)))
+            (name.removesuffix(".gz"), _bytes_digest(path, *_file_stamp(path)))
             for name in sorted(files)
             for path in [self.file(name)]
         ]
@@ -142,7 +143,7 @@ class DataSource:
     def _check_count(
         self, path: Path, relative: str, found: int, *, whole: bool, expected: int | None, unit: str
     ) -> None:
-        listed = _manifest(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
+        listed = _manifest_rows(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
         told = listed if listed is not None else expected
         wished = f"{told:,} expected" if told is not None else "at least one expected"
         if not whole:
@@ -158,7 +159,7 @@ class DataSource:
             )
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _file_stamp(path: Path) -> tuple[int, int]:
     """Return what changes when a file does: it keys the caches of this module."""
     status = path.stat()
     return status.st_size, status.st_mtime_ns
@@ -185,7 +186,7 @@ def _unpacked(path: Path) -> tuple[bytes, bool]:
     return b"".join(parts), bool(parts)
 
 
-def _decoded(path: Path, data: bytes) -> str:
+def _decode(path: Path, data: bytes) -> str:
     try:
         return data.decode("utf-8-sig")  # some editors begin a file with a byte order mark
     except UnicodeDecodeError as problem:
@@ -196,7 +197,7 @@ def _decoded(path: Path, data: bytes) -> str:
 
 
 @lru_cache(maxsize=16)
-def _parsed(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]], bool]:
+def _parsed_rows(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]], bool]:
     """Return `(line number, row)` of every line that is not blank, and whether the file was
     whole.
     """
@@ -204,13 +205,13 @@ def _parsed(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]],
     if not whole:
         data = data[: data.rfind(b"\n") + 1]
     return [
-        (number, _row(path, number, line))
-        for number, line in enumerate(_decoded(path, data).split("\n"), 1)
+        (number, _parse_row(path, number, line))
+        for number, line in enumerate(_decode(path, data).split("\n"), 1)
         if line.strip()
     ], whole
 
 
-def _row(path: Path, number: int, line: str) -> Row:
+def _parse_row(path: Path, number: int, line: str) -> Row:
     try:
         row = parse_json(line, f"{path}, line {number}", LINE_LIMITS, what="line")
     except Unreadable as problem:
@@ -237,16 +238,19 @@ def _bytes_digest(path: Path, size: int, changed: int) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _manifest(folder: Path) -> dict[str, int]:
+def _manifest_rows(folder: Path) -> dict[str, int]:
     """Return rows by file, named without .gz, as the folder's MANIFEST.md lists them; empty without
     one.
     """
     path = folder / "MANIFEST.md"
     if not path.is_file():
         return {}
-    found = (_LISTED.match(line) for line in split_lines(read_text_file(path)))
+    found = (_MANIFEST_ROW.match(line) for line in split_lines(read_text_file(path)))
     return {
         line[1].removesuffix(".gz"): int(line[2].replace(",", ""))
         for line in found
         if line and line[2].strip(",")
     }
+
+
+__getattr__ = by_old_name(__name__)

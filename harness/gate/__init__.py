@@ -1,8 +1,8 @@
-"""`harness check`: does every row keep what it claims, and what it once had? From records and a
-baseline alone. No torch.
+"""`harness check`: does every row keep what it claims, and what a baseline holds of it? No torch.
 
-`check.check` judges records by `rules.Rules` and returns findings; `update` moves a baseline,
-`output` writes verdicts for people and machines, `inputs` parses what users ask of a check.
+`check.check` judges records by `rules.Rules`, against a baseline if there is one, and returns
+findings. `update` moves a baseline, `output` writes verdicts for people and machines, `inputs`
+parses what users give.
 """
 
 __all__ = [

@@ -371,12 +371,13 @@ def _flip_numbers(row: ResultRow, teacher: ResultRow, score: TaskScore) -> Numbe
     """Return the share of flipped items and the teacher's hits; nothing where items are no hits."""
     if not (score.hit_or_miss and teacher.scores(score.task)[0].hit_or_miss):
         return {}
-    student_runs, teacher_runs = paired_outcomes(row, teacher, score.task)
-    counts = [stats.count_pairs(run, teacher_runs[0]) for run in student_runs]
+    outcomes = paired_outcomes(row, teacher, score.task)
+    teacher_run = outcomes.reference[0]
+    counts = [stats.count_pairs(run, teacher_run) for run in outcomes.student]
     flipped = sum(pair.teacher_only + pair.student_only for pair in counts)
     return {
         "flips": flipped / sum(pair.n for pair in counts),
-        "teacher": teacher_runs[0].count("1") / score.n,
+        "teacher": teacher_run.count("1") / score.n,
     }
 
 

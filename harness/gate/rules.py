@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Literal, NamedTuple, Protocol
 
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.records.baseline import Baseline
 from harness.records.record import TEACHER, RunRecord
 
@@ -203,7 +203,7 @@ def task_items(score: _ScoreSize, *, limited: bool) -> int | None:
     """
     if not limited:
         return score.n
-    return max(score.n, ITEMS[score.task]) if score.task in ITEMS else None
+    return max(score.n, ITEMS_BY_TASK[score.task]) if score.task in ITEMS_BY_TASK else None
 
 
 def items_needed(

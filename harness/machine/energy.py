@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 
-class Nvml:
+class NvmlReader:
     """The few readings of NVML that matter here, of the first visible GPU."""
 
     _VIOLATIONS: ClassVar = {"power": "NVML_PERF_POLICY_POWER", "heat": "NVML_PERF_POLICY_THERMAL"}
@@ -15,7 +15,7 @@ class Nvml:
         self.library, self.handle = library, handle
 
     @classmethod
-    def open(cls) -> "Nvml | None":
+    def open(cls) -> "NvmlReader | None":
         """Return NVML's readings, None where the package or a GPU is missing."""
         try:
             import pynvml as library
@@ -122,7 +122,7 @@ class EnergyMeter:
 
     def __init__(self, device: str) -> None:
         on_gpu = device.startswith("cuda")
-        self._nvml = Nvml.open() if on_gpu else None
+        self._nvml = NvmlReader.open() if on_gpu else None
         self.source = "NVML" if self._nvml else "" if on_gpu else "RAPL"
         self._before = self._read()
 

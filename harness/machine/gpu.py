@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from harness.errors import HarnessError
-from harness.machine.energy import Nvml
+from harness.machine.energy import NvmlReader
 
 # compute capability of the first NVIDIA GPUs that multiply bf16 in hardware (Ampere)
 BF16_SINCE = (8, 0)
@@ -57,7 +57,7 @@ def device_label(device: str) -> str:
 def _first_gpu() -> Gpu:
     import torch
 
-    library = Nvml.open()
+    library = NvmlReader.open()
     told = library.identity() if library else {}
     if not told.get("name"):
         properties = torch.cuda.get_device_properties(0)
@@ -95,7 +95,7 @@ def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None)
     signs = signs_of_gpu()
     if asked == "cpu" or (asked == "auto" and not signs and sys.platform != "win32"):
         return "cpu"
-    reason = why_unusable(signs)
+    reason = gpu_problem(signs)
     if not reason:
         return "cuda"
     if asked == "cuda":
@@ -126,7 +126,7 @@ def signs_of_gpu(root: Path = Path("/")) -> list[str]:
     return [*signs, str(amd)] if amd.exists() else signs
 
 
-def why_unusable(signs: Iterable[str] = ()) -> str:
+def gpu_problem(signs: Iterable[str] = ()) -> str:
     """Return why torch cannot use a GPU here, "" where it can."""
     import torch
 
@@ -147,11 +147,11 @@ def why_unusable(signs: Iterable[str] = ()) -> str:
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return f"CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']!r} hides every GPU"
     if not torch.cuda.is_available():
-        return _failure_to_start(torch)
+        return _start_problem(torch)
     return _missing_kernels(torch)
 
 
-def _failure_to_start(torch: Any) -> str:
+def _start_problem(torch: Any) -> str:
     """Return what torch itself says about a GPU that it cannot start: an old driver, no driver, a
     fault.
     """

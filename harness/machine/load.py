@@ -13,22 +13,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.machine.processor import allowed_cpus, cpu_seconds, threads_asked
+from harness.machine.processor import allowed_cpus, cpu_seconds, thread_count
 
-PARAMETERS_OF_A_THREAD = 500_000  # of a model: below it, a second thread waits longer than it works
-IDLE = 0.25  # cores that others may use: beyond it the machine is busy
-WINDOW = 0.25  # seconds of one look at the machine
-PASSIVE = {
+PARAMETERS_PER_THREAD = 500_000  # of a model: below it, a second thread waits longer than it works
+IDLE_CORES = 0.25  # cores that others may use: beyond it the machine is busy
+WINDOW_SECONDS = 0.25  # seconds of one look at the machine
+PASSIVE_WAITING = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "KMP_BLOCKTIME": "0",
     "GOMP_SPINCOUNT": "0",
 }  # GNU's OpenMP reads the first and last, LLVM's the others
 # set beside them: a user's own settings are neither replaced nor taken away
-_OURS = "HARNESS_WAITING"
+_OUR_MARK = "HARNESS_WAITING"
 
 
 @dataclass(frozen=True)
-class Load:
+class MachineLoad:
     """How busy a machine is, this process not counted."""
 
     cores: int  # that may be used
@@ -39,7 +39,7 @@ class Load:
         """Tell whether others use the machine; one that does not tell is taken for idle, as it was
         before anybody looked.
         """
-        return self.used is not None and self.used > IDLE
+        return self.used is not None and self.used > IDLE_CORES
 
     @property
     def waiting(self) -> str:
@@ -54,14 +54,14 @@ class Load:
         )
 
 
-UNSEEN = Load(1, None)
+UNKNOWN_LOAD = MachineLoad(1, None)
 
 
-def look(
-    window: float = WINDOW,
+def measure_load(
+    window: float = WINDOW_SECONDS,
     *,
     read: Callable[[set[int]], tuple[float | None, float | None]] = cpu_seconds,
-) -> Load:
+) -> MachineLoad:
     """Look at the machine for a moment, in which this process sleeps: what is busy then is somebody
     else's.
     """
@@ -70,10 +70,10 @@ def look(
     time.sleep(window)
     after, passed = read(cpus), time.monotonic() - began
     if before[0] is None or after[0] is None or passed <= 0:
-        return Load(len(cpus), None)
+        return MachineLoad(len(cpus), None)
     # by others here, and by other machines
     taken = sum((now or 0.0) - (then or 0.0) for then, now in zip(before, after, strict=True))
-    return Load(len(cpus), max(0.0, taken / passed))
+    return MachineLoad(len(cpus), max(0.0, taken / passed))
 
 
 def threads_for(parameters: int, *, cores: int | None = None) -> int:
@@ -83,9 +83,9 @@ def threads_for(parameters: int, *, cores: int | None = None) -> int:
     OMP_NUM_THREADS, where the user has set it, decides instead.
     """
     if os.environ.get("OMP_NUM_THREADS"):
-        return threads_asked()
+        return thread_count()
     return max(
-        1, min(parameters // PARAMETERS_OF_A_THREAD, physical_cores() if cores is None else cores)
+        1, min(parameters // PARAMETERS_PER_THREAD, physical_cores() if cores is None else cores)
     )
 
 
@@ -105,24 +105,24 @@ def physical_cores(root: Path = Path("/sys/devices/system/cpu")) -> int:
     return len(siblings)
 
 
-def settings_of(load: Load, environment: Mapping[str, str]) -> dict[str, str]:
+def waiting_variables(load: MachineLoad, environment: Mapping[str, str]) -> dict[str, str]:
     """Return the variables by which a process's threads wait as the load wants; none where the user
     has said how they shall.
     """
-    if not load.busy or any(name in environment for name in PASSIVE):
+    if not load.busy or any(name in environment for name in PASSIVE_WAITING):
         return {}
-    return {**PASSIVE, _OURS: "passive"}
+    return {**PASSIVE_WAITING, _OUR_MARK: "passive"}
 
 
-def waiting_of(environment: Mapping[str, str]) -> str:
+def waiting_policy(environment: Mapping[str, str]) -> str:
     """Return how this process's threads wait: as we, or the user, have set it."""
     told = environment.get("OMP_WAIT_POLICY", "").lower()
     return told if told in ("passive", "active") else "active"
 
 
-def without_ours(environment: Mapping[str, str]) -> dict[str, str]:
+def users_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """Return an environment as the user gave it: timing keeps its own rule, whatever training
     waited like.
     """
-    drop = {*PASSIVE, _OURS} if _OURS in environment else set()
+    drop = {*PASSIVE_WAITING, _OUR_MARK} if _OUR_MARK in environment else set()
     return {name: value for name, value in environment.items() if name not in drop}

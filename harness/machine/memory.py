@@ -19,7 +19,7 @@ def synchronise(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def trim() -> None:
+def return_freed_memory() -> None:
     """Give memory that the allocator holds and nobody uses back to the system."""
     # a C library without malloc_trim keeps what it keeps
     with contextlib.suppress(OSError, AttributeError):
@@ -33,7 +33,7 @@ def reset_peak() -> bool:
     Freed memory that the allocator still holds goes back to the system first, or the next run would
     lift nothing.
     """
-    trim()
+    return_freed_memory()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
@@ -76,7 +76,7 @@ def free_bytes(device: str) -> int | None:
     )
 
 
-def at_rest(device: str) -> dict[str, int]:
+def baseline_bytes(device: str) -> dict[str, int]:
     """Return what this process holds before the model, in bytes: what could be given back is; 0
     where nothing tells.
     """
@@ -91,7 +91,7 @@ def at_rest(device: str) -> dict[str, int]:
             "allocated": torch.cuda.memory_allocated(),
             "reserved": torch.cuda.memory_reserved(),
         }
-    trim()
+    return_freed_memory()
     return {"resident": process_bytes("VmRSS") or 0}
 
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from harness.machine.energy import Nvml
+from harness.machine.energy import NvmlReader
 from harness.machine.processor import allowed_cpus, cpu_seconds, process_seconds, throttle_events
 
 FOREIGN_SHARE = 0.1  # of the CPUs we may use: more used by others makes a measurement dirty
@@ -18,7 +18,7 @@ CLOCK_JUMP = 0.5  # seconds between the wall clock and the steady one
 
 
 @dataclass(frozen=True)
-class _Sample:
+class _MachineSample:
     wall: float
     steady: float
     busy: float | None  # CPU seconds of everybody on our CPUs
@@ -28,20 +28,20 @@ class _Sample:
 
 
 @dataclass
-class Watch:
+class InterferenceMonitor:
     """One watched stretch of time: `begin`, then `end` for the reasons why it is dirty, "" where
     there is none.
     """
 
     processes: Iterable[int] = ()
     gpu: bool = False
-    _before: _Sample | None = field(default=None, init=False)
-    _nvml: "Nvml | None" = field(default=None, init=False)
+    _before: _MachineSample | None = field(default=None, init=False)
+    _nvml: "NvmlReader | None" = field(default=None, init=False)
     _gpu_before: tuple[dict[str, int], frozenset[int]] | None = field(default=None, init=False)
 
     def begin(self) -> None:
         """Take the readings that `end` compares with."""
-        self._nvml = Nvml.open() if self.gpu else None
+        self._nvml = NvmlReader.open() if self.gpu else None
         self._gpu_before = self._nvml.sample() if self._nvml else None
         self._before = self._sample()
 
@@ -80,10 +80,10 @@ class Watch:
             )
         return tuple(found)
 
-    def _sample(self) -> _Sample:
+    def _sample(self) -> _MachineSample:
         busy, stolen = cpu_seconds(allowed_cpus())
         own = [process_seconds(pid) for pid in {os.getpid(), *self.processes}]
-        return _Sample(
+        return _MachineSample(
             time.time(),
             time.monotonic(),
             busy,

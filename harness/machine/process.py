@@ -17,18 +17,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MOST_LOG = 8 * 2**20  # bytes of a log: more is cut to its end
-KEPT_LOG = 2**20  # bytes that are left then
-TAIL = 4_000  # bytes of a log that are read for its last words
-LOOKS = 0.2  # seconds between two looks at a process
+MAX_LOG_BYTES = 8 * 2**20  # bytes of a log: more is cut to its end
+KEPT_LOG_BYTES = 2**20  # bytes that are left then
+LOG_TAIL_BYTES = 4_000  # bytes of a log that are read for its last words
+POLL_SECONDS = 0.2  # seconds between two looks at a process
 # seconds in which what a process has said is still read: a grandchild may hold its pipe for ever
-_AFTER_ITS_END = 0.5
-_LONGEST_SIGN = 1_000_000  # characters of one line from a process
+_DRAIN_SECONDS = 0.5
+_MAX_LINE_CHARACTERS = 1_000_000  # characters of one line from a process
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
-class Ended:
+class ProcessEnd:
     """How a process ended: its exit code (negative: a signal), the end of its log, and whether its
     time was over.
     """
@@ -38,42 +38,42 @@ class Ended:
     late: bool = False
 
 
-def attend(
+def watch_process(
     process: "subprocess.Popen[str]",
     log: Path,
     heard: Callable[[dict[str, Any]], None],
     *,
     seconds: float | None = None,
-) -> Ended:
+) -> ProcessEnd:
     """Wait for a process, not for the end of its pipe; pass on what it says, keep its log small,
     end it after `seconds`.
 
     Whatever interrupts the wait ends the process, and what that has started.
     """
-    lines = _reading(process)
+    lines = _line_queue(process)
     over = None if seconds is None else time.monotonic() + seconds
     late = False
     try:
         while process.poll() is None:
-            _pass_on(lines, heard, LOOKS)
-            cut(log)
+            _pass_on(lines, heard, POLL_SECONDS)
+            shorten_log(log)
             if over is not None and time.monotonic() > over:
                 late = True
-                end(process)
-        until = time.monotonic() + _AFTER_ITS_END
+                end_process(process)
+        until = time.monotonic() + _DRAIN_SECONDS
         while (
             _pass_on(lines, heard, max(0.0, until - time.monotonic())) and time.monotonic() < until
         ):
             pass
     except BaseException:
-        end(process)
+        end_process(process)
         raise
     finally:
-        cut(log)
-    return Ended(process.returncode, tail_of(log), late)
+        shorten_log(log)
+    return ProcessEnd(process.returncode, tail_of(log), late)
 
 
-def _reading(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | None]":
+def _line_queue(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | None]":
     """Read a process's lines in a thread of their own; None is their end."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     stream = process.stdout
@@ -81,7 +81,7 @@ def _reading(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | None]
 
     def read() -> None:
         with contextlib.suppress(OSError, ValueError):
-            while line := stream.readline(_LONGEST_SIGN):
+            while line := stream.readline(_MAX_LINE_CHARACTERS):
                 lines.put(line)
         lines.put(None)
 
@@ -108,7 +108,7 @@ def _pass_on(
     return True
 
 
-def end(process: "subprocess.Popen[str]", *, grace: float = 5.0) -> None:
+def end_process(process: "subprocess.Popen[str]", *, grace: float = 5.0) -> None:
     """End a process and what it has started: asked first, killed after `grace` seconds."""
     started = list(descendants(process.pid))
     process.terminate()
@@ -131,7 +131,7 @@ def descendants(number: int) -> Iterator[int]:
                 yield child
 
 
-def cut(log: Path, *, most: int = MOST_LOG, kept: int = KEPT_LOG) -> None:
+def shorten_log(log: Path, *, most: int = MAX_LOG_BYTES, kept: int = KEPT_LOG_BYTES) -> None:
     """Cut a log that has grown beyond `most` bytes to its last `kept`; its writers append, so they
     go on behind them.
     """
@@ -148,7 +148,7 @@ def cut(log: Path, *, most: int = MOST_LOG, kept: int = KEPT_LOG) -> None:
             )
 
 
-def tail_of(log: Path, most: int = TAIL) -> str:
+def tail_of(log: Path, most: int = LOG_TAIL_BYTES) -> str:
     """Return the end of a log as text, whatever its size; "" where it cannot be read."""
     try:
         return _end_of(log, most).decode("utf-8", errors="replace")

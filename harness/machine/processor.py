@@ -8,7 +8,7 @@ import platform
 import sys
 from pathlib import Path
 
-_TICK = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+_TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
 
 def allowed_cpus() -> set[int]:
@@ -18,7 +18,7 @@ def allowed_cpus() -> set[int]:
     return set(range(os.cpu_count() or 1))
 
 
-def threads_asked() -> int:
+def thread_count() -> int:
     """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be
     used.
     """
@@ -43,8 +43,8 @@ def cpu_seconds(
             user, nice, system, _idle, _iowait, irq, softirq, steal = (
                 int(value) for value in values[:8]
             )
-            busy += (user + nice + system + irq + softirq) / _TICK
-            stolen += steal / _TICK
+            busy += (user + nice + system + irq + softirq) / _TICKS_PER_SECOND
+            stolen += steal / _TICKS_PER_SECOND
     return busy, stolen
 
 
@@ -54,7 +54,7 @@ def process_seconds(pid: int) -> float | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / _TICK
+    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / _TICKS_PER_SECOND
 
 
 def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
@@ -83,24 +83,24 @@ _INSTRUCTIONS = (
 )
 
 
-def machine() -> str:
+def machine_label() -> str:
     """Return the kind of machine, never its name: processor, its instruction sets that count,
     cores.
     """
-    return f"{processor()}, {os.cpu_count()} cores"
+    return f"{processor_label()}, {os.cpu_count()} cores"
 
 
-def processor() -> str:
+def processor_label() -> str:
     """Return the kind of processor and its instruction sets that count; never a machine's name."""
     known = (
-        processor_in(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
+        parse_processor(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
         if sys.platform == "linux"
         else ""
     )
     return known or platform.processor() or platform.machine()
 
 
-def processor_in(cpuinfo: str) -> str:
+def parse_processor(cpuinfo: str) -> str:
     """Return the same from what Linux tells of its first processor; "" where it names neither model
     nor instructions.
     """

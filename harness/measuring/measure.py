@@ -25,34 +25,34 @@ from typing import Any, Self
 
 from harness.contract import Checkpoint, Progress
 from harness.errors import CellFailed, HarnessError, how_it_ended
-from harness.machine.load import without_ours
+from harness.machine.load import users_environment
 from harness.machine.memory import free_bytes
-from harness.machine.monitor import Watch
+from harness.machine.monitor import InterferenceMonitor
 from harness.machine.process import tail_of
 from harness.measuring import worker
 from harness.measuring.scenario import VISIT_SECONDS, Scenario
-from harness.measuring.worker import Job
+from harness.measuring.worker import TimingJob
 from harness.models.checkpoint import weight_files
-from harness.models.shape import ITEM_BYTES, Shape, weight_bytes
+from harness.models.shape import DTYPE_BYTES, Shape, weight_bytes
 from harness.records import columns
 from harness.records.columns import Quantity
 from harness.records.record import Measurement, TaskScore
 from harness.statistics.intervals import ratio_of_rounds
 
 ROUNDS = 10
-AGREE = 0.02  # share by which arithmetic and count may differ before the row says so
+MEMORY_TOLERANCE = 0.02  # share by which arithmetic and count may differ before the row says so
 # of a log ratio of two processes: starting the same two again moves it so much (measured:
 # measure-aa)
 START_SPREAD = 0.015
-_NOT_ALL_MEMORY = 0.9  # of what is free may be asked for
+_MAX_MEMORY_SHARE = 0.9  # of what is free may be asked for
 _NO_CACHE = (
     "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
 )
-_PERCENTILE_NEEDS = 30  # values, before a 90th percentile is printed
+_MIN_PERCENTILE_VALUES = 30  # values, before a 90th percentile is printed
 
 
 @dataclass(frozen=True)
-class Subject:
+class TimedModel:
     """A model to be measured, and what is put around it when it is open (`module:function`)."""
 
     checkpoint: Checkpoint
@@ -60,7 +60,7 @@ class Subject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
+class TimingSettings:
     """How to measure: the grid, the rounds, and the conditions that every process shares."""
 
     grid: tuple[Scenario, ...]
@@ -72,7 +72,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasurementResult:
     """What was found about one model beside its base: figures, raw stamps, and what was left out
     and why.
     """
@@ -85,13 +85,13 @@ class Measured:
 class Stopwatch:
     """The process of one model, as its parent sees it."""
 
-    def __init__(self, job: Job, folder: Path, name: str) -> None:
+    def __init__(self, job: TimingJob, folder: Path, name: str) -> None:
         self.name = name
         self.log = folder / f"stopwatch-{name}.txt"
         path = folder / f"stopwatch-{name}.json"
-        path.write_text(worker.as_json(job), encoding="utf-8")
+        path.write_text(worker.job_json(job), encoding="utf-8")
         environment = {
-            **without_ours(os.environ),
+            **users_environment(os.environ),
             "OMP_NUM_THREADS": str(job.threads),
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_OFFLINE": "1",
@@ -156,13 +156,13 @@ class Stopwatch:
 
 
 def measure(
-    student: Subject,
-    base: Subject | None,
-    settings: Settings,
+    student: TimedModel,
+    base: TimedModel | None,
+    settings: TimingSettings,
     *,
     folder: Path,
     progress: Callable[[Progress], None] = lambda _: None,
-) -> Measured:
+) -> MeasurementResult:
     """Measure a model, its speed as a ratio to `base` where one is given; job files and logs go to
     `folder`.
 
@@ -179,29 +179,29 @@ def measure(
         who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name)
         for who, one in subjects.items()
     }
-    grid, skipped = _fitting(subjects, shapes, settings)
-    on_disk = _on_disk(student.checkpoint)
+    grid, skipped = _fitting_scenarios(subjects, shapes, settings)
+    on_disk = _disk_measurements(student.checkpoint)
     if not grid:
-        return Measured(tuple(on_disk), {}, tuple(skipped))
+        return MeasurementResult(tuple(on_disk), {}, tuple(skipped))
     vocabulary = min(shape.vocabulary for shape in shapes.values())
     with ExitStack() as stack:
         processes = {
-            who: stack.enter_context(_stopwatch(who, one, vocabulary, settings, folder))
+            who: stack.enter_context(_start_stopwatch(who, one, vocabulary, settings, folder))
             for who, one in subjects.items()
         }
         for process in processes.values():
             process.wait_until_ready()
         opened = {who: process.ask("open") for who, process in processes.items()}
-        session = _Session(
+        session = _TimingSession(
             processes, opened, student.checkpoint, shapes["student"], settings, progress
         )
         return session.over(grid, on_disk, skipped)
 
 
-def _stopwatch(
-    name: str, subject: Subject, vocabulary: int, settings: Settings, folder: Path
+def _start_stopwatch(
+    name: str, subject: TimedModel, vocabulary: int, settings: TimingSettings, folder: Path
 ) -> Stopwatch:
-    job = Job(
+    job = TimingJob(
         path=str(subject.checkpoint.path),
         device=settings.device,
         dtype=settings.dtype,
@@ -213,7 +213,7 @@ def _stopwatch(
 
 
 @dataclass(frozen=True)
-class _Session:
+class _TimingSession:
     """The processes of a model and of its base, both open, and what is known of the model before it
     is timed.
     """
@@ -222,12 +222,12 @@ class _Session:
     opened: Mapping[str, dict[str, Any]]  # what each said of opening its model
     checkpoint: Checkpoint
     shape: Shape
-    settings: Settings
+    settings: TimingSettings
     progress: Callable[[Progress], None]
 
     def over(
         self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]
-    ) -> Measured:
+    ) -> MeasurementResult:
         """Time and weigh the model in each scenario; a later one that fails is left out, and what
         came before stands.
         """
@@ -246,7 +246,7 @@ class _Session:
             timings[str(scenario)] = timed
             figures += self._figures(timed, scenario, is_first=number == 0)
         said = {**asdict(self.settings), "grid": [str(scenario) for scenario in self.settings.grid]}
-        return Measured(
+        return MeasurementResult(
             tuple(figures),
             {"settings": said, "scenarios": timings, "open": self.opened},
             tuple(left_out),
@@ -263,7 +263,7 @@ class _Session:
                 )
             )
 
-        timed = _alternate(self.processes, scenario, self.settings, done)
+        timed = _time_alternately(self.processes, scenario, self.settings, done)
         timed["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
         return timed
 
@@ -274,8 +274,8 @@ class _Session:
         are said once.
         """
         opened = self.opened["student"]
-        figures = _speeds(timed, scenario)
-        figures += _memory(
+        figures = _speed_measurements(timed, scenario)
+        figures += _memory_measurements(
             timed["weighed"],
             self.checkpoint,
             self.shape,
@@ -284,16 +284,18 @@ class _Session:
             with_weights=is_first,
             exercised=opened["exercised"],
         )
-        return figures + (_first(opened, timed["warm"]["student"], scenario) if is_first else [])
+        return figures + (
+            _loading_measurements(opened, timed["warm"]["student"], scenario) if is_first else []
+        )
 
 
-def _fitting(
-    subjects: Mapping[str, Subject], shapes: Mapping[str, Shape], settings: Settings
+def _fitting_scenarios(
+    subjects: Mapping[str, TimedModel], shapes: Mapping[str, Shape], settings: TimingSettings
 ) -> tuple[list[Scenario], list[str]]:
     """Return the scenarios that every model's context and the memory allow, and why the others were
     left out.
     """
-    item = ITEM_BYTES[settings.dtype]
+    item = DTYPE_BYTES[settings.dtype]
     free = free_bytes(settings.device)
     weights = {
         who: weight_bytes(one.checkpoint.path, settings.dtype) for who, one in subjects.items()
@@ -317,7 +319,7 @@ def _fitting(
                 f"{scenario}: {tokens} tokens are more than the context of {short.context} of "
                 f"{short.name}"
             )
-        elif free is not None and need > _NOT_ALL_MEMORY * free:
+        elif free is not None and need > _MAX_MEMORY_SHARE * free:
             skipped.append(
                 f"{scenario}: about {need / 2**30:.1f} GiB would be needed and {free / 2**30:.1f} "
                 "GiB are free"
@@ -338,10 +340,10 @@ def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
     return block + scenario.batch * shape.vocabulary * 4
 
 
-def _alternate(
+def _time_alternately(
     held: Mapping[str, Stopwatch],
     scenario: Scenario,
-    settings: Settings,
+    settings: TimingSettings,
     done: Callable[[int], None],
 ) -> dict[str, Any]:
     """Warm every model up, then visit them by turns; return the raw stamps of each visit and what
@@ -352,7 +354,7 @@ def _alternate(
         who: one.ask("warm", scenario=asked, visit_seconds=settings.visit_seconds)
         for who, one in held.items()
     }
-    watch = Watch(
+    watch = InterferenceMonitor(
         [one.process.pid for one in held.values()], gpu=settings.device.startswith("cuda")
     )
     visits: dict[str, list[list[list[float]]]] = {who: [] for who in held}
@@ -373,7 +375,7 @@ def _alternate(
     return {"warm": warm, "visits": visits, "dirty": dirty}
 
 
-def quartile(values: Sequence[float]) -> float:
+def lower_quartile(values: Sequence[float]) -> float:
     """Return the lower quartile (linear between ranks): what a run takes when nothing gets in its
     way.
 
@@ -389,13 +391,13 @@ def quartile(values: Sequence[float]) -> float:
     )
 
 
-def _of_a_round(runs: Sequence[Sequence[float]]) -> dict[str, float]:
+def _round_seconds(runs: Sequence[Sequence[float]]) -> dict[str, float]:
     """Return a model's seconds in one round, its visits pooled: the lower quartiles of first tokens
     and of later ones.
     """
-    first = quartile([stamps[1] for stamps in runs])
+    first = lower_quartile([stamps[1] for stamps in runs])
     steps = max(len(stamps) for stamps in runs) - 2
-    later = quartile([b - a for stamps in runs for a, b in pairwise(stamps[1:])]) * steps
+    later = lower_quartile([b - a for stamps in runs for a, b in pairwise(stamps[1:])]) * steps
     return {"prefill": first, "decode": later, "end_to_end": first + later}
 
 
@@ -422,7 +424,7 @@ _SPEEDUPS = {
 _PEAKS = {"prefill": columns.PREFILL_PEAK, "decode": columns.PEAK}
 
 
-def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+def _speed_measurements(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     """Turn stamps into seconds, tokens per second, and one ratio to the base a round."""
     condition, dirty = str(scenario), "; ".join(timed["dirty"])
     visits = timed["visits"]
@@ -447,12 +449,12 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     ]
     gaps = sorted(later - sooner for stamps in runs for sooner, later in pairwise(stamps[1:]))
     # pooled over the runs: averaging each run's own percentile would hide the spikes
-    if len(gaps) >= _PERCENTILE_NEEDS:
+    if len(gaps) >= _MIN_PERCENTILE_VALUES:
         value = gaps[math.ceil(0.9 * len(gaps)) - 1]
         found.append(measurement_of(columns.GAP_P90, value, condition=condition, remark=dirty))
     if "base" in visits:
         rounds = {
-            who: [_of_a_round([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)]
+            who: [_round_seconds([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)]
             for who, each in visits.items()
         }
         for name, quantity in _SPEEDUPS.items():
@@ -476,7 +478,7 @@ def _speeds(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
     return found
 
 
-def _on_disk(checkpoint: Checkpoint) -> list[Measurement]:
+def _disk_measurements(checkpoint: Checkpoint) -> list[Measurement]:
     return [measurement_of(columns.DISK, disk_bytes(checkpoint))]
 
 
@@ -485,12 +487,12 @@ def disk_bytes(checkpoint: Checkpoint) -> int:
     return sum(path.stat().st_size for path in weight_files(checkpoint.path))
 
 
-def _memory(
+def _memory_measurements(
     weighed: Mapping[str, Any],
     checkpoint: Checkpoint,
     shape: Shape,
     scenario: Scenario,
-    settings: Settings,
+    settings: TimingSettings,
     *,
     with_weights: bool,
     exercised: bool,
@@ -501,7 +503,7 @@ def _memory(
     condition, found = str(scenario), []
     if with_weights:
         expected = weight_bytes(checkpoint.path, settings.dtype)
-        remark = _differ("weights", weighed["weights"], expected)
+        remark = _count_mismatch("weights", weighed["weights"], expected)
         found.append(
             measurement_of(
                 columns.WEIGHTS, weighed["weights"], condition=settings.dtype, remark=remark
@@ -516,10 +518,10 @@ def _memory(
         )
     else:
         expected = shape.kv_bytes(
-            batch=scenario.batch, tokens=weighed["kv_tokens"], item=ITEM_BYTES[settings.dtype]
+            batch=scenario.batch, tokens=weighed["kv_tokens"], item=DTYPE_BYTES[settings.dtype]
         )
         # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
-        remark = "" if shape.stateful else _differ("keys and values", kv, expected)
+        remark = "" if shape.stateful else _count_mismatch("keys and values", kv, expected)
         found.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
     for phase, peaks in weighed["peaks"].items():
         for kind, value in (peaks or {}).items():
@@ -538,16 +540,16 @@ def _memory(
     return found
 
 
-def _differ(what: str, counted: int, expected: int) -> str:
+def _count_mismatch(what: str, counted: int, expected: int) -> str:
     """Say by how much a count differs from the arithmetic, "" where they agree to 2 % (or 64 KiB:
     rotary tables and the like).
     """
-    if abs(counted - expected) <= max(AGREE * expected, 2**16):
+    if abs(counted - expected) <= max(MEMORY_TOLERANCE * expected, 2**16):
         return ""
     return f"{what}: {counted / 2**20:.2f} MiB counted, {expected / 2**20:.2f} MiB by arithmetic"
 
 
-def _first(
+def _loading_measurements(
     opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario
 ) -> list[Measurement]:
     """Return loading and the first call, which every later call is spared."""
@@ -561,7 +563,7 @@ def _first(
     ]
 
 
-def per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
+def seconds_per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
     """Seconds per problem and per correct answer of the scored run, batched as scored: natural
     answer lengths, so not a latency.
     """

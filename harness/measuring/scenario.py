@@ -10,7 +10,7 @@ from harness.errors import HarnessError
 
 GRIDS = {"cpu": "128x1x32", "cuda": "128,512,2048x1,8,32x128"}
 VISIT_SECONDS = 0.15  # of one visit to a model: short runs are repeated until it is filled
-WARM_UP_SECONDS = 1.0
+MIN_WARMUP_SECONDS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)

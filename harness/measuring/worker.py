@@ -26,19 +26,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from harness.machine.memory import at_rest, process_bytes, synchronise
+from harness.machine.memory import baseline_bytes, process_bytes, synchronise
 from harness.machine.memory import reset_peak as reset_peak
 from harness.machine.process import end_with_parent
-from harness.measuring.scenario import WARM_UP_SECONDS, Scenario
+from harness.measuring.scenario import MIN_WARMUP_SECONDS, Scenario
 from harness.models.checkpoint import model_class
-from harness.models.states import arguments_of, handed_back, tensors_in
+from harness.models.states import cache_arguments, cache_tensors, forward_arguments
 
-WARM_UPS = (3, 12)  # full-length runs: at least, at most
-STEADY = 0.05  # two warm-ups in a row within this share of each other: stable
+WARMUP_RUNS = (3, 12)  # full-length runs: at least, at most
+WARMUP_TOLERANCE = 0.05  # two warm-ups in a row within this share of each other: stable
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class TimingJob:
     """Which model to hold, and how."""
 
     path: str
@@ -52,7 +52,7 @@ class Job:
 
 def main(argv: Sequence[str]) -> int:
     """Answer the parent's questions until it closes the line."""
-    job = Job(**json.loads(Path(argv[1]).read_text(encoding="utf-8")))
+    job = TimingJob(**json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
     end_with_parent(int(argv[2]))
@@ -63,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
-    held = _Held(job)
+    held = TimingWorker(job)
     answers.write(json.dumps({"ready": os.getpid()}) + "\n")
     for line in sys.stdin:
         question = json.loads(line)
@@ -80,10 +80,10 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-class _Held:
+class TimingWorker:
     """The model of this process and what can be asked about it."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TimingJob) -> None:
         self.job = job
         self.model: Any = None
         self.baseline: dict[str, int] = {}
@@ -94,9 +94,9 @@ class _Held:
         """
         import torch
 
-        exercised = exercise(self.job)
+        exercised = preload_libraries(self.job)
         opens = model_class(Path(self.job.path))
-        self.baseline = at_rest(self.job.device)
+        self.baseline = baseline_bytes(self.job.device)
         began = time.perf_counter()
         self.model = opens.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
         self.model.to(self.job.device).eval()
@@ -121,9 +121,12 @@ class _Held:
             stamps = self._run(asked)
             first.append(stamps[1] - stamps[0])
             seconds.append(stamps[-1] - stamps[0])
-            steady = len(seconds) > 1 and abs(seconds[-1] - seconds[-2]) <= STEADY * seconds[-1]
-            enough = len(seconds) >= WARM_UPS[0] and sum(seconds) >= WARM_UP_SECONDS
-            tried = len(seconds) >= WARM_UPS[1] or sum(seconds) > 10 * WARM_UP_SECONDS
+            steady = (
+                len(seconds) > 1
+                and abs(seconds[-1] - seconds[-2]) <= WARMUP_TOLERANCE * seconds[-1]
+            )
+            enough = len(seconds) >= WARMUP_RUNS[0] and sum(seconds) >= MIN_WARMUP_SECONDS
+            tried = len(seconds) >= WARMUP_RUNS[1] or sum(seconds) > 10 * MIN_WARMUP_SECONDS
             if enough and (steady or tried):
                 break
         runs = max(1, min(50, math.ceil(visit_seconds / min(seconds[1:]))))
@@ -143,7 +146,7 @@ class _Held:
         gc.disable()
         try:
             lengths = [asked.new_tokens] * runs + [1] * prefills
-            found = [stamps_of(self.model, ids, length, self.job.device) for length in lengths]
+            found = [token_times(self.model, ids, length, self.job.device) for length in lengths]
         finally:
             gc.enable()
         return {"stamps": [[stamp - stamps[0] for stamp in stamps] for stamps in found]}
@@ -165,7 +168,7 @@ class _Held:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             resets = on_gpu or reset_peak()
-            out = run(self.model, ids, new_tokens)
+            out = generate_greedily(self.model, ids, new_tokens)
             synchronise(self.job.device)
             peaks[phase] = self._peaks() if resets else None
             kv = cache_bytes(out)
@@ -206,10 +209,10 @@ class _Held:
         return torch.tensor(rows, device=self.job.device)
 
     def _run(self, scenario: Scenario) -> list[float]:
-        return stamps_of(self.model, self._ids(scenario), scenario.new_tokens, self.job.device)
+        return token_times(self.model, self._ids(scenario), scenario.new_tokens, self.job.device)
 
 
-def exercise(job: Job) -> bool:
+def preload_libraries(job: TimingJob) -> bool:
     """Save, open and run one block of the same architecture, so that what libraries load and
     reserve is in the baseline.
 
@@ -236,7 +239,7 @@ def exercise(job: Job) -> bool:
             inner.layer_types = inner.layer_types[:1]
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype))
-        run(
+        generate_greedily(
             model.to(job.device).eval(),
             torch.zeros((1, 32), dtype=torch.long, device=job.device),
             3,
@@ -246,7 +249,9 @@ def exercise(job: Job) -> bool:
     return False
 
 
-def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None) -> Any:
+def generate_greedily(
+    model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None
+) -> Any:
     """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last
     output, its cache inside.
 
@@ -255,7 +260,7 @@ def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = la
     """
     import torch
 
-    names = arguments_of(model)
+    names = forward_arguments(model)
     settings = {
         name: value
         for name, value in (("use_cache", True), ("logits_to_keep", 1))
@@ -267,7 +272,7 @@ def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = la
         chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
         stamp()
         for _ in range(new_tokens - 1):
-            held = handed_back(out, names)
+            held = cache_arguments(out, names)
             if not held:
                 ids_BT = torch.cat([ids_BT, chosen], dim=1)
             out = model(input_ids=chosen if held else ids_BT, **held, **settings)
@@ -276,7 +281,7 @@ def run(model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = la
     return out
 
 
-def stamps_of(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[float]:
+def token_times(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[float]:
     """Return the time of the start and of each token, in seconds: by the CPU's steady clock, or by
     events on the GPU.
 
@@ -284,7 +289,7 @@ def stamps_of(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[flo
     """
     if not device.startswith("cuda"):
         clock: list[int] = []
-        run(model, ids_BT, new_tokens, lambda: clock.append(time.perf_counter_ns()))
+        generate_greedily(model, ids_BT, new_tokens, lambda: clock.append(time.perf_counter_ns()))
         return [stamp / 1e9 for stamp in clock]
     import torch
 
@@ -296,26 +301,26 @@ def stamps_of(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[flo
         events.append(event)
 
     torch.cuda.synchronize()
-    run(model, ids_BT, new_tokens, record)
+    generate_greedily(model, ids_BT, new_tokens, record)
     torch.cuda.synchronize()
     return [events[0].elapsed_time(event) / 1000 for event in events]
 
 
-def _storages(tensor: Any) -> Iterator[tuple[int, int]]:
+def _storages_of(tensor: Any) -> Iterator[tuple[int, int]]:
     """Yield (address, bytes) of the storages behind a tensor; packed tensors consist of several
     (values, scales, zeros).
     """
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
-            yield from _storages(getattr(tensor, name))
+            yield from _storages_of(getattr(tensor, name))
     else:
-        yield from _scales_beside(tensor)
+        yield from _attached_storages(tensor)
         storage = tensor.untyped_storage()
         yield storage.data_ptr(), storage.nbytes()
 
 
-def _scales_beside(tensor: Any) -> Iterator[tuple[int, int]]:
+def _attached_storages(tensor: Any) -> Iterator[tuple[int, int]]:
     """Yield what bitsandbytes hangs on its parameters as attributes, which no list of parameters or
     buffers names.
     """
@@ -326,11 +331,11 @@ def _scales_beside(tensor: Any) -> Iterator[tuple[int, int]]:
         state = getattr(state, "state2", None)
     for one in beside:
         if hasattr(one, "untyped_storage"):
-            yield from _storages(one)
+            yield from _storages_of(one)
 
 
-def _unique(tensors: Iterator[Any]) -> int:
-    found = dict(pair for tensor in tensors for pair in _storages(tensor))
+def _unique_bytes(tensors: Iterator[Any]) -> int:
+    found = dict(pair for tensor in tensors for pair in _storages_of(tensor))
     return sum(found.values())
 
 
@@ -339,7 +344,7 @@ def resident_bytes(model: Any) -> int:
     once), and of what kernels hold beside.
     """
     beside = sum(int(getattr(module, "held_bytes", 0)) for module in model.modules())
-    return beside + _unique(
+    return beside + _unique_bytes(
         tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors
     )
 
@@ -350,12 +355,12 @@ def cache_bytes(out: Any) -> int | None:
 
     A layer's own count of its tokens, a single integer, is no part of them.
     """
-    tensors = tensors_in(list(handed_back(out, None).values()))
+    tensors = cache_tensors(list(cache_arguments(out, None).values()))
     held = [one for one in tensors if one.numel() > 1 or one.is_floating_point()]
-    return _unique(iter(held)) if held else None
+    return _unique_bytes(iter(held)) if held else None
 
 
-def as_json(job: Job) -> str:
+def job_json(job: TimingJob) -> str:
     """Return a job as its process reads it."""
     return json.dumps(asdict(job))
 

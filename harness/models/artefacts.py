@@ -32,7 +32,7 @@ KINDS = {
 
 
 # of a teacher's cache: another one is named, as another one
-COMPARED = ("teacher", "dtype", "vocabulary", "k")
+UNSIGNED_FIELDS = ("teacher", "dtype", "vocabulary", "k")
 
 
 def default_cache() -> Path:
@@ -41,7 +41,7 @@ def default_cache() -> Path:
 
 
 @dataclass(frozen=True)
-class Entry:
+class CacheEntry:
     """One artefact of the cache."""
 
     kind: str
@@ -55,7 +55,7 @@ class Entry:
         return (time.time() - self.changed) / 86_400
 
 
-def entries(cache: Path) -> Iterator[Entry]:
+def cache_entries(cache: Path) -> Iterator[CacheEntry]:
     """Yield every artefact, kind by kind; half-written ones (`.part`) too."""
     for kind in KINDS:
         places = sorted(
@@ -65,7 +65,7 @@ def entries(cache: Path) -> Iterator[Entry]:
             files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
             if path.suffix == ".lock" or not files:
                 continue
-            yield Entry(
+            yield CacheEntry(
                 kind,
                 path,
                 sum(one.stat().st_size for one in files),
@@ -73,7 +73,7 @@ def entries(cache: Path) -> Iterator[Entry]:
             )
 
 
-def damage_of(entry: Entry) -> str:
+def entry_damage(entry: CacheEntry) -> str:
     """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries,
     else by its form.
     """
@@ -83,13 +83,13 @@ def damage_of(entry: Entry) -> str:
         return "half written"
     try:
         if entry.kind == "teachers":
-            return described_damage(entry.path)
+            return folder_damage(entry.path)
         if entry.kind == "traces":
             document = read_object(entry.path)
             whole = hashlib.sha256(document["payload"].encode()).hexdigest() == document["sha256"]
             return "" if whole else "its digest does not match"
         if entry.kind == "answers":
-            return _bad_line(entry.path)
+            return _first_bad_line(entry.path)
         if entry.kind == "rates":
             return "" if read_signed(entry.path)["losses"] else "no rate in it"
         missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
@@ -98,7 +98,7 @@ def damage_of(entry: Entry) -> str:
         return str(problem) or type(problem).__name__
 
 
-def _bad_line(path: Path) -> str:
+def _first_bad_line(path: Path) -> str:
     """Return the first line that is not as it was written; a torn last one is what a kill leaves,
     and is asked again.
     """
@@ -106,14 +106,14 @@ def _bad_line(path: Path) -> str:
     return wrong[0] if wrong else ""
 
 
-def described(told: Mapping[str, Any]) -> str:
+def signed_description(told: Mapping[str, Any]) -> str:
     """Return a folder's description as JSON with its digest, of everything but what whoever opens
     it compares with what is wanted.
     """
     return json.dumps({**told, "sha256": _digest(told)}, indent=1)
 
 
-def description_of(folder: Path) -> dict[str, Any]:
+def read_description(folder: Path) -> dict[str, Any]:
     """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was
     written.
     """
@@ -130,15 +130,15 @@ def _digest(told: Mapping[str, Any]) -> str:
         {
             name: value
             for name, value in json.loads(json.dumps(told)).items()
-            if name not in COMPARED
+            if name not in UNSIGNED_FIELDS
         }
     )
 
 
-def described_damage(folder: Path) -> str:
+def folder_damage(folder: Path) -> str:
     """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
     try:
-        meta = description_of(folder)
+        meta = read_description(folder)
         changed = next(
             (
                 name
@@ -152,7 +152,7 @@ def described_damage(folder: Path) -> str:
     return f"{changed} has changed" if changed else ""
 
 
-def sweep(cache: Path) -> list[Path]:
+def remove_unfinished(cache: Path) -> list[Path]:
     """Delete what killed runs left half written, and return it; what a living one writes, or holds
     the lock of, stays.
     """
@@ -176,7 +176,7 @@ def sweep(cache: Path) -> list[Path]:
     return gone
 
 
-def remove(entry: Entry) -> None:
+def remove_entry(entry: CacheEntry) -> None:
     """Delete an artefact; whoever needs it makes it again."""
     if entry.path.is_dir():
         shutil.rmtree(entry.path)

@@ -17,13 +17,13 @@ from harness.errors import CellFailed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-PROBE = 24  # tokens that two models are compared on
+PROBE_TOKENS = 24  # tokens that two models are compared on
 # of a step's largest number; the same operations on the same numbers differ by less
 TOLERANCE = {"float32": 1e-3, "float64": 1e-3}
-HALF = 0.05  # in types of 16 bits
+TOLERANCE_16_BIT = 0.05  # in types of 16 bits
 
 
-def text_part(model: Any) -> tuple[str, Any]:
+def text_model_of(model: Any) -> tuple[str, Any]:
     """Return the name and the module of the text model; ("", the model itself) where it is nothing
     else.
     """
@@ -35,13 +35,13 @@ def text_part(model: Any) -> tuple[str, Any]:
     return name, decoder if name else model
 
 
-def blocks_of(model: Any) -> "tuple[str, nn.ModuleList]":
+def named_blocks(model: Any) -> "tuple[str, nn.ModuleList]":
     """Return the name and the list of a decoder's blocks: its text model's heaviest list of
     modules, of the configured length if any.
     """
     from torch import nn
 
-    prefix, part = text_part(model)
+    prefix, part = text_model_of(model)
     lists = [
         (name, one)
         for name, one in part.named_modules()
@@ -65,7 +65,7 @@ def is_tied(model: Any) -> bool:
     return head is not None and getattr(head, "weight", None) is model.get_input_embeddings().weight
 
 
-def edited(config: Any, changes: Mapping[str, Any], *, tied: bool) -> Any:
+def edited_config(config: Any, changes: Mapping[str, Any], *, tied: bool) -> Any:
     """Return a copy of a configuration with changes in its text part, saying of the tie of head and
     table what is so.
     """
@@ -83,14 +83,16 @@ def edited(config: Any, changes: Mapping[str, Any], *, tied: bool) -> Any:
     return type(config).from_dict(told)
 
 
-def probe_of(model: Any) -> "Tensor":
+def probe_ids(model: Any) -> "Tensor":
     """Return token ids (1, T) spread over the vocabulary: any text will do where two models must do
     the same.
     """
     import torch
 
     config = model.config.get_text_config()
-    length = min(PROBE, int(getattr(config, "max_position_embeddings", None) or PROBE))
+    length = min(
+        PROBE_TOKENS, int(getattr(config, "max_position_embeddings", None) or PROBE_TOKENS)
+    )
     special = {
         value
         for name, value in vars(model.config).items()
@@ -106,7 +108,7 @@ def probe_of(model: Any) -> "Tensor":
 
 
 @dataclass(frozen=True)
-class Steps:
+class BlockUpdates:
     """What each block added to the states of the probe, (B, T, H) by block number, and the
     logits.
     """
@@ -115,20 +117,20 @@ class Steps:
     logits: "Tensor"
 
 
-def entering(positional: Sequence[Any], named: Mapping[str, Any]) -> "Tensor":
+def input_states(positional: Sequence[Any], named: Mapping[str, Any]) -> "Tensor":
     """Return the hidden states among what a block is handed."""
     found: Tensor = positional[0] if positional else named["hidden_states"]
     return found
 
 
-def leaving(out: Any) -> "Tensor":
+def output_states(out: Any) -> "Tensor":
     """Return the hidden states in what a block gives."""
     found: Tensor = out[0] if isinstance(out, tuple) else out
     return found
 
 
 @contextmanager
-def hooked(handles: Sequence[Any]) -> Iterator[None]:
+def temporary_hooks(handles: Sequence[Any]) -> Iterator[None]:
     """Remove hooks at the end."""
     try:
         yield
@@ -137,17 +139,19 @@ def hooked(handles: Sequence[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def bypass(blocks: Sequence[Any], dropped: Collection[int]) -> Any:
+def bypassed_blocks(blocks: Sequence[Any], dropped: Collection[int]) -> Any:
     """Return a context in which these blocks hand on what enters them."""
 
     def hand_on(block: Any, positional: Any, named: Any, out: Any) -> Any:
-        before = entering(positional, named)
+        before = input_states(positional, named)
         return (before, *out[1:]) if isinstance(out, tuple) else before
 
-    return hooked([blocks[at].register_forward_hook(hand_on, with_kwargs=True) for at in dropped])
+    return temporary_hooks(
+        [blocks[at].register_forward_hook(hand_on, with_kwargs=True) for at in dropped]
+    )
 
 
-def masked(masks: "Mapping[Any, Tensor]") -> Any:
+def masked_inputs(masks: "Mapping[Any, Tensor]") -> Any:
     """Return a context in which the inputs of some layers, (..., I), are multiplied by a mask (I,)
     each.
     """
@@ -155,19 +159,23 @@ def masked(masks: "Mapping[Any, Tensor]") -> Any:
     def hook(mask: "Tensor") -> Callable[..., Any]:
         return lambda layer, positional: (positional[0] * mask.to(positional[0]), *positional[1:])
 
-    return hooked([layer.register_forward_pre_hook(hook(mask)) for layer, mask in masks.items()])
+    return temporary_hooks(
+        [layer.register_forward_pre_hook(hook(mask)) for layer, mask in masks.items()]
+    )
 
 
-def steps_of(model: Any, ids: "Tensor", among: Collection[int], *contexts: Any) -> Steps:
+def block_updates(
+    model: Any, ids: "Tensor", among: Collection[int], *contexts: Any
+) -> BlockUpdates:
     """Run the probe within some contexts and keep the steps of these blocks."""
     import torch
 
-    _, blocks = blocks_of(model)
+    _, blocks = named_blocks(model)
     found: dict[int, Tensor] = {}
 
     def keep(at: int) -> Callable[..., None]:
         def after(block: Any, positional: Any, named: Any, out: Any) -> None:
-            found[at] = leaving(out).float() - entering(positional, named).float()
+            found[at] = output_states(out).float() - input_states(positional, named).float()
 
         return after
 
@@ -175,14 +183,18 @@ def steps_of(model: Any, ids: "Tensor", among: Collection[int], *contexts: Any) 
         for one in contexts:
             stack.enter_context(one)
         stack.enter_context(
-            hooked([blocks[at].register_forward_hook(keep(at), with_kwargs=True) for at in among])
+            temporary_hooks(
+                [blocks[at].register_forward_hook(keep(at), with_kwargs=True) for at in among]
+            )
         )
         stack.enter_context(torch.no_grad())
         logits = model(input_ids=ids, use_cache=False).logits.float()
-    return Steps(found, logits)
+    return BlockUpdates(found, logits)
 
 
-def difference(student: Steps, base: Steps, kept: Sequence[int], *, dtype: str) -> str:
+def first_difference(
+    student: BlockUpdates, base: BlockUpdates, kept: Sequence[int], *, dtype: str
+) -> str:
     """Say where a student's steps are not those of the model that it was cut from (block `kept[i]`
     for the student's i); "" if nowhere.
     """
@@ -195,12 +207,14 @@ def difference(student: Steps, base: Steps, kept: Sequence[int], *, dtype: str) 
         if not bool(torch.isfinite(theirs).all()):
             return f"{name} of the model that it is cut from is not finite"
         gap = float((ours - theirs).abs().max()) / max(float(theirs.abs().max()), 1e-6)
-        if not gap <= TOLERANCE.get(dtype, HALF):
+        if not gap <= TOLERANCE.get(dtype, TOLERANCE_16_BIT):
             return f"{name} differs by {gap:.2g} of its largest number"
     return ""
 
 
-def unlike(ours: Any, theirs: Any, *, places: tuple[int, int], counts: tuple[int, int]) -> str:
+def differing_constant(
+    ours: Any, theirs: Any, *, places: tuple[int, int], counts: tuple[int, int]
+) -> str:
     """Say which constant of a block is not that of the block that it was made of; "" if all are.
 
     A probe of a few tokens cannot see a window of thousands, so numbers, flags and buffers are

@@ -8,31 +8,31 @@ from contextlib import contextmanager
 from types import FrameType
 
 
-class TooLong(Exception):
+class TimeLimitExceeded(Exception):
     """Code that was given a time took longer."""
 
 
 @contextmanager
-def bounded(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise `TooLong` inside the block once it has run for `seconds`: between two steps of Python
     code, never inside a library's own.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
-        with _by_alarm(seconds):
+        with _limit_by_alarm(seconds):
             yield
     else:
-        with _by_thread(seconds):
+        with _limit_by_thread(seconds):
             yield
 
 
 @contextmanager
-def _by_alarm(seconds: float) -> Iterator[None]:
+def _limit_by_alarm(seconds: float) -> Iterator[None]:
     """Bound by the process's alarm clock, which belongs to the main thread; one that was running
     goes on behind the block.
     """
 
     def over(number: int, frame: FrameType | None) -> None:
-        raise TooLong
+        raise TimeLimitExceeded
 
     before = signal.signal(signal.SIGALRM, over)
     left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
@@ -44,7 +44,7 @@ def _by_alarm(seconds: float) -> Iterator[None]:
 
 
 @contextmanager
-def _by_thread(seconds: float) -> Iterator[None]:
+def _limit_by_thread(seconds: float) -> Iterator[None]:
     """Bound by a second thread, which raises in this one."""
     mine, open_ = threading.get_ident(), threading.Lock()
     done = False
@@ -53,7 +53,7 @@ def _by_thread(seconds: float) -> Iterator[None]:
         with open_:
             if not done:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(mine), ctypes.py_object(TooLong)
+                    ctypes.c_ulong(mine), ctypes.py_object(TimeLimitExceeded)
                 )
 
     timer = threading.Timer(seconds, over)

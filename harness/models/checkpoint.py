@@ -14,7 +14,7 @@ from harness.errors import HarnessError
 from harness.files import untrusted
 from harness.files.digests import digest_of, file_digest
 from harness.files.writing import write_atomically
-from harness.models.foreign import refuse_foreign
+from harness.models.foreign import refuse_malformed
 
 if TYPE_CHECKING:
     import torch
@@ -47,7 +47,7 @@ def remembered_digest(path: Path, cache: Path) -> str:
     return digest
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_model_json(path: Path) -> dict[str, Any]:
     """Return what a JSON file of a model folder says; refuses one that is torn."""
     try:
         return untrusted.read_object(path, untrusted.MODEL_LIMITS)
@@ -60,11 +60,11 @@ def read_object(path: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers opens in a model folder, in name order."""
-    found, named = sorted(folder.glob("*.safetensors")), _named_weights(folder)
+    found, named = sorted(folder.glob("*.safetensors")), _indexed_names(folder)
     return [path for path in found if path.name in named] if named else found
 
 
-def _named_weights(folder: Path) -> set[str]:
+def _indexed_names(folder: Path) -> set[str]:
     """Return the names by which a folder's weights are looked for, as transformers does; none where
     any name will do.
     """
@@ -72,7 +72,7 @@ def _named_weights(folder: Path) -> set[str]:
         return {"model.safetensors"}
     if not (folder / INDEX).is_file():
         return set()
-    named = read_object(folder / INDEX).get("weight_map", {})
+    named = read_model_json(folder / INDEX).get("weight_map", {})
     if not isinstance(named, dict) or not all(
         isinstance(name, str) and Path(name).name == name for name in named.values()
     ):
@@ -83,7 +83,7 @@ def _named_weights(folder: Path) -> set[str]:
     return set(named.values())
 
 
-def tensors_in(path: Path) -> dict[str, dict[str, Any]]:
+def header_entries(path: Path) -> dict[str, dict[str, Any]]:
     """Return what a safetensors file's header says of each tensor; refuses a file that does not end
     where its header says.
     """
@@ -128,20 +128,20 @@ def _end_of(entry: Mapping[str, Any]) -> int:
     return int(end)
 
 
-def refuse_torn(folder: Path) -> None:
+def refuse_damaged(folder: Path) -> None:
     """Refuse a model folder whose configuration or weights are torn or missing; no tensor
     is read.
     """
-    refuse_foreign(folder, read_object(folder / "config.json"))
+    refuse_malformed(folder, read_model_json(folder / "config.json"))
     files = weight_files(folder)
-    missing = sorted(_named_weights(folder) - {path.name for path in files})
+    missing = sorted(_indexed_names(folder) - {path.name for path in files})
     if missing:
         raise HarnessError(
             f"{folder / missing[0]} is missing, which {INDEX} lists; download or save the model "
             "again"
         )
     for path in files:
-        tensors_in(path)
+        header_entries(path)
 
 
 def same_weights(left: Path, right: Path) -> bool:
@@ -198,14 +198,14 @@ def _all_finite(tensor: "torch.Tensor") -> bool:
     """
     import torch
 
-    tensor = _plain(tensor)
+    tensor = _comparable(tensor)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
     low, high = torch.aminmax(tensor)
     return bool(torch.isfinite(low) & torch.isfinite(high))
 
 
-def _plain(tensor: "torch.Tensor") -> "torch.Tensor":
+def _comparable(tensor: "torch.Tensor") -> "torch.Tensor":
     """Return a tensor whose numbers torch can compare: a library's packed subclass unpacked,
     eight-bit floats widened.
     """
@@ -218,7 +218,7 @@ def _plain(tensor: "torch.Tensor") -> "torch.Tensor":
 def _non_finite_in(name: str, tensor: "torch.Tensor") -> str:
     import torch
 
-    plain = _plain(tensor)
+    plain = _comparable(tensor)
     bad = ~torch.isfinite(plain)
     place = [int(index) for index in bad.nonzero()[0]]
     value = plain[tuple(place)].item()
@@ -235,10 +235,10 @@ def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
     Weights are read now, or remembered where a `cache` is given.
     """
     files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
-    return digest_of([(path.name, _digest(path, cache)) for path in files])
+    return digest_of([(path.name, _file_digest(path, cache)) for path in files])
 
 
-def _digest(path: Path, cache: Path | None) -> str:
+def _file_digest(path: Path, cache: Path | None) -> str:
     return (
         file_digest(path)
         if cache is None or path.suffix != ".safetensors"

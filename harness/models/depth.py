@@ -11,20 +11,20 @@ from typing import Any
 
 from harness.errors import CellFailed, in_one_line
 from harness.models.blocks import (
-    blocks_of,
-    bypass,
-    difference,
-    edited,
+    block_updates,
+    bypassed_blocks,
+    differing_constant,
+    edited_config,
+    first_difference,
     is_tied,
-    probe_of,
-    steps_of,
-    unlike,
+    named_blocks,
+    probe_ids,
 )
 
 # settings that count blocks beside `num_hidden_layers` (xLSTM)
-COUNTS = ("num_blocks", "num_layers", "n_layers", "n_layer")
+BLOCK_COUNT_SETTINGS = ("num_blocks", "num_layers", "n_layers", "n_layer")
 # Settings that list block numbers; others that hold one entry a block are told by their length.
-NUMBERS = (
+BLOCK_LIST_SETTINGS = (
     "mlp_only_layers",
     "moe_layers",
     "attn_layer_indices",
@@ -34,7 +34,7 @@ NUMBERS = (
 )
 # Settings that hold for the blocks before a number (or from it on): how many of the kept ones stand
 # before it is the new number.
-FIRST = (
+FIRST_BLOCK_SETTINGS = (
     "first_k_dense_replace",
     "moe_layer_start_index",
     "num_dense_layers",
@@ -52,8 +52,8 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
     """
     from transformers import AutoModelForCausalLM
 
-    prefix, blocks = blocks_of(model)
-    config = _configured(model, kept, len(blocks), cut)
+    prefix, blocks = named_blocks(model)
+    config = _shallower_config(model, kept, len(blocks), cut)
     try:
         small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     except Exception as problem:  # a configuration that its class does not take: whatever it raises
@@ -61,21 +61,21 @@ def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str 
             f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of "
             f"{len(blocks)}: {in_one_line(problem)}"
         ) from problem
-    if len(blocks_of(small)[1]) != len(kept):
+    if len(named_blocks(small)[1]) != len(kept):
         raise CellFailed(
             f"{cut}: {type(model).__name__} counts its blocks by another setting than "
             "num_hidden_layers and was built with "
-            f"{len(blocks_of(small)[1])} for {len(kept)}; use {instead(cut)}"
+            f"{len(named_blocks(small)[1])} for {len(kept)}; use {alternative_to_depth(cut)}"
         )
     small = small.to(next(model.parameters()).device).eval()
     if not copy:
         return small
-    _fill(model, small, prefix, kept, cut)
-    _compare(model, small, kept, cut)
+    _copy_weights(model, small, prefix, kept, cut)
+    _refuse_changed(model, small, kept, cut)
     return small
 
 
-def instead(cut: str) -> str:
+def alternative_to_depth(cut: str) -> str:
     """Name the cut in width that may be had in place of one in depth."""
     return (
         "prune-width"
@@ -84,7 +84,7 @@ def instead(cut: str) -> str:
     )
 
 
-def _configured(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
+def _shallower_config(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
     text = model.config.get_text_config()
     if text.num_hidden_layers != count:
         raise CellFailed(
@@ -93,22 +93,25 @@ def _configured(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
             "can be dropped here"
         )
     told = text.to_dict()
-    changes: dict[str, Any] = {"num_hidden_layers": len(kept), **_by_place(told, kept, count)}
-    return edited(model.config, changes, tied=is_tied(model))
+    changes: dict[str, Any] = {
+        "num_hidden_layers": len(kept),
+        **_per_block_settings(told, kept, count),
+    }
+    return edited_config(model.config, changes, tied=is_tied(model))
 
 
-def _by_place(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+def _per_block_settings(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
     """Return those settings of a configuration that speak of single blocks, for the kept ones
     alone.
     """
     changes: dict[str, Any] = {}
     for name, value in told.items():
-        if name in COUNTS and value == count:
+        if name in BLOCK_COUNT_SETTINGS and value == count:
             changes[name] = len(kept)
-        elif name in FIRST and isinstance(value, int):
+        elif name in FIRST_BLOCK_SETTINGS and isinstance(value, int):
             changes[name] = sum(at < value for at in kept)
         elif isinstance(value, list | tuple) and value:
-            new = _renumbered(name, list(value), kept, count)
+            new = _renumbered_list(name, list(value), kept, count)
             changes.update({} if new is None else {name: new})
     for name, rule in _RULES.items():
         if told.get(name) is not None:
@@ -116,19 +119,23 @@ def _by_place(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[
     return changes
 
 
-def _renumbered(name: str, value: list[Any], kept: Sequence[int], count: int) -> list[Any] | None:
+def _renumbered_list(
+    name: str, value: list[Any], kept: Sequence[int], count: int
+) -> list[Any] | None:
     """Return a list of block numbers, or of one entry a block, for the kept blocks; None for any
     other list.
     """
     numbers = all(type(one) is int and 0 <= one < count for one in value)
-    if name in NUMBERS or (
+    if name in BLOCK_LIST_SETTINGS or (
         numbers and name.endswith(("layers_idx", "layer_idxs", "layer_ids", "layer_indices"))
     ):
         return [new for new, old in enumerate(kept) if old in value]
     return [value[at] for at in kept] if len(value) == count else None
 
 
-def _sparse_step(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+def _decoder_sparse_step(
+    told: Mapping[str, Any], kept: Sequence[int], count: int
+) -> dict[str, Any]:
     """Every n-th block is a mixture (Qwen2-MoE's family): the dense ones are listed instead."""
     only = told.get("mlp_only_layers") or []
     dense = [
@@ -150,34 +157,38 @@ def _attention_types(told: Mapping[str, Any], kept: Sequence[int], count: int) -
     }
 
 
-def _last_mixture(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+def _moe_layer_end_index(
+    told: Mapping[str, Any], kept: Sequence[int], count: int
+) -> dict[str, Any]:
     """ERNIE: mixtures up to a number, that one among them; -1 is the last block."""
     end = told["moe_layer_end_index"] % count
     return {"moe_layer_end_index": sum(at <= end for at in kept) - 1}
 
 
-def _shared_keys(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+def _num_kv_shared_layers(
+    told: Mapping[str, Any], kept: Sequence[int], count: int
+) -> dict[str, Any]:
     """Gemma 3n: the last blocks read the keys and values of earlier ones."""
     first = count - told["num_kv_shared_layers"]
     return {"num_kv_shared_layers": sum(at >= first for at in kept)}
 
 
-def _repeated(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+def _block_types(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
     """RecurrentGemma: a pattern of block types, repeated; spelt out."""
     kinds = list(told["block_types"])
     return {"block_types": [kinds[at % len(kinds)] for at in kept]}
 
 
 _RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[int], int], dict[str, Any]]] = {
-    "decoder_sparse_step": _sparse_step,
+    "decoder_sparse_step": _decoder_sparse_step,
     "attention_types": _attention_types,
-    "moe_layer_end_index": _last_mixture,
-    "num_kv_shared_layers": _shared_keys,
-    "block_types": _repeated,
+    "moe_layer_end_index": _moe_layer_end_index,
+    "num_kv_shared_layers": _num_kv_shared_layers,
+    "block_types": _block_types,
 }
 
 
-def _fill(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) -> None:
+def _copy_weights(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) -> None:
     """Copy every weight of the kept blocks and of what stands around them; refuses weights that
     would be lost or made up.
     """
@@ -199,9 +210,11 @@ def _fill(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) ->
             f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape "
             f"{tuple(wanted[odd].shape)}, and {renamed[odd]} is "
             f"{there} in the model that it is cut from: what a block is depends on its place; keep "
-            f"other blocks, or use {instead(cut)}"
+            f"other blocks, or use {alternative_to_depth(cut)}"
         )
-    dropped = tuple(f"{prefix}.{at}." for at in range(len(blocks_of(model)[1])) if at not in kept)
+    dropped = tuple(
+        f"{prefix}.{at}." for at in range(len(named_blocks(model)[1])) if at not in kept
+    )
     lost = {name for name in source.keys() - set(renamed.values()) if not name.startswith(dropped)}
     if lost:
         raise CellFailed(
@@ -218,24 +231,26 @@ def _old_name(name: str, prefix: str, kept: Sequence[int]) -> str:
     return f"{prefix}.{kept[int(number)]}{dot}{rest}" if number.isdigit() else name
 
 
-def _compare(model: Any, small: Any, kept: Sequence[int], cut: str) -> None:
-    _, before = blocks_of(model)
-    _, after = blocks_of(small)
+def _refuse_changed(model: Any, small: Any, kept: Sequence[int], cut: str) -> None:
+    _, before = named_blocks(model)
+    _, after = named_blocks(small)
     dropped = [at for at in range(len(before)) if at not in kept]
     told = ""
     for new, old in enumerate(kept):
-        said = unlike(after[new], before[old], places=(new, old), counts=(len(after), len(before)))
+        said = differing_constant(
+            after[new], before[old], places=(new, old), counts=(len(after), len(before))
+        )
         told = told or (f"of block {old}, {said}" if said else "")
     if not told:
-        ids = probe_of(model)
-        base = steps_of(model, ids, kept, bypass(before, dropped))
-        ours = steps_of(small, ids, range(len(kept)))
-        told = difference(
+        ids = probe_ids(model)
+        base = block_updates(model, ids, kept, bypassed_blocks(before, dropped))
+        ours = block_updates(small, ids, range(len(kept)))
+        told = first_difference(
             ours, base, kept, dtype=str(next(model.parameters()).dtype).removeprefix("torch.")
         )
     if told:
         raise CellFailed(
             f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with "
-            f"those blocks bypassed ({told}): what a "
-            f"block does depends on its place; keep other blocks, or use {instead(cut)}"
+            f"those blocks bypassed ({told}): what a block does depends on its place; "
+            f"keep other blocks, or use {alternative_to_depth(cut)}"
         )

@@ -9,37 +9,39 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def encoded(tokenizer: Any, text: str, *, special: bool | None = None) -> list[int]:
+def encode_prompt(tokenizer: Any, text: str, *, special: bool | None = None) -> list[int]:
     """Encode a prompt: special tokens as the tokenizer adds them, but no second BOS before a text
     that brings one of its own.
     """
     add = True if special is None else special
     return list(
-        tokenizer(text, add_special_tokens=add and not brings_bos(tokenizer, text))["input_ids"]
+        tokenizer(text, add_special_tokens=add and not starts_with_bos(tokenizer, text))[
+            "input_ids"
+        ]
     )
 
 
-def brings_bos(tokenizer: Any, text: str) -> bool:
+def starts_with_bos(tokenizer: Any, text: str) -> bool:
     """Tell whether a text (a chat template's) begins with BOS, be it behind white space."""
     bos = tokenizer.bos_token
     return bool(bos) and text.lstrip().startswith(bos)
 
 
-def encoded_pair(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
+def encode_pair(tokenizer: Any, prompt: str, completion: str) -> tuple[list[int], list[int]]:
     """Encode a prompt with its completion as one text, and cut where the prompt's own tokens end;
     no EOS at the end.
 
     A token that holds the last of the prompt and the first of the completion belongs to the
     completion.
     """
-    whole = encoded(tokenizer, prompt + completion)
+    whole = encode_prompt(tokenizer, prompt + completion)
     if whole and whole[-1] == tokenizer.eos_token_id:
         whole.pop()
-    cut = shared_length(encoded(tokenizer, prompt), whole)
+    cut = shared_prefix_length(encode_prompt(tokenizer, prompt), whole)
     return whole[:cut], whole[cut:]
 
 
-def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
+def shared_prefix_length(left: Sequence[int], right: Sequence[int]) -> int:
     """Return how many tokens two sequences share at their beginning."""
     for index, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
@@ -47,7 +49,7 @@ def shared_length(left: Sequence[int], right: Sequence[int]) -> int:
     return min(len(left), len(right))
 
 
-def written_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
+def decode_continuation(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> str:
     """Decode what was written behind a prompt as it goes on there: alone, many tokenizers drop the
     space before its first word.
     """
@@ -58,7 +60,7 @@ def written_text(tokenizer: Any, prompt: Sequence[int], ids: Sequence[int]) -> s
     return str(tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def as_written(tokenizer: Any, prompt: str, text: str) -> str:
+def with_leading_space(tokenizer: Any, prompt: str, text: str) -> str:
     """Return a text that was decoded without its prompt, with the space that decoding alone has
     dropped before its first word.
     """
@@ -89,13 +91,13 @@ def appends_eos(tokenizer: Any) -> bool:
     return eos is not None and tokenizer("a")["input_ids"][-1:] == [eos]
 
 
-def ends_of(tokenizer: Any, text: str) -> list[int] | None:
+def token_ends(tokenizer: Any, text: str) -> list[int] | None:
     """Return behind how many characters of a text each of its tokens ends, special ones at 0; None
     where a tokenizer cannot tell.
     """
     if not getattr(tokenizer, "is_fast", False):
         return None
     told = tokenizer(
-        text, add_special_tokens=not brings_bos(tokenizer, text), return_offsets_mapping=True
+        text, add_special_tokens=not starts_with_bos(tokenizer, text), return_offsets_mapping=True
     )
     return [int(end) for _, end in told["offset_mapping"]]

@@ -12,7 +12,7 @@ from typing import Any
 from harness.errors import HarnessError
 from harness.files.untrusted import MODEL_LIMITS, Unreadable, describe_json_type, read_json
 
-_FILES = (
+_JSON_FILES = (
     "generation_config.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -20,7 +20,7 @@ _FILES = (
     "tokenizer.json",
     "vocab.json",
 )
-_ABOVE_0 = (
+_POSITIVE_SETTINGS = (
     "hidden_size",
     "n_embd",
     "d_model",
@@ -32,8 +32,8 @@ _ABOVE_0 = (
     "max_position_embeddings",
     "n_positions",
 )
-_COUNTS = (
-    *_ABOVE_0,
+_COUNT_SETTINGS = (
+    *_POSITIVE_SETTINGS,
     "num_attention_heads",
     "n_head",
     "num_heads",
@@ -46,44 +46,46 @@ _COUNTS = (
     "num_local_experts",
     "n_routed_experts",
 )
-_MOST = 2**31  # of any of them
-_MEND = "download or save the model again"
+_MAX_COUNT = 2**31  # of any of them
+_REMEDY = "download or save the model again"
 
 
-def refuse_foreign(folder: Path, config: Mapping[str, Any]) -> None:
+def refuse_malformed(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuse a model folder whose files are no JSON objects, or whose configuration states counts
     that are none.
     """
-    for place, part in _parts(config):
-        for name in _COUNTS:
+    for place, part in _config_parts(config):
+        for name in _COUNT_SETTINGS:
             if (
-                wrong := _no_count(part.get(name), least=1 if name in _ABOVE_0 else 0)
+                wrong := _count_problem(
+                    part.get(name), least=1 if name in _POSITIVE_SETTINGS else 0
+                )
             ) and part.get(name) is not None:
-                raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_MEND}")
+                raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_REMEDY}")
     if not isinstance(config.get("model_type", ""), str):
         raise HarnessError(
             f"{folder / 'config.json'}: model_type is {describe_json_type(config['model_type'])}, "
-            f"not a text; {_MEND}"
+            f"not a text; {_REMEDY}"
         )
-    for name in _FILES:
+    for name in _JSON_FILES:
         if (folder / name).exists():
             _refuse_file(folder / name)
 
 
-def _parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _config_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
     yield "", config
     if isinstance(config.get("text_config"), Mapping):
         yield "text_config.", config["text_config"]
 
 
-def _no_count(value: Any, *, least: int) -> str:
+def _count_problem(value: Any, *, least: int) -> str:
     """Say what a value is that is no count, nor a list of them, one a layer; "" where it is."""
     values = value if isinstance(value, list) else [value]
     wrong = next(
         (
             one
             for one in values
-            if one is not None and (type(one) is not int or not least <= one < _MOST)
+            if one is not None and (type(one) is not int or not least <= one < _MAX_COUNT)
         ),
         None,
     )
@@ -96,16 +98,16 @@ def _refuse_file(path: Path) -> None:
     try:
         value = read_json(path, MODEL_LIMITS)
     except Unreadable as problem:
-        raise HarnessError(f"{problem}; {_MEND}") from problem
+        raise HarnessError(f"{problem}; {_REMEDY}") from problem
     if not isinstance(value, dict):
         raise HarnessError(
-            f"{path}: it holds {describe_json_type(value)}, not a JSON object; {_MEND}"
+            f"{path}: it holds {describe_json_type(value)}, not a JSON object; {_REMEDY}"
         )
     if path.name == "tokenizer.json" and not isinstance(value.get("model"), dict):
-        raise HarnessError(f"{path}: it holds no model of a tokenizer; {_MEND}")
+        raise HarnessError(f"{path}: it holds no model of a tokenizer; {_REMEDY}")
 
 
-def refuse_gguf(path: Path) -> None:
+def refuse_malformed_gguf(path: Path) -> None:
     """Refuse a GGUF file whose header is none: its mark, its version, counts of tensors and keys
     that the file could hold.
     """

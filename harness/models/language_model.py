@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, in_one_line
-from harness.models.bounded import TooLong, bounded
+from harness.models.bounded import TimeLimitExceeded, time_limit
 from harness.models.checkpoint import first_non_finite, model_class
-from harness.models.encoding import encoded
+from harness.models.encoding import encode_prompt
 from harness.models.shape import stored_tensors
 
 if TYPE_CHECKING:
     import torch
 
 # in every chat template that writes a date: the day that Llama 3.1's falls back to
-TODAY = date(2024, 7, 26)
+TEMPLATE_DATE = date(2024, 7, 26)
 DEFAULT_CONTEXT = 2048  # tokens, where neither configuration nor tokenizer tells: lm-eval's own
-_ENDLESS = 10**18  # what transformers gives for a tokenizer without a longest text is above
+_NO_LIMIT = 10**18  # what transformers gives for a tokenizer without a longest text is above
 _HOW_IT_WAS_OPENED = ("is_local", "local_files_only")  # what transformers notes in a tokenizer
 _DATE_CODES = "aAbBcdFHIjmMpSTuUwWxXyYZ"  # of strftime
 
@@ -69,7 +69,7 @@ class LanguageModel:
         """Encode as the tokenizer would by default; a text that already starts with BOS (a chat
         template's) gets no second one.
         """
-        return encoded(self.tokenizer, text, special=special)
+        return encode_prompt(self.tokenizer, text, special=special)
 
     def refuse_unknown(self, ids: Sequence[int]) -> None:
         """Refuse token ids that the embedding table does not have, as a tokenizer gives them that
@@ -130,7 +130,7 @@ class LanguageModel:
         length = next((value for value in told if value is not None), None)
         if length is None:
             length = self.tokenizer.model_max_length
-        return int(length) if length is not None and length < _ENDLESS else DEFAULT_CONTEXT
+        return int(length) if length is not None and length < _NO_LIMIT else DEFAULT_CONTEXT
 
 
 def text_config(config: Any) -> Any:
@@ -140,11 +140,11 @@ def text_config(config: Any) -> Any:
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-TEMPLATE_SECONDS = 10.0  # of one prompt: the longest of real templates takes milliseconds
-TEMPLATE_CHARACTERS = 200_000  # beside ten times what is shown
+MAX_TEMPLATE_SECONDS = 10.0  # of one prompt: the longest of real templates takes milliseconds
+MAX_TEMPLATE_CHARACTERS = 200_000  # beside ten times what is shown
 
 
-def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
+def render_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
     """Render a conversation as the tokenizer's template does, the same on every day; `goes_on`
     leaves the last turn open to be continued.
 
@@ -154,11 +154,11 @@ def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = 
     told: dict[str, str] = {}
     if tokenizer.chat_template:  # mistral-common's tokenizers have none and write no date
         told = {
-            "chat_template": _clock() + tokenizer.get_chat_template(),
-            "date_string": TODAY.strftime("%d %b %Y"),
+            "chat_template": _date_macro() + tokenizer.get_chat_template(),
+            "date_string": TEMPLATE_DATE.strftime("%d %b %Y"),
         }
     try:
-        with bounded(TEMPLATE_SECONDS):
+        with time_limit(MAX_TEMPLATE_SECONDS):
             text: str = tokenizer.apply_chat_template(
                 turns,
                 tokenize=False,
@@ -166,9 +166,9 @@ def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = 
                 continue_final_message=goes_on,
                 **told,
             )
-    except TooLong:
+    except TimeLimitExceeded:
         raise CellFailed(
-            f"the chat template takes more than {TEMPLATE_SECONDS:g} s for one prompt; type "
+            f"the chat template takes more than {MAX_TEMPLATE_SECONDS:g} s for one prompt; type "
             "--chat-template off"
         ) from None
     # Jinja's sandbox bounds ranges, and Python calls
@@ -177,7 +177,7 @@ def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = 
             f"the chat template cannot be used ({in_one_line(problem)}); type --chat-template off"
         ) from problem
     shown = sum(len(str(turn.get("content", ""))) for turn in turns)
-    if len(text) > TEMPLATE_CHARACTERS + 10 * shown:
+    if len(text) > MAX_TEMPLATE_CHARACTERS + 10 * shown:
         raise CellFailed(
             f"the chat template writes {len(text):,} characters around {shown:,}; type "
             "--chat-template off"
@@ -185,11 +185,13 @@ def as_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = 
     return text
 
 
-def _clock() -> str:
+def _date_macro() -> str:
     """Return a Jinja macro that hides the template's `strftime_now`: transformers passes texts to a
     template, and no functions.
     """
-    codes = "".join(f".replace('%{code}', '{TODAY.strftime(f'%{code}')}')" for code in _DATE_CODES)
+    codes = "".join(
+        f".replace('%{code}', '{TEMPLATE_DATE.strftime(f'%{code}')}')" for code in _DATE_CODES
+    )
     return (
         "{% macro strftime_now(format) %}{{ format.replace('%-', '%')"
         + codes
@@ -205,7 +207,7 @@ def open_model(
 
     import harness.models.packed  # noqa: F401  the formats of our own students
 
-    with opening(checkpoint.name):
+    with one_line_open_errors(checkpoint.name):
         model = model_class(checkpoint.path).from_pretrained(
             checkpoint.path, dtype=getattr(torch, dtype)
         )
@@ -216,7 +218,7 @@ def open_model(
 
 
 @contextmanager
-def opening(name: str) -> Iterator[None]:
+def one_line_open_errors(name: str) -> Iterator[None]:
     """Turn what a library raises over a model's files into one line; want of memory and of kernels
     stays what it is.
     """
@@ -246,7 +248,7 @@ def refuse_non_finite(model: Any, name: str) -> None:
 
 def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
-    with opening(checkpoint.name):
+    with one_line_open_errors(checkpoint.name):
         return tokenizer_of(checkpoint.path)
 
 

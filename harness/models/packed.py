@@ -38,7 +38,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from harness.errors import CellFailed, in_one_line
 from harness.files.untrusted import MODEL_LIMITS, read_object
-from harness.models.blocks import hooked, is_tied, probe_of
+from harness.models.blocks import is_tied, probe_ids, temporary_hooks
 from harness.models.checkpoint import first_non_finite
 
 if TYPE_CHECKING:
@@ -47,17 +47,17 @@ if TYPE_CHECKING:
 FORMAT = "compression-harness"
 VERSION = 1
 # up to so many, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2)
-FEW_ROWS = 8
+MAX_KERNEL_ROWS = 8
 # inputs of which the int8 kernel of few rows reads whole multiples only: on others it crashes
-ALIGNED = 16
-KERNEL_GROUPS = (32, 64, 128, 256)  # what the int4 kernels know
-KERNEL_OUTPUTS = {"cpu": 16, "cuda": 8}  # and whole multiples of how many outputs
-FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines  # x86 alone
+INPUT_MULTIPLE = 16
+KERNEL_GROUP_SIZES = (32, 64, 128, 256)  # what the int4 kernels know
+KERNEL_OUTPUT_MULTIPLES = {"cpu": 16, "cuda": 8}  # and whole multiples of how many outputs
+HAS_FBGEMM = "fbgemm" in torch.backends.quantized.supported_engines  # x86 alone
 # of an activation in int8, to each side of 0
 CPU_LEVELS = 127 if torch.cpu._is_vnni_supported() else 63
 
 
-class NotHere(RuntimeError):
+class WrongDevice(RuntimeError):
     """Packed weights laid out for one device were asked to run on another."""
 
 
@@ -98,7 +98,7 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """Lay a CPU's weights out as its kernel of few rows reads them: from a multiple of 64 bytes
         on, inputs filled up with zeros.
         """
-        padding = -self.in_features % ALIGNED
+        padding = -self.in_features % INPUT_MULTIPLE
         if self.weight.device.type == "cpu" and (padding or self.weight.data_ptr() % 64):
             self.weight.data = (
                 F.pad(self.weight.data, (0, 0, 0, padding)) if padding else self.weight.data.clone()
@@ -117,9 +117,9 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     rows = F.pad(x.reshape(-1, x.shape[-1]), (0, codes.shape[1] - x.shape[-1]))
     half = rows.to(torch.bfloat16).contiguous()
     readable = x.device.type != "cpu" or (
-        codes.shape[1] % ALIGNED == 0 and codes.data_ptr() % 64 == 0
+        codes.shape[1] % INPUT_MULTIPLE == 0 and codes.data_ptr() % 64 == 0
     )
-    if rows.shape[0] <= FEW_ROWS and readable:
+    if rows.shape[0] <= MAX_KERNEL_ROWS and readable:
         out = torch._weight_int8pack_mm(half, codes, scale.to(torch.bfloat16)).to(x.dtype)
     else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
         kind = (
@@ -175,16 +175,20 @@ class Int8DynamicLinear(Int8Linear):
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
         if hasattr(self, "prepared"):
-            raise NotHere("these weights were laid out for a kernel already; open the model again")
+            raise WrongDevice(
+                "these weights were laid out for a kernel already; open the model again"
+            )
         return super().dequantized()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x_hat @ w_hat^T + bias`."""
         if x.device.type != "cpu":
             return _with_bias(self._on_gpu(x), self.bias)
-        if not FBGEMM:
+        if not HAS_FBGEMM:
             return _with_bias(
-                self._by_floats(*_steps(x, CPU_LEVELS)).to(x.dtype).view(*x.shape[:-1], -1),
+                self._by_floats(*_quantized_rows(x, CPU_LEVELS))
+                .to(x.dtype)
+                .view(*x.shape[:-1], -1),
                 self.bias,
             )
         if not hasattr(self, "prepared"):
@@ -208,7 +212,7 @@ class Int8DynamicLinear(Int8Linear):
         return _with_bias((product * largest).to(x.dtype).view(*x.shape[:-1], -1), self.bias)
 
     def _on_gpu(self, x: Tensor) -> Tensor:
-        codes, step = _steps(x, 127)
+        codes, step = _quantized_rows(x, 127)
         if self.in_features % 8 or self.out_features % 8:  # shapes that cuBLAS does not take
             return self._by_floats(codes, step).to(x.dtype).view(*x.shape[:-1], -1)
         few = codes.shape[0] <= 16  # cuBLAS wants more rows than that
@@ -223,7 +227,7 @@ class Int8DynamicLinear(Int8Linear):
         return F.linear(codes.float() * step, self.dequantized())
 
 
-def _steps(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
+def _quantized_rows(x: Tensor, levels: int) -> tuple[Tensor, Tensor]:
     """Return an input's rows (N, I) as int8 and the size of one step of each, (N, 1): its largest
     magnitude is the last level.
     """
@@ -265,7 +269,9 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
         if self.laid_out:
-            raise NotHere("these weights were laid out for a kernel already; open the model again")
+            raise WrongDevice(
+                "these weights were laid out for a kernel already; open the model again"
+            )
         codes = unpack_nibbles(self.weight, self.in_features).float()
         scale, zero = (
             one.repeat_interleave(self.group, dim=1)[:, : self.in_features]
@@ -282,7 +288,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """Tell whether a kernel multiplies with the packed weights; else they are unpacked for
         every product. Odd shapes are padded.
         """
-        return device in KERNEL_OUTPUTS and self.group in KERNEL_GROUPS
+        return device in KERNEL_OUTPUT_MULTIPLES and self.group in KERNEL_GROUP_SIZES
 
     def _lay_out(self, device: str) -> None:
         """Reorder the codes for the device's kernel, in place of the saved ones; scales and zeros
@@ -291,7 +297,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         # the kernels want whole groups, and on a GPU whole tiles
         whole = max(self.group, 128) if device == "cuda" else self.group
         self.padding = -self.in_features % whole
-        below = -self.out_features % KERNEL_OUTPUTS[device]
+        below = -self.out_features % KERNEL_OUTPUT_MULTIPLES[device]
         codes = F.pad(
             unpack_nibbles(self.weight, self.in_features).int(),
             (0, self.padding, 0, below),
@@ -321,7 +327,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         if not self.laid_out:
             return F.linear(x, self.dequantized().to(x.dtype), self.bias)
         if self.laid_out != device:
-            raise NotHere(
+            raise WrongDevice(
                 f"these weights are laid out for {self.laid_out} and the input is on {device}; "
                 "open the model again"
             )
@@ -337,7 +343,7 @@ def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
     return out if bias is None else out + bias.to(out.dtype)
 
 
-def _through_up(module: nn.Module, given: Any, out: Tensor) -> Tensor:
+def _apply_second_factor(module: nn.Module, given: Any, out: Tensor) -> Tensor:
     """The second factor behind the first: `W' x = up (weight x)`."""
     found: Tensor = module.up(out)
     return found
@@ -348,11 +354,11 @@ def join_factors(first: nn.Module, up: nn.Module) -> nn.Module:
     goes through.
     """
     first.up = up
-    first.register_forward_hook(_through_up)
+    first.register_forward_hook(_apply_second_factor)
     return first
 
 
-def module_of(spec: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
+def packed_module(spec: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
     """Build the module that a line of `config.json` describes, weights not filled in."""
     kind, shape, bias = spec["kind"], tuple(spec["shape"]), bool(spec.get("bias"))
     made: nn.Module
@@ -420,7 +426,7 @@ class PackedQuantizer(HfQuantizer):  # type: ignore[misc]
                 made = (
                     TiedHead(model.get_submodule(spec["table"]))
                     if spec["kind"] == "tied"
-                    else module_of(spec, dtype)
+                    else packed_module(spec, dtype)
                 )
             model.set_submodule(name, made)
         return model
@@ -448,7 +454,7 @@ if FORMAT not in AUTO_QUANTIZATION_CONFIG_MAPPING:  # a module reloaded register
     register_quantizer(FORMAT)(PackedQuantizer)
 
 
-def modules_of(model: Any) -> dict[str, Any]:
+def packed_modules(model: Any) -> dict[str, Any]:
     """Return the packed modules of an opened model, as its configuration lists them; empty for a
     plain one.
     """
@@ -497,7 +503,7 @@ def save_packed(
     config.quantization_config = {
         "quant_method": FORMAT,
         "version": VERSION,
-        "modules": {**modules_of(model), **specs},
+        "modules": {**packed_modules(model), **specs},
     }
     for part in (config, config.get_text_config()):
         if getattr(part, "tie_word_embeddings", None) and not is_tied(model):
@@ -506,7 +512,7 @@ def save_packed(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
-    refuse_otherwise(
+    refuse_changed_by_saving(
         folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model)
     )
 
@@ -524,18 +530,18 @@ def _tied_names(model: Any) -> set[str]:
 
 def is_plain(model: Any) -> bool:
     """Tell whether an opened model can be saved as it is: it holds floats, of whatever shapes."""
-    return all(spec["kind"] == "float" for spec in modules_of(model).values()) and not (
-        getattr(model, "hf_quantizer", None) is not None and not modules_of(model)
+    return all(spec["kind"] == "float" for spec in packed_modules(model).values()) and not (
+        getattr(model, "hf_quantizer", None) is not None and not packed_modules(model)
     )
 
 
-def refuse_other_codes(
+def refuse_wrong_codes(
     name: str, spec: dict[str, Any], tensors: Mapping[str, Tensor], w_hat: Tensor
 ) -> None:
     """Raise `CellFailed` where a module filled with these packed tensors does not stand for the
     weight that its codes do, (O, I).
     """
-    alone = module_of({**spec, "factors": False}, torch.float32)
+    alone = packed_module({**spec, "factors": False}, torch.float32)
     own = dict(alone.named_parameters())
     for full, tensor in tensors.items():
         own[full.removeprefix(f"{name}.")].data = tensor.cpu()
@@ -543,7 +549,7 @@ def refuse_other_codes(
         raise CellFailed(f"{name}: what was packed does not stand for its codes")
 
 
-def refuse_otherwise(
+def refuse_changed_by_saving(
     folder: Path, state: Mapping[str, Tensor], *, name: str, dtype: torch.dtype, tied: bool
 ) -> None:
     """Open what was saved again, and raise `CellFailed` where a tensor or the tie of head and table
@@ -566,7 +572,9 @@ def refuse_otherwise(
     missing = next((key for key in state if key not in found), None)
     if missing:
         raise CellFailed(f"{name}: {missing} is lost when the saved student is opened again")
-    odd = next((key for key, tensor in state.items() if not _same(found[key], tensor)), None)
+    odd = next(
+        (key for key, tensor in state.items() if not _equal_as_saved(found[key], tensor)), None
+    )
     if odd:
         raise CellFailed(
             f"{name}: {odd} holds other numbers when the saved student is opened again"
@@ -579,11 +587,11 @@ def refuse_otherwise(
     broken = first_non_finite(again.state_dict().items())
     if broken:
         raise CellFailed(f"{name}: the saved student holds a number that is not finite: {broken}")
-    if modules_of(again):
-        _refuse_misread(again.eval(), name)
+    if packed_modules(again):
+        _refuse_wrong_layers(again.eval(), name)
 
 
-def _refuse_misread(model: Any, name: str) -> None:
+def _refuse_wrong_layers(model: Any, name: str) -> None:
     """Raise `CellFailed` where a packed student cannot be run, or a packed layer does not compute
     what its codes stand for inside it.
 
@@ -598,13 +606,13 @@ def _refuse_misread(model: Any, name: str) -> None:
         if isinstance(one, Int8Linear | Int4Linear | TiedHead)
     }
     handles = [
-        one.register_forward_pre_hook(_checking(at, cast, other))
+        one.register_forward_pre_hook(_checking_hook(at, cast, other))
         for at, one in packed.items()
         if not isinstance(one, Int8Embedding)
     ]
     try:
-        with hooked(handles), torch.no_grad():
-            logits = model(input_ids=probe_of(model), use_cache=False).logits
+        with temporary_hooks(handles), torch.no_grad():
+            logits = model(input_ids=probe_ids(model), use_cache=False).logits
     except Exception as problem:  # whatever a class raises
         raise CellFailed(
             f"{name}: a packed {type(model).__name__} cannot be run ({in_one_line(problem)}); use "
@@ -627,7 +635,7 @@ def _refuse_misread(model: Any, name: str) -> None:
         )
 
 
-def _checking(name: str, cast: list[str], other: list[str]) -> Any:
+def _checking_hook(name: str, cast: list[str], other: list[str]) -> Any:
     """Return a hook that compares a layer's first product with that of its dequantized weight,
     before a kernel lays the codes out.
     """
@@ -651,7 +659,7 @@ def _checking(name: str, cast: list[str], other: list[str]) -> Any:
     return before
 
 
-def _same(found: Tensor, tensor: Tensor) -> bool:
+def _equal_as_saved(found: Tensor, tensor: Tensor) -> bool:
     """Compare a tensor with what was saved, (O, I, ...) each; further inputs of the first are a
     kernel's zeros.
     """

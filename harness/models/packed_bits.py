@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from harness.models.checkpoint import tensors_in, weight_files
+from harness.models.checkpoint import header_entries, weight_files
 
 _BLOCK = re.compile(r"\.(layers|h|blocks)\.\d+\.")
 _ROW_BITS = 64  # of a row's scale and zero, at most, where one is kept for each row
@@ -70,5 +70,5 @@ def zeros_in_blocks(folder: Path) -> float | None:
 
 def _tensors(folder: Path) -> dict[str, Any]:
     return {
-        name: entry for path in weight_files(folder) for name, entry in tensors_in(path).items()
+        name: entry for path in weight_files(folder) for name, entry in header_entries(path).items()
     }

@@ -9,7 +9,7 @@ from typing import Any
 from harness.contract import Checkpoint, Example, Prompting
 
 
-def renderer(
+def rendering_of(
     prompting: Prompting, base: Checkpoint
 ) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
     """Return how training items are shown to the student, and prompts to a model by its tokenizer:
@@ -17,13 +17,13 @@ def renderer(
     """
     if not prompting.chat:
         return (lambda example: example), (lambda tokenizer, prompt: prompt)
-    from harness.models.language_model import as_chat, student_tokenizer
+    from harness.models.language_model import render_chat, student_tokenizer
 
     own = student_tokenizer(base)
     system = [{"role": "system", "content": prompting.system}] if prompting.system else []
 
     def show(tokenizer: Any, prompt: str) -> str:
-        return as_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
+        return render_chat(tokenizer, [*system, {"role": "user", "content": prompt}])
 
     def render(example: Example) -> Example:
         completion, answer = example.completion.lstrip(), example.answer.lstrip()

@@ -11,13 +11,13 @@ from harness.errors import HarnessError, unknown
 from harness.files.writing import save_atomically
 from harness.models.checkpoint import (
     describe,
-    read_object,
-    refuse_torn,
+    read_model_json,
+    refuse_damaged,
     remembered_digest,
     weight_files,
 )
-from harness.models.foreign import refuse_foreign, refuse_gguf
-from harness.models.language_model import opening, stored_dtype, tokenizer_of
+from harness.models.foreign import refuse_malformed, refuse_malformed_gguf
+from harness.models.language_model import one_line_open_errors, stored_dtype, tokenizer_of
 
 if TYPE_CHECKING:
     import torch
@@ -30,7 +30,7 @@ EMBEDDED_MODELS = ("tiny", "tiny-math")
 
 
 # of a GGUF file, kept to the last bit; fewer bits were rounded far more than bf16 is
-EXACT_KINDS = ("F32", "F16", "BF16", "Q8_0")
+EXACT_GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
 def is_embedded(name: str) -> bool:
@@ -60,23 +60,25 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             hint = f"; it holds {inside[0]}: name that file" if inside else ""
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
-            raise _no_safetensors(name, path)
-        refuse_torn(path)
+            raise _no_safetensors_error(name, path)
+        refuse_damaged(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
     if not _is_hub_id(name):
-        raise _unknown_model(name)
+        raise _unknown_model_error(name)
     return _from_hub(name)
 
 
 # opening one runs what it says
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
+_PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 
 
-def _no_safetensors(name: str, folder: Path) -> HarnessError:
+def _no_safetensors_error(name: str, folder: Path) -> HarnessError:
     """Return the line for a folder without safetensors; weights that are pickles are named and
     never opened.
     """
-    pickled = next((path.name for pattern in _PICKLES for path in sorted(folder.glob(pattern))), "")
+    pickled = next(
+        (path.name for pattern in _PICKLE_PATTERNS for path in sorted(folder.glob(pattern))), ""
+    )
     told = f": {pickled} is a pickle, which is a program, and is not opened" if pickled else ""
     return HarnessError(
         f"folder {name} holds no *.safetensors weights{told}; save it with save_pretrained()"
@@ -96,7 +98,7 @@ def _is_hub_id(name: str) -> bool:
     )
 
 
-def _unknown_model(name: str) -> HarnessError:
+def _unknown_model_error(name: str) -> HarnessError:
     return unknown(
         "model",
         name,
@@ -106,14 +108,14 @@ def _unknown_model(name: str) -> HarnessError:
     )
 
 
-def _at_revision(name: str) -> tuple[str, dict[str, str]]:
+def _split_revision(name: str) -> tuple[str, dict[str, str]]:
     """Split a Hub id into its repository and the revision that is asked for, if any."""
     found = _HUB_ID.fullmatch(name)
     assert found is not None
     return found["id"], {"revision": found["revision"]} if found["revision"] else {}
 
 
-def configuration_of(name: str, *, cache: Path) -> Path:
+def configuration_folder(name: str, *, cache: Path) -> Path:
     """Return a folder with a model's configuration and, where that is free, nothing else: no
     weights are fetched, opened or hashed.
     """
@@ -125,7 +127,7 @@ def configuration_of(name: str, *, cache: Path) -> Path:
     if _is_hub_id(name) and path.suffix != ".gguf" and not path.exists():
         from huggingface_hub import hf_hub_download
 
-        repository, revision = _at_revision(name)
+        repository, revision = _split_revision(name)
         try:
             return Path(hf_hub_download(repository, "config.json", **revision)).parent
         except Exception as problem:
@@ -133,7 +135,7 @@ def configuration_of(name: str, *, cache: Path) -> Path:
                 "the configuration of {name!r} is not to be had from the Hub ({reason}); give a "
                 "folder or a size: 7B"
             )
-            raise _refused_by_hub(name, problem, told) from problem
+            raise _hub_error(name, problem, told) from problem
     # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
     return resolve(name, cache=cache).path
 
@@ -144,7 +146,7 @@ def _from_hub(name: str) -> Checkpoint:
 
     try:
         wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
-        repository, revision = _at_revision(name)
+        repository, revision = _split_revision(name)
         folder = Path(
             snapshot_download(
                 repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision
@@ -152,19 +154,19 @@ def _from_hub(name: str) -> Checkpoint:
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         if "/" not in name:
-            raise _unknown_model(name) from problem
+            raise _unknown_model_error(name) from problem
         told = (
             "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a "
             "folder or a .gguf file"
         )
-        raise _refused_by_hub(name, problem, told) from problem
+        raise _hub_error(name, problem, told) from problem
     if not any(folder.glob("*.safetensors")):
         raise HarnessError(
             f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are "
             "not opened"
         )
     # The snapshot folder is named by the commit: the Hub's own content address.
-    refuse_foreign(folder, read_object(folder / "config.json"))
+    refuse_malformed(folder, read_model_json(folder / "config.json"))
     size = sum(path.stat().st_size for path in weight_files(folder))
     note = _packed_note(folder)
     return Checkpoint(
@@ -176,7 +178,7 @@ def _from_hub(name: str) -> Checkpoint:
     )
 
 
-def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
+def _hub_error(name: str, problem: Exception, told: str) -> HarnessError:
     """Return the line for a model that the Hub does not give: a name without a slash is more likely
     a slip than one of the Hub's few.
     """
@@ -188,7 +190,7 @@ def _refused_by_hub(name: str, problem: Exception, told: str) -> HarnessError:
             "type: hf auth login"
         )
     if "/" not in name.partition("@")[0]:
-        return _unknown_model(name)
+        return _unknown_model_error(name)
     return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 
@@ -201,9 +203,9 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
             "opening a .gguf file needs the gguf package; type: pip install "
             "'compression-harness[gguf]'"
         ) from problem
-    kind = gguf_kind(path)
+    kind = gguf_type(path)
     key = remembered_digest(path, cache)
-    exact = kind in EXACT_KINDS
+    exact = kind in EXACT_GGUF_TYPES
     folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
     if not (folder / "config.json").exists():
         import torch
@@ -211,7 +213,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
 
         # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as
         # quantised.
-        with opening(path.name):
+        with one_line_open_errors(path.name):
             model = AutoModelForCausalLM.from_pretrained(
                 path.parent,
                 gguf_file=path.name,
@@ -224,7 +226,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         model.quantization_method = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
-        dtype = smallest_exact(model) if exact else torch.bfloat16
+        dtype = smallest_exact_dtype(model) if exact else torch.bfloat16
         model = model.to(dtype)
         model.config.dtype = dtype
 
@@ -242,7 +244,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
     )
 
 
-def smallest_exact(model: Any) -> "torch.dtype":
+def smallest_exact_dtype(model: Any) -> "torch.dtype":
     """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or
     float16, else float32.
     """
@@ -258,7 +260,7 @@ def smallest_exact(model: Any) -> "torch.dtype":
     return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
-def gguf_kind(path: Path) -> str:
+def gguf_type(path: Path) -> str:
     """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose
     header is none.
     """
@@ -266,7 +268,7 @@ def gguf_kind(path: Path) -> str:
 
     import gguf
 
-    refuse_gguf(path)
+    refuse_malformed_gguf(path)
     try:
         counts = Counter(
             tensor.tensor_type.name
@@ -285,7 +287,7 @@ def quantized_by(folder: Path) -> str:
     """Return which library packed a model folder's weights, as its configuration says; "" for plain
     floats.
     """
-    told = read_object(folder / "config.json").get("quantization_config") or {}
+    told = read_model_json(folder / "config.json").get("quantization_config") or {}
     if not isinstance(told, dict):
         raise HarnessError(
             f"{folder / 'config.json'}: quantization_config is no object; download or save the "

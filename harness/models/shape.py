@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import HarnessError, in_one_line
-from harness.models.checkpoint import read_object, tensors_in, weight_files
+from harness.models.checkpoint import header_entries, read_model_json, weight_files
 
-ROWS_AT_ONCE = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
-DENSE = 2_048  # vocabularies up to this are cached whole
+MAX_BATCH_ROWS = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
+MAX_DENSE_VOCABULARY = 2_048  # vocabularies up to this are cached whole
 # of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al.,
 # 2020)
-STATE_BYTES = 16
+TRAINING_BYTES_PER_WEIGHT = 16
 # bytes of keys and values in use on a CPU: more rows at once than fit help it little
-CPU_CACHE = 2**28
-ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-_STORED = {
+CPU_KV_BYTES = 2**28
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+_STORED_BYTES = {
     "F64": 8,
     "F32": 4,
     "F16": 2,
@@ -91,7 +91,7 @@ class Shape:
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
         """Read a model folder's configuration."""
-        return cls.of_config(read_object(folder / "config.json"), name=name or folder.name)
+        return cls.of_config(read_model_json(folder / "config.json"), name=name or folder.name)
 
     @classmethod
     def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
@@ -318,7 +318,7 @@ def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
     return ["attention"] * layers
 
 
-def _known(
+def _public_shape(
     name: str,
     layers: int,
     hidden: int,
@@ -343,17 +343,17 @@ def _known(
     )
 
 
-KNOWN = (  # from the models' public configurations
-    _known("SmolLM2-135M", 30, 576, (9, 3, 64), 1_536, 49_152, 8_192, tied=True),
-    _known("Qwen2.5-0.5B", 24, 896, (14, 2, 64), 4_864, 151_936, 32_768, tied=True),
-    _known("Llama-3.2-1B", 16, 2_048, (32, 8, 64), 8_192, 128_256, 131_072, tied=True),
-    _known("Llama-3.2-3B", 28, 3_072, (24, 8, 128), 8_192, 128_256, 131_072, tied=True),
-    _known("Llama-2-7B", 32, 4_096, (32, 32, 128), 11_008, 32_000, 4_096),
-    _known("Llama-3.1-8B", 32, 4_096, (32, 8, 128), 14_336, 128_256, 131_072),
-    _known("Llama-2-13B", 40, 5_120, (40, 40, 128), 13_824, 32_000, 4_096),
-    _known("Qwen2.5-32B", 64, 5_120, (40, 8, 128), 27_648, 152_064, 32_768),
-    _known("Llama-3.1-70B", 80, 8_192, (64, 8, 128), 28_672, 128_256, 131_072),
-    _known("Llama-3.1-405B", 126, 16_384, (128, 8, 128), 53_248, 128_256, 131_072),
+PUBLIC_SHAPES = (  # from the models' public configurations
+    _public_shape("SmolLM2-135M", 30, 576, (9, 3, 64), 1_536, 49_152, 8_192, tied=True),
+    _public_shape("Qwen2.5-0.5B", 24, 896, (14, 2, 64), 4_864, 151_936, 32_768, tied=True),
+    _public_shape("Llama-3.2-1B", 16, 2_048, (32, 8, 64), 8_192, 128_256, 131_072, tied=True),
+    _public_shape("Llama-3.2-3B", 28, 3_072, (24, 8, 128), 8_192, 128_256, 131_072, tied=True),
+    _public_shape("Llama-2-7B", 32, 4_096, (32, 32, 128), 11_008, 32_000, 4_096),
+    _public_shape("Llama-3.1-8B", 32, 4_096, (32, 8, 128), 14_336, 128_256, 131_072),
+    _public_shape("Llama-2-13B", 40, 5_120, (40, 40, 128), 13_824, 32_000, 4_096),
+    _public_shape("Qwen2.5-32B", 64, 5_120, (40, 8, 128), 27_648, 152_064, 32_768),
+    _public_shape("Llama-3.1-70B", 80, 8_192, (64, 8, 128), 28_672, 128_256, 131_072),
+    _public_shape("Llama-3.1-405B", 126, 16_384, (128, 8, 128), 53_248, 128_256, 131_072),
 )
 
 
@@ -361,7 +361,7 @@ def shape_of_size(parameters: float) -> Shape:
     """Return the known public shape nearest in size (by ratio), for plans that name a size and no
     model.
     """
-    return min(KNOWN, key=lambda one: abs(math.log(one.parameters / parameters)))
+    return min(PUBLIC_SHAPES, key=lambda one: abs(math.log(one.parameters / parameters)))
 
 
 def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
@@ -369,7 +369,7 @@ def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
     alone.
     """
     for path in weight_files(folder):
-        for name, entry in tensors_in(path).items():
+        for name, entry in header_entries(path).items():
             yield name, entry["dtype"], math.prod(entry["shape"])
 
 
@@ -382,13 +382,13 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     """Return what the stored weights take in memory once floats are opened as `dtype`; packed
     integers keep their size.
     """
-    item = ITEM_BYTES[dtype]
+    item = DTYPE_BYTES[dtype]
     return sum(
         count
         * (
             item
             if kind.startswith(("F", "BF")) and not kind.startswith("F8")
-            else _STORED.get(kind, 1)
+            else _STORED_BYTES.get(kind, 1)
         )
         for _, kind, count in stored_tensors(folder)
     )

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 # (model, share kept, the recipe as typed) -> the smaller model
-Cut = Callable[[Any, float, str], Any]
+CutFunction = Callable[[Any, float, str], Any]
 
 
-class Recipe(NamedTuple):
+class StudentCut(NamedTuple):
     """A student's starting point as it is typed: `depth:0.5`."""
 
     kind: str
@@ -31,52 +31,55 @@ class Recipe(NamedTuple):
     @property
     def draws_weights(self) -> bool:
         """Tell whether weights are drawn from a seed: each seed starts from others."""
-        return RECIPES[self.kind].draws_weights
+        return CUT_KINDS[self.kind].draws_weights
 
     def shape_of(self, base: Shape) -> Shape:
         """Return the shape of the student that is cut out of a base model's."""
-        return RECIPES[self.kind].shape(base, self.share)
+        return CUT_KINDS[self.kind].shape(base, self.share)
 
 
 @dataclass(frozen=True)
-class RecipeKind:
+class CutKind:
     """One way to make a smaller model of a base model: all that the harness asks about it."""
 
-    cut: Cut
+    cut: CutFunction
     shape: Callable[[Shape, float], Shape]
     draws_weights: bool = False
 
 
-def _in_depth(model: Any, share: float, cut: str, *, copy: bool) -> Any:
-    from harness.models.blocks import blocks_of
+def _cut_depth(model: Any, share: float, cut: str, *, copy: bool) -> Any:
+    from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
-    _, blocks = blocks_of(model)
+    _, blocks = named_blocks(model)
     return with_blocks(model, kept_blocks(len(blocks), share), copy=copy, cut=cut)
 
 
-def _in_width(model: Any, share: float, cut: str) -> Any:
-    from harness.models.width import narrowed
+def _cut_width(model: Any, share: float, cut: str) -> Any:
+    from harness.models.width import narrow_model
 
-    return narrowed(model, share, cut=cut)
+    return narrow_model(model, share, cut=cut)
 
 
-RECIPES: dict[str, RecipeKind] = {
-    "depth": RecipeKind(partial(_in_depth, copy=True), Shape.shallower),
-    "width": RecipeKind(_in_width, Shape.narrower),
-    "scratch": RecipeKind(partial(_in_depth, copy=False), Shape.shallower, draws_weights=True),
+CUT_KINDS: dict[str, CutKind] = {
+    "depth": CutKind(partial(_cut_depth, copy=True), Shape.shallower),
+    "width": CutKind(_cut_width, Shape.narrower),
+    "scratch": CutKind(partial(_cut_depth, copy=False), Shape.shallower, draws_weights=True),
 }
 
 
-def parse_recipe(text: str) -> Recipe | None:
+def parse_student_cut(text: str) -> StudentCut | None:
     """Split `depth:0.5` into its parts; None when the text names a model instead."""
     kind, colon, share = text.partition(":")
     if not colon or "/" in text or "\\" in text:
         return None
-    if kind not in RECIPES:
-        written = ", ".join(f"{name}:0.5" for name in RECIPES)
+    if kind not in CUT_KINDS:
+        written = ", ".join(f"{name}:0.5" for name in CUT_KINDS)
         raise unknown(
-            "student recipe", kind, tuple(RECIPES), hint=f"(write {written}, a folder or a Hub id)"
+            "student recipe",
+            kind,
+            tuple(CUT_KINDS),
+            hint=f"(write {written}, a folder or a Hub id)",
         )
     try:
         value = float(share)
@@ -87,7 +90,7 @@ def parse_recipe(text: str) -> Recipe | None:
             f"student {text!r}: the share kept must be above 0 and at most 1; write for example "
             f"{kind}:0.5"
         )
-    return Recipe(kind, value)
+    return StudentCut(kind, value)
 
 
 def student_of(
@@ -103,7 +106,7 @@ def student_of(
     import torch
 
     opened = open_model(base, device=device, dtype=dtype)
-    parsed = parse_recipe(recipe)
+    parsed = parse_student_cut(recipe)
     if parsed is None:
         return opened
     packed = quantized_by(base.path)
@@ -113,7 +116,7 @@ def student_of(
             "floats that it was made of"
         )
     torch.manual_seed(seed)
-    model = RECIPES[parsed.kind].cut(opened.model, parsed.share, recipe)
+    model = CUT_KINDS[parsed.kind].cut(opened.model, parsed.share, recipe)
     model.generation_config = opened.model.generation_config
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
@@ -157,7 +160,7 @@ def save_student(
     The digest is the digest of the bytes written: same seed, same machine, same digest.
     """
     from harness.models.blocks import is_tied
-    from harness.models.packed import is_plain, refuse_otherwise
+    from harness.models.packed import is_plain, refuse_changed_by_saving
 
     model = student.model.to(dtype)
     model.config.dtype = dtype
@@ -177,7 +180,9 @@ def save_student(
         student.tokenizer.save_pretrained(fresh)
         for path in weight_files(fresh):
             path.chmod(0o644)  # safetensors writes for the owner alone
-        refuse_otherwise(fresh, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model))
+        refuse_changed_by_saving(
+            fresh, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model)
+        )
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=parents)

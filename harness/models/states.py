@@ -11,10 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 # as transformers' versions and families call it
-CACHES = ("cache", "past_key_values", "cache_params", "state")
+CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 
 
-def arguments_of(model: Any) -> frozenset[str] | None:
+def forward_arguments(model: Any) -> frozenset[str] | None:
     """Return the names of the arguments that a model's forward takes, None where a wrapper hides
     them.
     """
@@ -25,7 +25,7 @@ def arguments_of(model: Any) -> frozenset[str] | None:
     return None
 
 
-def handed_back(out: Any, named: Collection[str] | None) -> dict[str, Any]:
+def cache_arguments(out: Any, named: Collection[str] | None) -> dict[str, Any]:
     """Return the cache in a model's output, by the name under which the next step hands it back; {}
     where there is none.
 
@@ -33,13 +33,13 @@ def handed_back(out: Any, named: Collection[str] | None) -> dict[str, Any]:
     """
     names = (
         name
-        for name in CACHES
+        for name in CACHE_NAMES
         if (named is None or name in named) and name in out and out[name] is not None
     )
     return {name: out[name] for name in (names if named is not None else islice(names, 1))}
 
 
-def tensors_in(cache: Any) -> "Iterator[torch.Tensor]":
+def cache_tensors(cache: Any) -> "Iterator[torch.Tensor]":
     """Yield every tensor that a cache holds, in layers of whatever kind, in dictionaries and lists,
     each object once.
     """
@@ -53,10 +53,10 @@ def tensors_in(cache: Any) -> "Iterator[torch.Tensor]":
             yield part
         elif id(part) not in seen and not isinstance(part, str | type | torch.nn.Module):
             seen.add(id(part))
-            waiting += _parts(part)
+            waiting += _children(part)
 
 
-def _parts(part: Any) -> list[Any]:
+def _children(part: Any) -> list[Any]:
     """Return what a container or an object of a cache's own classes holds."""
     if isinstance(part, Mapping):
         return list(part.values())

@@ -16,20 +16,20 @@ from typing import TYPE_CHECKING, Any
 
 from harness.errors import CellFailed, in_one_line
 from harness.models.blocks import (
-    Steps,
-    blocks_of,
-    difference,
-    edited,
+    BlockUpdates,
+    block_updates,
+    edited_config,
+    first_difference,
     is_tied,
-    masked,
-    probe_of,
-    steps_of,
+    masked_inputs,
+    named_blocks,
+    probe_ids,
 )
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SETTINGS = (
+CHANNEL_SETTINGS = (
     "intermediate_size",
     "ffn_dim",
     "n_inner",
@@ -59,13 +59,13 @@ def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
     text = model.config.get_text_config()
     told = text.to_dict()
     shapes = {name: one.shape for name, one in model.named_parameters()}
-    for name in SETTINGS:
+    for name in CHANNEL_SETTINGS:
         value = told.get(name, 0)
         width = 4 * int(text.hidden_size) if value is None else value
         if not width:
             continue
         new = keep(width) if isinstance(width, int) else [keep(int(one)) for one in width]
-        config = edited(model.config, {name: new}, tied=is_tied(model))
+        config = edited_config(model.config, {name: new}, tied=is_tied(model))
         if new == width or any(
             one.shape != shapes.get(at)
             for at, one in empty_model(model, config, cut).named_parameters()
@@ -73,12 +73,12 @@ def narrower_config(model: Any, keep: Callable[[int], int], *, cut: str) -> Any:
             return config
     raise CellFailed(
         f"{cut}: no setting of {type(model.config).__name__} narrows "
-        f"{shortened(_left_whole(model, []))} of {type(model).__name__}; "
-        f"use {instead(cut)}"
+        f"{shortened_names(_unchanged_blocks(model, []))} of {type(model).__name__}; "
+        f"use {alternative_to_width(cut)}"
     )
 
 
-def instead(cut: str) -> str:
+def alternative_to_width(cut: str) -> str:
     """Name the cut in depth that may be had in place of one in width."""
     return "prune-depth" if cut.startswith("prune") else cut.replace("width", "depth")
 
@@ -94,11 +94,11 @@ def empty_model(model: Any, config: Any, cut: str) -> Any:
     except Exception as problem:  # whatever a class raises at a width that it does not take
         raise CellFailed(
             f"{cut}: {type(model).__name__} cannot be built with fewer channels: "
-            f"{in_one_line(problem)}; use {instead(cut)}"
+            f"{in_one_line(problem)}; use {alternative_to_width(cut)}"
         ) from problem
 
 
-def outputs_axis(layer: Any) -> int | None:
+def output_axis(layer: Any) -> int | None:
     """Return along which axis of a layer's weight its outputs run; None for what is no matrix of a
     linear layer.
     """
@@ -124,18 +124,18 @@ def feed_forwards(model: Any, config: Any, *, cut: str) -> list[FeedForward]:
             strange.append(name)
         elif leaf == "weight":
             groups.setdefault(owner.rpartition(".")[0], {})[owner] = role
-    made = {name: _assembled(model, name, roles, shapes) for name, roles in groups.items()}
+    made = {name: _feed_forward_of(model, name, roles, shapes) for name, roles in groups.items()}
     strange += [name for name, one in made.items() if one is None]
-    strange += _left_whole(model, [*groups, *strange])
+    strange += _unchanged_blocks(model, [*groups, *strange])
     if strange:
         raise CellFailed(
-            f"{cut}: cannot narrow {shortened(strange)} of {type(model).__name__}; use "
-            f"{instead(cut)}"
+            f"{cut}: cannot narrow {shortened_names(strange)} of {type(model).__name__}; use "
+            f"{alternative_to_width(cut)}"
         )
     return [one for one in made.values() if one is not None]
 
 
-def shortened(names: Sequence[str]) -> str:
+def shortened_names(names: Sequence[str]) -> str:
     """Return names in short: those that differ in numbers alone once, with a star."""
     short = list(
         dict.fromkeys(
@@ -149,7 +149,7 @@ def _role(layer: Any, leaf: str, old: Sequence[int], new: Sequence[int]) -> str:
     """Say what a weight that became narrower does with the channels: it writes or reads them; ""
     for no matrix of a linear layer.
     """
-    axis = outputs_axis(layer)
+    axis = output_axis(layer)
     changed = [
         at for at, (before, after) in enumerate(zip(old, new, strict=False)) if before != after
     ]
@@ -158,17 +158,17 @@ def _role(layer: Any, leaf: str, old: Sequence[int], new: Sequence[int]) -> str:
     return "writes" if leaf == "bias" or changed == [axis] else "reads"
 
 
-def _assembled(
+def _feed_forward_of(
     model: Any, name: str, roles: Mapping[str, str], shapes: Mapping[str, Sequence[int]]
 ) -> FeedForward | None:
     readers = [owner for owner, role in roles.items() if role == "reads"]
     if len(readers) != 1 or len(roles) < 2:
         return None
     reader = model.get_submodule(readers[0])
-    axis = 1 - (outputs_axis(reader) or 0)
+    axis = 1 - (output_axis(reader) or 0)
     width, kept = int(reader.weight.shape[axis]), int(shapes[f"{readers[0]}.weight"][axis])
     outputs = {
-        owner: _outputs(model.get_submodule(owner))
+        owner: _output_count(model.get_submodule(owner))
         for owner, role in roles.items()
         if role == "writes"
     }
@@ -181,15 +181,15 @@ def _assembled(
     )
 
 
-def _outputs(layer: Any) -> int:
-    return int(layer.weight.shape[outputs_axis(layer) or 0])
+def _output_count(layer: Any) -> int:
+    return int(layer.weight.shape[output_axis(layer) or 0])
 
 
-def _left_whole(model: Any, narrowed: Sequence[str]) -> list[str]:
+def _unchanged_blocks(model: Any, narrowed: Sequence[str]) -> list[str]:
     """Return the blocks that would stay as wide as they are, by what stands in for their
     feed-forward (experts) where that shows.
     """
-    prefix, blocks = blocks_of(model)
+    prefix, blocks = named_blocks(model)
     found = []
     for at, block in enumerate(blocks):
         own = f"{prefix}.{at}."
@@ -201,22 +201,22 @@ def _left_whole(model: Any, narrowed: Sequence[str]) -> list[str]:
     return found
 
 
-def norms_of(model: Any, part: FeedForward) -> "Tensor":
+def channel_norms(model: Any, part: FeedForward) -> "Tensor":
     """Return each channel's product of norms, (F,): of what writes it, |gate_i| |up_i|, and of what
     reads it, |down_i|.
     """
     found = []
     for owner, parts in part.writers.items():
         layer = model.get_submodule(owner)
-        weight = layer.weight.float() if outputs_axis(layer) == 0 else layer.weight.float().T
+        weight = layer.weight.float() if output_axis(layer) == 0 else layer.weight.float().T
         found += [one.norm(dim=1) for one in weight.chunk(parts)]
     reader = model.get_submodule(part.reader)
-    weight = reader.weight.float() if outputs_axis(reader) == 0 else reader.weight.float().T
+    weight = reader.weight.float() if output_axis(reader) == 0 else reader.weight.float().T
     product: Tensor = reduce(mul, [*found, weight.norm(dim=0)])
     return product
 
 
-def keep_channels(
+def cut_to_channels(
     model: Any, state: "dict[str, Tensor]", part: FeedForward, channels: "Tensor"
 ) -> int:
     """Cut a feed-forward's matrices and biases in a state down to these channels; return how many
@@ -234,16 +234,16 @@ def keep_channels(
 
     for owner, parts in part.writers.items():
         rows = torch.cat([channels + at * part.width for at in range(parts)])
-        take(f"{owner}.weight", outputs_axis(model.get_submodule(owner)) or 0, rows)
+        take(f"{owner}.weight", output_axis(model.get_submodule(owner)) or 0, rows)
         if f"{owner}.bias" in state:
             take(f"{owner}.bias", 0, rows)
     take(
-        f"{part.reader}.weight", 1 - (outputs_axis(model.get_submodule(part.reader)) or 0), channels
+        f"{part.reader}.weight", 1 - (output_axis(model.get_submodule(part.reader)) or 0), channels
     )
     return gone
 
 
-def narrowed(model: Any, share: float, *, cut: str) -> Any:
+def narrow_model(model: Any, share: float, *, cut: str) -> Any:
     """Return a model that keeps a share of every feed-forward's channels: those with the largest
     product of norms.
     """
@@ -254,23 +254,26 @@ def narrowed(model: Any, share: float, *, cut: str) -> Any:
         return model
     parts = feed_forwards(model, config, cut=cut)
     kept = {
-        part.name: norms_of(model, part).topk(part.kept).indices.sort().values for part in parts
+        part.name: channel_norms(model, part).topk(part.kept).indices.sort().values
+        for part in parts
     }
     state = dict(model.state_dict())
     for part in parts:
-        keep_channels(model, state, part, kept[part.name])
+        cut_to_channels(model, state, part, kept[part.name])
     small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     small.load_state_dict(state)
     small = small.to(next(model.parameters()).device).eval()
-    refuse_unlike(
+    refuse_changed(
         small,
-        masked_steps(model, {part.reader: mask_of(part.width, kept[part.name]) for part in parts}),
+        masked_updates(
+            model, {part.reader: keep_mask(part.width, kept[part.name]) for part in parts}
+        ),
         cut=cut,
     )
     return small
 
 
-def mask_of(size: int, kept: "Tensor") -> "Tensor":
+def keep_mask(size: int, kept: "Tensor") -> "Tensor":
     """Return a mask (size,) with 1 where something is kept."""
     import torch
 
@@ -279,22 +282,22 @@ def mask_of(size: int, kept: "Tensor") -> "Tensor":
     return mask
 
 
-def masked_steps(model: Any, masks: "Mapping[str, Tensor]") -> Steps:
+def masked_updates(model: Any, masks: "Mapping[str, Tensor]") -> BlockUpdates:
     """Return what the blocks of a whole model do while the inputs of these layers are masked."""
-    within = masked({model.get_submodule(name): mask for name, mask in masks.items()})
-    return steps_of(model, probe_of(model), range(len(blocks_of(model)[1])), within)
+    within = masked_inputs({model.get_submodule(name): mask for name, mask in masks.items()})
+    return block_updates(model, probe_ids(model), range(len(named_blocks(model)[1])), within)
 
 
-def refuse_unlike(small: Any, base: Steps, *, cut: str) -> None:
+def refuse_changed(small: Any, base: BlockUpdates, *, cut: str) -> None:
     """Raise `CellFailed` where a narrowed model is not the whole one with its dropped channels
     masked.
     """
-    every = range(len(blocks_of(small)[1]))
+    every = range(len(named_blocks(small)[1]))
     dtype = str(next(small.parameters()).dtype).removeprefix("torch.")
-    told = difference(steps_of(small, probe_of(small), every), base, every, dtype=dtype)
+    told = first_difference(block_updates(small, probe_ids(small), every), base, every, dtype=dtype)
     if told:
         raise CellFailed(
             f"{cut}: the narrowed {type(small).__name__} is not that model with the dropped "
             f"channels masked ({told}): its blocks mix their "
-            f"channels in a way that is not known here; use {instead(cut)}"
+            f"channels in a way that is not known here; use {alternative_to_width(cut)}"
         )

@@ -6,7 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from harness.machine.gpu import gpu_of
-from harness.machine.processor import machine
+from harness.machine.processor import machine_label
 from harness.records.record import Environment
 
 _PACKAGES = (
@@ -38,7 +38,7 @@ def current_environment(
         threads=threads,
         waiting=waiting,
         cores_in_use=cores_in_use,
-        machine=machine(),
+        machine=machine_label(),
         gpu=gpu_of(device),
         platform=f"{platform.system()} {platform.machine()}",
         python=platform.python_version(),

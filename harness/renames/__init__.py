@@ -135,6 +135,10 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),
     "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
     "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
+    "harness.data:DataSource": ("harness.data:LocalOrHubData", FROM_0_1),
+    "harness.data:contaminated": ("harness.data:contaminated_texts", FROM_0_1),
+    "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
+    "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

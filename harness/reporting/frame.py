@@ -1,4 +1,4 @@
-"""Records as a pandas frame: one line a cell and figure. No torch."""
+"""Records as a pandas frame: one row for each cell and figure. No torch."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -25,25 +25,22 @@ _COSTS = (
 
 
 def frame_of(records: Sequence[RunRecord]) -> "pandas.DataFrame":
-    """Return scores, measurements and costs of records; a record without any has one line."""
+    """Return scores, measurements and costs of records; a record without any has one row."""
     import pandas
 
-    lines = [line for record in records for line in _record_rows(record)]
-    return pandas.DataFrame(lines, columns=[one.header for one in columns.FRAME])
+    rows = [row for record in records for row in _record_rows(record)]
+    return pandas.DataFrame(rows, columns=[quantity.header for quantity in columns.FRAME])
 
 
 def _record_rows(record: RunRecord) -> list[_FrameRow]:
     cell = _cell_columns(record)
-    figures = [
-        *_score_rows(record),
-        *_measurement_rows(record),
-        *(_cost_rows(record) if record.trains else ()),
-    ]
+    costs = _cost_rows(record) if record.trains else ()
+    figures = [*_score_rows(record), *_measurement_rows(record), *costs]
     return [{**cell, **figure} for figure in figures] or [cell]
 
 
 def _cell_columns(record: RunRecord) -> _FrameRow:
-    """Return what is said of a cell in each of its lines."""
+    """Return what every row of a cell says of it."""
     return {
         columns.KEY.header: record.key,
         columns.ROW.header: record.label,
@@ -52,7 +49,7 @@ def _cell_columns(record: RunRecord) -> _FrameRow:
         columns.SEED.header: record.seed,
         columns.STATUS.header: record.status,
         columns.REASON.header: record.reason,
-        columns.TEACHER.header: ", ".join(one.name for one in record.conditions.teachers),
+        columns.TEACHER.header: ", ".join(teacher.name for teacher in record.conditions.teachers),
         columns.STUDENT.header: record.conditions.student_recipe,
         columns.SUITE.header: ", ".join(record.conditions.suites),
         columns.BUDGET.header: record.conditions.budget_tokens,
@@ -77,25 +74,24 @@ def _score_rows(record: RunRecord) -> list[_FrameRow]:
 def _measurement_rows(record: RunRecord) -> list[_FrameRow]:
     return [
         {
-            columns.METRIC.header: one.name.partition(":")[0],
-            columns.TASK.header: one.name.partition(":")[2] or None,
-            columns.VALUE.header: one.value,
-            columns.UNIT.header: one.unit,
-            columns.N.header: len(one.values) or None,
+            columns.METRIC.header: measurement.name.partition(":")[0],
+            columns.TASK.header: measurement.name.partition(":")[2] or None,
+            columns.VALUE.header: measurement.value,
+            columns.UNIT.header: measurement.unit,
+            columns.N.header: len(measurement.values) or None,
         }
-        for one in record.measurements
+        for measurement in record.measurements
     ]
 
 
 def _cost_rows(record: RunRecord) -> list[_FrameRow]:
     """Return what training cost, in the units that records hold."""
-    known = {one: getattr(record.cost, one.key) for one in _COSTS}
     return [
         {
-            columns.METRIC.header: one.key,
+            columns.METRIC.header: quantity.key,
             columns.VALUE.header: value,
-            columns.UNIT.header: one.stored,
+            columns.UNIT.header: quantity.stored,
         }
-        for one, value in known.items()
-        if value is not None
+        for quantity in _COSTS
+        if (value := getattr(record.cost, quantity.key)) is not None
     ]

@@ -2,12 +2,13 @@
 
 from harness.records.columns import QUANTITIES
 
-GLOSSARY = {
-    word: one.help for one in QUANTITIES if (word := one.header if one.term is None else one.term)
+_TERMS = {
+    quantity: quantity.header if quantity.term is None else quantity.term for quantity in QUANTITIES
 }
+GLOSSARY = {term: quantity.help for quantity, term in _TERMS.items() if term}
 
 
 def glossary() -> str:
-    """Return the meaning of every column."""
+    """Return the meaning of every column, one a line."""
     width = max(map(len, GLOSSARY))
-    return "\n".join(f"{name:{width}}  {meaning}" for name, meaning in GLOSSARY.items())
+    return "\n".join(f"{term:{width}}  {meaning}" for term, meaning in GLOSSARY.items())

@@ -1,6 +1,7 @@
 """What `harness measure` prints: models timed by turns, and what they weigh. No torch."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from harness.escape import markdown_cell, markdown_text
 from harness.records import columns
@@ -8,9 +9,15 @@ from harness.records.columns import Quantity
 from harness.records.record import Measurement
 from harness.statistics.intervals import Interval
 
-_MeasuredModel = tuple[
-    str, Sequence[Measurement], Sequence[str]
-]  # name, measurements, skipped scenarios
+
+class TimedModel(NamedTuple):
+    """One model that was measured."""
+
+    name: str
+    measurements: Sequence[Measurement]
+    skipped: Sequence[str]  # scenarios that were not timed, with the reason
+
+
 _TIMED = (
     columns.TTFT,
     columns.TPOT,
@@ -23,86 +30,92 @@ _TIMED = (
 _WEIGHED = (columns.DISK, columns.WEIGHTS, columns.ACTIVATIONS, columns.LOAD, columns.FIRST_CALL)
 
 
-def measurement_tables(models: Sequence[_MeasuredModel]) -> str:
-    """Return what `harness measure` prints of each model, the first one the base."""
+def measurement_tables(models: Sequence[TimedModel]) -> str:
+    """Return what `harness measure` prints; the first model is the base of the ratios."""
     from tabulate import tabulate
 
-    timed = [
-        row
-        for at, (name, measured, _) in enumerate(models)
-        for row in _speed_lines(name, measured, is_base=at == 0)
+    speed_lines = [
+        line
+        for number, model in enumerate(models)
+        for line in _speed_lines(model, is_base=number == 0)
     ]
-    weighed = [_weight_line(name, measured) for name, measured, _ in models]
-    lines = [line for model in models for line in _remarks(*model)]
-    parts = [
-        tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-        for rows in (timed, weighed)
-        if rows
-    ]
-    if timed and len(models) > 1:
-        lines.append(
-            f"- A {columns.DECODE_X.header} above 1 is faster than the base; an interval that "
-            "holds 1 shows no difference."
+    weight_lines = [_weight_line(model) for model in models]
+    remarks = [remark for model in models for remark in _remarks(model)]
+    if speed_lines and len(models) > 1:
+        remarks.append(
+            f"- A {columns.DECODE_X.header} above 1 is faster than the base. An interval that "
+            "contains 1 shows no difference."
         )
-    return (
-        "\n\n".join([*parts, "\n".join(map(markdown_text, lines))]) if lines else "\n\n".join(parts)
-    )
+    parts = [
+        tabulate(lines, headers="keys", tablefmt="pipe", disable_numparse=True)
+        for lines in (speed_lines, weight_lines)
+        if lines
+    ]
+    if remarks:
+        parts.append("\n".join(map(markdown_text, remarks)))
+    return "\n\n".join(parts)
 
 
-def _shown(quantity: Quantity, measurement: Measurement | None) -> str:
+def _value_text(quantity: Quantity, measurement: Measurement | None) -> str:
     """Write a measurement with its interval, where it has one."""
     if measurement is None:
         return quantity.text(None)
-    value, low, high = (
-        quantity.scaled(number) for number in (measurement.value, measurement.low, measurement.high)
-    )
+    numbers = (measurement.value, measurement.low, measurement.high)
+    value, low, high = map(quantity.scaled, numbers)
     return quantity.with_interval(Interval(value, low, high))
 
 
-def _speed_lines(
-    name: str, measured: Sequence[Measurement], *, is_base: bool
-) -> list[dict[str, str]]:
-    """Return a line for each scenario that a model was timed in."""
-    known = {(one.name, one.condition): one for one in measured}
-    rows = []
-    for condition in dict.fromkeys(
-        one.condition for one in measured if one.name == columns.DECODE_RATE.key
-    ):
-        row = {
-            columns.MODEL.header: markdown_cell(name),
-            columns.SCENARIO.header: markdown_cell(condition),
+def _speed_lines(model: TimedModel, *, is_base: bool) -> list[dict[str, str]]:
+    """Return one line for each scenario that a model was timed in."""
+    by_scenario = {
+        (measurement.name, measurement.condition): measurement for measurement in model.measurements
+    }
+    rates = [
+        measurement
+        for measurement in model.measurements
+        if measurement.name == columns.DECODE_RATE.key
+    ]
+    lines = []
+    for scenario in dict.fromkeys(rate.condition for rate in rates):
+        line = {
+            columns.MODEL.header: markdown_cell(model.name),
+            columns.SCENARIO.header: markdown_cell(scenario),
         }
-        row |= {one.header: _shown(one, known.get((one.key, condition))) for one in _TIMED}
-        peaks = (
-            known.get((f"{columns.PEAK.key}:{kind}", condition))
+        for quantity in _TIMED:
+            line[quantity.header] = _value_text(quantity, by_scenario.get((quantity.key, scenario)))
+        peaks = [
+            by_scenario.get((f"{columns.PEAK.key}:{kind}", scenario))
             for kind in ("resident", "allocated")
-        )
-        row[columns.MEASURED_PEAK.header] = _shown(
-            columns.MEASURED_PEAK, next(filter(None, peaks), None)
-        )
+        ]
+        peak = next(filter(None, peaks), None)
+        line[columns.MEASURED_PEAK.header] = _value_text(columns.MEASURED_PEAK, peak)
         for ratio in (columns.PREFILL_X, columns.DECODE_X):
-            row[ratio.header] = (
-                "base" if is_base else _shown(ratio, known.get((ratio.key, condition)))
-            )
-        rows.append(row)
-    return rows
+            text = _value_text(ratio, by_scenario.get((ratio.key, scenario)))
+            line[ratio.header] = "base" if is_base else text
+        lines.append(line)
+    return lines
 
 
-def _weight_line(name: str, measured: Sequence[Measurement]) -> dict[str, str]:
-    """Return a model's line of bytes and of opening it."""
-    first = {one.name: one for one in reversed(measured)}
+def _weight_line(model: TimedModel) -> dict[str, str]:
+    """Return a model's line of bytes and of the seconds that opening it takes."""
+    first = {measurement.name: measurement for measurement in reversed(model.measurements)}
     return {
-        columns.MODEL.header: markdown_cell(name),
-        **{one.header: _shown(one, first.get(one.key)) for one in _WEIGHED},
+        columns.MODEL.header: markdown_cell(model.name),
+        **{
+            quantity.header: _value_text(quantity, first.get(quantity.key)) for quantity in _WEIGHED
+        },
     }
 
 
-def _remarks(name: str, measured: Sequence[Measurement], skipped: Sequence[str]) -> list[str]:
-    """Say which measurements are doubtful, and what was not timed."""
+def _remarks(model: TimedModel) -> list[str]:
+    """Return a line for each doubtful measurement, and for each scenario that was not timed."""
     remarks = dict.fromkeys(
-        (one.name.startswith("skipped_"), one.remark) for one in measured if one.remark
+        (measurement.name.startswith("skipped_"), measurement.remark)
+        for measurement in model.measurements
+        if measurement.remark
     )
-    doubtful = [
-        f"- {name}: {'' if without else 'doubtful: '}{remark}" for without, remark in remarks
+    lines = [
+        f"- {model.name}: {'' if is_skipped else 'doubtful: '}{remark}"
+        for is_skipped, remark in remarks
     ]
-    return [*doubtful, *(f"- {name}: skipped: {reason}" for reason in skipped)]
+    return [*lines, *(f"- {model.name}: skipped: {reason}" for reason in model.skipped)]

@@ -1,12 +1,10 @@
-"""Tables of what students can do: scores, retention, flips, what stands behind them, and rows
-against rows. No torch.
-"""
+"""Tables of what students can do: scores, retention, flips, diagnostics, row against row. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, variance
-from typing import cast
+from typing import NamedTuple, cast
 
 from harness.analysis.comparison import (
     ALPHA,
@@ -14,7 +12,7 @@ from harness.analysis.comparison import (
     ResultRow,
     best_labels,
     compare,
-    difference_p_value,
+    equality_test,
     figure_ratio,
     ordered_rows,
     row_block,
@@ -29,243 +27,252 @@ from harness.statistics.figures import BITS_PER_BYTE, weighted_mean
 from harness.statistics.intervals import ErrorSource, Interval, half_width
 
 _Exact = dict[Header, object]
-_TaskCells = dict[Quantity, tuple[str, _Exact]]  # of one row on one task: text and exact values
+
+
+class _Cell(NamedTuple):
+    """One cell: what is shown, and the exact values behind it."""
+
+    text: str
+    exact: _Exact
+
+
+_TaskCells = dict[Quantity, _Cell]  # of one row on one task
 
 
 def quality_table(group: Group) -> Table:
-    """Scores, retention and flips against the teacher, task by task."""
-    families = len({row_block(row) for row in group.rows} - {TEACHER, "control"})
-    leading = {task: best_labels(group, task) for task in group.tasks}
-    rows = []
+    """Return scores, retention and flips against the teacher, task by task."""
+    families = {row_block(row) for row in group.rows} - {TEACHER, "control"}
+    best_by_task = {task: best_labels(group, task) for task in group.tasks}
+    lines = []
     for row in ordered_rows(group):
-        shown, exact = _row_cells(row, families=families > 1)
+        line = _row_cells(row, with_family=len(families) > 1)
         for task in group.tasks:
-            best = row.label in leading[task]
-            exact[columns.BEST.name.of(task)] = best
-            for quantity, (text, values) in _task_cells(
-                row, group.teacher, task, chance=teacher_at_chance(group, task)
-            ).items():
+            is_best = row.label in best_by_task[task]
+            line.exact[columns.BEST.name.of(task)] = is_best
+            for quantity, cell in _task_cells(group, row, task).items():
                 column = quantity.name.of("" if len(group.tasks) == 1 else task)
-                shown[column] = BestCell(text) if best and quantity.leads and text != DASH else text
-                exact |= {key.of(task): value for key, value in values.items()}
-        rows.append((shown, exact))
+                is_bold = is_best and quantity.leads and cell.text != DASH
+                line.shown[column] = BestCell(cell.text) if is_bold else cell.text
+                line.exact.update({key.of(task): value for key, value in cell.exact.items()})
+        lines.append(line)
     tasks = ", ".join(f"{task} (n = {_item_count(group, task)})" for task in group.tasks)
-    return build_table("quality", f"Quality on {tasks}", rows)
+    return build_table("quality", f"Quality on {tasks}", lines)
 
 
-def _row_cells(row: ResultRow, *, families: bool) -> RowCells:
-    """Return what a row is: its label, how many seeds stand behind it, its family where there are
-    several.
-    """
-    shown = {columns.ROW.name: row_name(row), columns.SEEDS.name: str(len(row.succeeded))}
-    if families:
+def _row_cells(row: ResultRow, *, with_family: bool) -> RowCells:
+    """Return what a row is: its label, its number of seeds, and its family where there are many."""
+    seeds = len(row.succeeded)
+    shown = {columns.ROW.name: row_name(row), columns.SEEDS.name: str(seeds)}
+    if with_family:
         shown[columns.FAMILY.name] = row_block(row)
-    return shown, {
+    exact: _Exact = {
         columns.ROW.name: row.label,
         columns.FAMILY.name: row_block(row),
         columns.CONTROL.name: row.first.is_control,
-        columns.SEEDS.name: len(row.succeeded),
+        columns.SEEDS.name: seeds,
         columns.STATUS.name: failure_of(row) or "success",
     }
+    return RowCells(shown, exact)
 
 
 def _item_count(group: Group, task: str) -> int:
     return next((score.n for row in group.rows for score in row.scores(task)), 0)
 
 
-def _task_cells(
-    row: ResultRow, teacher: ResultRow | None, task: str, *, chance: bool
-) -> _TaskCells:
-    """Return the cells of one row on one task; no retention of a teacher that is at chance
-    itself.
-    """
-    scores = row.scores(task)
+def _task_cells(group: Group, row: ResultRow, task: str) -> _TaskCells:
+    """Return the cells of one row on one task; no retention where the teacher is at chance."""
+    scores, teacher = row.scores(task), group.teacher
     if not scores:
-        return {one: (DASH, {one.name: None}) for one in (columns.SCORE, columns.RETENTION)}
-    if scores[0].kind == "perplexity" and not scores[0].unpaired:
+        empty = (columns.SCORE, columns.RETENTION)
+        return {quantity: _Cell(DASH, {quantity.name: None}) for quantity in empty}
+    first = scores[0]
+    if first.kind == "perplexity" and not first.unpaired:
         return _perplexity_cells(row, teacher, task)
-    value = fmean(score.value for score in scores)
-    if scores[0].lower_is_better:
-        return (
-            _error_cells(row, teacher, task, value)
-            | _fidelity_cells(row, task)
-            | _answer_cells(scores)
-        )
-    guessing = scores[0].chance
+    further_cells = _fidelity_cells(row, task) | _answer_cells(scores)
+    mean = fmean(score.value for score in scores)
+    if first.lower_is_better:
+        return _error_cells(row, teacher, task, mean) | further_cells
+    at_chance = teacher_at_chance(group, task)
 
-    def kept(quantity: Quantity, above: float) -> _TaskCells:
-        against = (
-            compare(row, teacher, task, ratio=True, chance=above)
-            if teacher and not chance
-            else Interval(None)
-        )
-        return {quantity: (quantity.with_interval(against), quantity.exact(against))}
+    def retention_cell(quantity: Quantity, chance: float) -> _TaskCells:
+        if teacher is None or at_chance:
+            return _interval_cell(quantity, Interval(None))
+        return _interval_cell(quantity, compare(row, teacher, task, ratio=True, chance=chance))
 
-    cells: _TaskCells = {columns.SCORE: (scores[0].shown(value), {columns.SCORE.name: value})}
-    cells |= kept(columns.RETENTION, 0.0) | _difference_cells(row, teacher, task)
-    cells |= kept(columns.ABOVE_CHANCE, guessing) if guessing else {}
-    return (
-        cells | _flip_cells(row, teacher, task) | _fidelity_cells(row, task) | _answer_cells(scores)
-    )
+    return {
+        columns.SCORE: _Cell(first.shown(mean), {columns.SCORE.name: mean}),
+        **retention_cell(columns.RETENTION, 0.0),
+        **_difference_cells(row, teacher, task),
+        **(retention_cell(columns.ABOVE_CHANCE, first.chance) if first.chance else {}),
+        **_flip_cells(row, teacher, task),
+        **further_cells,
+    }
+
+
+def _interval_cell(quantity: Quantity, interval: Interval) -> _TaskCells:
+    return {quantity: _Cell(quantity.with_interval(interval), quantity.exact(interval))}
+
+
+def _number_cell(quantity: Quantity, value: float) -> _TaskCells:
+    return {quantity: _Cell(quantity.text(value), {quantity.name: value})}
+
+
+def _flip_counts(row: ResultRow, teacher: ResultRow | None, task: str) -> list[stats.Pairs]:
+    """Return the paired counts against the teacher's first run, one for each training.
+
+    Empty where either has no hits and misses, or not on the same items.
+    """
+    reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
+    return [
+        stats.count_pairs(run, reference)
+        for run in row.outcomes(task)
+        if reference and len(run) == len(reference)
+    ]
 
 
 def _flip_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
-    """Return how many items were lost and won, where both have outcomes."""
-    reference = next(iter(teacher.outcomes(task)), "") if teacher else ""
-    counts = [
-        stats.count_pairs(outcome, reference)
-        for outcome in row.outcomes(task)
-        if reference and len(outcome) == len(reference)
-    ]
+    """Return how many items were lost and won, where both rows have hits and misses."""
+    counts = _flip_counts(row, teacher, task)
     if not counts:
         return {}
-    lost, won = fmean(one.teacher_only for one in counts), fmean(one.student_only for one in counts)
-    text = f"{columns.LOSSES.text(lost)}/{columns.WINS.text(won)}"
-    return {columns.LOSSES_WINS: (text, {columns.LOSSES.name: lost, columns.WINS.name: won})}
+    losses = fmean(seed_counts.teacher_only for seed_counts in counts)
+    wins = fmean(seed_counts.student_only for seed_counts in counts)
+    text = f"{columns.LOSSES.text(losses)}/{columns.WINS.text(wins)}"
+    exact: _Exact = {columns.LOSSES.name: losses, columns.WINS.name: wins}
+    return {columns.LOSSES_WINS: _Cell(text, exact)}
 
 
 def _difference_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
-    """Return the difference to the teacher's figure where all items make it together: it has no
-    flips, and not always a retention.
+    """Return the difference to the teacher, of a figure that all items make together.
+
+    Such a figure has no flips, and not always a retention.
     """
     score = row.scores(task)[0]
     if not score.form or teacher is None:
         return {}
-    gap = compare(row, teacher, task, ratio=False)
     quantity = columns.DIFFERENCE if score.unit == "share" else columns.DIFFERENCE_OF_NUMBERS
-    return {quantity: (quantity.with_interval(gap), quantity.exact(gap))}
+    return _interval_cell(quantity, compare(row, teacher, task, ratio=False))
 
 
 def _fidelity_cells(row: ResultRow, task: str) -> _TaskCells:
     """Return how near the row's distributions are to the teacher's."""
-    near = [one for record in row.succeeded for one in record.fidelity if one.task == task]
-    if not near:
+    fidelities = [
+        fidelity
+        for record in row.succeeded
+        for fidelity in record.fidelity
+        if fidelity.task == task
+    ]
+    if not fidelities:
         return {}
-    kl, agreement = fmean(one.kl for one in near), fmean(one.agreement for one in near)
-    error = _error_over_seeds(
-        [one.kl for one in near], [one.kl_stderr for one in near], near[0].items
-    )
+    kls = [fidelity.kl for fidelity in fidelities]
+    kl, agreement = fmean(kls), fmean(fidelity.agreement for fidelity in fidelities)
+    item_errors = [fidelity.kl_stderr for fidelity in fidelities]
+    error = _half_width_over_seeds(kls, item_errors, fidelities[0].items)
     exact: _Exact = {columns.KL.name: kl, columns.KL.part(columns.HALF_WIDTH.header): error}
-    return {
-        columns.KL: (f"{columns.KL.text(kl)} ± {columns.KL.text(error)}", exact)
-    } | _number_cell(columns.TOP1_AGREEMENT, agreement)
+    text = f"{columns.KL.text(kl)} ± {columns.KL.text(error)}"
+    return {columns.KL: _Cell(text, exact)} | _number_cell(columns.TOP1_AGREEMENT, agreement)
 
 
-def _number_cell(quantity: Quantity, value: float) -> _TaskCells:
-    return {quantity: (quantity.text(value), {quantity.name: value})}
+def _half_width_over_seeds(
+    values: Sequence[float], item_errors: Sequence[float], items: int
+) -> float:
+    """Return the half-width of a mean over seeds.
 
-
-def _error_over_seeds(values: Sequence[float], errors: Sequence[float], items: int) -> float:
-    """Return the half-width of a mean over seeds: its error over items, which the seeds share, and
-    the scatter of the seeds.
+    It has two sources: the error over items, which the seeds share, and the scatter of the seeds.
     """
-    sources = [ErrorSource(fmean(error**2 for error in errors), max(1, items - 1))]
+    sources = [ErrorSource(fmean(error**2 for error in item_errors), max(1, items - 1))]
     if len(values) > 1:
         sources.append(ErrorSource(variance(values) / len(values), len(values) - 1))
     return half_width(sources)
 
 
-def _answer_cells(scores: list[TaskScore]) -> _TaskCells:
-    """Return what is known of written answers: their length, and how many cannot be read."""
-    tokens = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
-    if not tokens:
+def _answer_cells(scores: Sequence[TaskScore]) -> _TaskCells:
+    """Return the length of written answers, and how many cannot be read."""
+    lengths = [score.tokens_per_answer for score in scores if score.tokens_per_answer is not None]
+    if not lengths:
         return {}
-    return _number_cell(columns.TOKENS, fmean(tokens)) | _number_cell(
-        columns.INVALID, fmean(score.invalid_share for score in scores)
-    )
+    invalid = fmean(score.invalid_share for score in scores)
+    return _number_cell(columns.TOKENS, fmean(lengths)) | _number_cell(columns.INVALID, invalid)
 
 
 def _perplexity_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _TaskCells:
-    """Return a perplexity, and its ratio to the teacher's with an interval over documents and
-    trainings.
+    """Return a perplexity, and its ratio to the teacher's.
+
+    The ratio has an interval over documents and trainings where both read the same documents.
     """
-    scores, reference = row.scores(task), teacher.scores(task) if teacher else []
-    value = fmean(score.value for score in scores)
-    cells = _number_cell(
-        columns.BITS_PER_BYTE if scores[0].metric == BITS_PER_BYTE else columns.PERPLEXITY, value
-    )
-    if (
-        teacher is not None
-        and reference
-        and len({score.items_digest for score in (*scores, *reference)}) == 1
-    ):
-        cells |= _ratio_cells(
-            Interval(1.0, 1.0, 1.0) if row is teacher else figure_ratio(row, teacher, task)
-        )
-    elif reference:
-        ratio = value / reference[0].value
-        cells[columns.AGAINST_TEACHER] = (
-            columns.AGAINST_TEACHER.text(ratio),
-            {columns.RATIO.name: ratio},
-        )
-    return cells
+    scores, teacher_scores = row.scores(task), teacher.scores(task) if teacher else []
+    mean, in_bits = fmean(score.value for score in scores), scores[0].metric == BITS_PER_BYTE
+    cells = _number_cell(columns.BITS_PER_BYTE if in_bits else columns.PERPLEXITY, mean)
+    if teacher is None or not teacher_scores:
+        return cells
+    if len({score.items_digest for score in (*scores, *teacher_scores)}) == 1:
+        is_teacher = row is teacher
+        ratio = Interval(1.0, 1.0, 1.0) if is_teacher else figure_ratio(row, teacher, task)
+        return cells | _ratio_cell(ratio)
+    bare_ratio = mean / teacher_scores[0].value
+    exact: _Exact = {columns.RATIO.name: bare_ratio}
+    return cells | {columns.AGAINST_TEACHER: _Cell(columns.AGAINST_TEACHER.text(bare_ratio), exact)}
 
 
-def _ratio_cells(ratio: Interval) -> _TaskCells:
-    return {
-        columns.AGAINST_TEACHER: (
-            columns.AGAINST_TEACHER.with_interval(ratio),
-            columns.RATIO.exact(ratio),
-        )
-    }
+def _ratio_cell(ratio: Interval) -> _TaskCells:
+    text = columns.AGAINST_TEACHER.with_interval(ratio)
+    return {columns.AGAINST_TEACHER: _Cell(text, columns.RATIO.exact(ratio))}
 
 
-def _error_cells(row: ResultRow, teacher: ResultRow | None, task: str, value: float) -> _TaskCells:
-    """Return a figure that is better when lower, and its ratio to the teacher's on the same items:
-    nothing is retained of it.
+def _error_cells(row: ResultRow, teacher: ResultRow | None, task: str, mean: float) -> _TaskCells:
+    """Return a figure that is better when lower, and its ratio to the teacher's.
+
+    Such a figure has no retention.
     """
-    quantity = columns.PERPLEXITY if row.scores(task)[0].kind == "perplexity" else columns.ERROR
-    cells: _TaskCells = {quantity: (row.scores(task)[0].shown(value), {quantity.name: value})}
+    score = row.scores(task)[0]
+    quantity = columns.PERPLEXITY if score.kind == "perplexity" else columns.ERROR
+    cells: _TaskCells = {quantity: _Cell(score.shown(mean), {quantity.name: mean})}
     if teacher is not None and teacher.scores(task):
-        cells |= _ratio_cells(figure_ratio(row, teacher, task))
+        cells |= _ratio_cell(figure_ratio(row, teacher, task))
     return cells
+
+
+# --- what stands behind the scores
 
 
 def diagnostics_table(group: Group) -> Table | None:
-    """What stands behind the scores: every extractor, both averages, the choices picked, what was
-    cut.
-    """
-    every = [
+    """Return what is behind the scores: every extractor, averages, choices picked, what was cut."""
+    lines = [
         _diagnostic_cells(group, row, task, scores)
         for row in ordered_rows(group)
         for task in group.tasks
         if (scores := [score for score in row.scores(task) if score.outcomes or score.values])
     ]
-    return build_table("diagnostics", "Behind the scores", every) if every else None
+    return build_table("diagnostics", "Behind the scores", lines) if lines else None
 
 
 def _diagnostic_cells(
     group: Group, row: ResultRow, task: str, scores: Sequence[TaskScore]
 ) -> RowCells:
-    """Return what stands behind a row's scores on a task; what it has nothing of leaves its column
-    out.
-    """
+    """Return the line of a row on a task; a quantity without a value has no cell."""
     first = scores[0]
-    names = dict.fromkeys(name for score in scores for name in figures_by_extractor(score))
-    figures = {
-        name: fmean(known[name] for s in scores if name in (known := figures_by_extractor(s)))
-        for name in names
-    }
+    figures = _mean_figures([figures_by_extractor(score) for score in scores])
     macros = [score.macro for score in scores if score.macro is not None]
     macro = fmean(macros) if macros else None
     picked = {
         letter: fmean(score.chosen.get(letter, 0.0) for score in scores) for letter in first.chosen
     }
-    cut = [score.truncated_share for score in scores if score.truncated_share is not None]
-    unended, prompts = fmean(cut) if cut else None, fmean(score.cut_prompts for score in scores)
-    drop = _smallest_visible_drop(group, row, task)
+    shares = [score.truncated_share for score in scores if score.truncated_share is not None]
+    truncated = fmean(shares) if shares else None
+    prompts = fmean(score.cut_prompts for score in scores)
+    drop = _detectable_drop(group, row, task)
+    factor = 100 if first.unit == "share" else 1
     cells = {
         columns.ROW: row_name(row),
         columns.TASK: task,
         columns.CORRECT_BY: ", ".join(
-            f"{name} {100 * value if first.unit == 'share' else value:.1f}"
-            for name, value in figures.items()
+            f"{name} {factor * value:.1f}" for name, value in figures.items()
         ),
         columns.MACRO: "" if macro is None else first.shown(macro),
         columns.PICKED: " ".join(
             f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
         ),
-        columns.TRUNCATED: "" if unended is None else columns.TRUNCATED.text(unended),
+        columns.TRUNCATED: "" if truncated is None else columns.TRUNCATED.text(truncated),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
     }
@@ -273,34 +280,29 @@ def _diagnostic_cells(
     exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
     exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
     exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
-    exact |= {columns.TRUNCATED.name: unended, columns.CUT_PROMPTS.name: prompts}
-    return {quantity.name: text for quantity, text in cells.items() if text}, exact
+    exact |= {columns.TRUNCATED.name: truncated, columns.CUT_PROMPTS.name: prompts}
+    return RowCells({quantity.name: text for quantity, text in cells.items() if text}, exact)
 
 
-def _smallest_visible_drop(group: Group, row: ResultRow, task: str) -> float | None:
-    """Return the smallest true drop that the items show at a row's own share of flips against the
-    teacher; None where there are none.
+def _detectable_drop(group: Group, row: ResultRow, task: str) -> float | None:
+    """Return the smallest true drop that the items can show at a row's own share of flips.
+
+    None for the teacher, and where there are no flips to count.
     """
-    teacher = group.teacher.outcomes(task) if group.teacher else []
-    counts = (
-        [
-            stats.count_pairs(run, teacher[0])
-            for run in row.outcomes(task)
-            if len(run) == len(teacher[0])
-        ]
-        if teacher
-        else []
-    )
+    counts = _flip_counts(row, group.teacher, task)
     if not counts or row is group.teacher:
         return None
-    return stats.detectable_drop(
-        counts[0].n, fmean((one.teacher_only + one.student_only) / one.n for one in counts)
+    flips = fmean(
+        (seed_counts.teacher_only + seed_counts.student_only) / seed_counts.n
+        for seed_counts in counts
     )
+    return stats.detectable_drop(counts[0].n, flips)
 
 
 def figures_by_extractor(score: TaskScore) -> dict[str, float]:
-    """Return the figure by every extractor (of a choice: every metric) that gives items a value,
-    the score's own first.
+    """Return the figure by every extractor that gives items a value, the score's own first.
+
+    Of a choice task these are its metrics.
     """
     names = sorted([*score.outcomes, *score.values], key=lambda name: name != score.primary)
     return {name: _figure_of(score, name) for name in names}
@@ -310,188 +312,188 @@ def _figure_of(score: TaskScore, name: str) -> float:
     if name in score.values:
         return weighted_mean(score.values[name], score.parts)
     marks = score.outcomes[name]
-    return (
-        weighted_mean([float(mark == "1") for mark in marks], score.parts)
-        if score.parts
-        else marks.count("1") / score.n
-    )
+    if score.parts:
+        return weighted_mean([float(mark == "1") for mark in marks], score.parts)
+    return marks.count("1") / score.n
+
+
+def _mean_figures(figures_of_seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Return the mean of each figure over the seeds that have it."""
+    names = dict.fromkeys(name for figures in figures_of_seeds for name in figures)
+    return {
+        name: fmean(figures[name] for figures in figures_of_seeds if name in figures)
+        for name in names
+    }
+
+
+# --- row against row
 
 
 @dataclass(frozen=True)
 class _RowDifference:
-    """Two rows on one task: what parts them, and the p of "nothing does"; `why` says why the pair
-    is not judged.
-    """
+    """The difference of two rows on one task."""
 
     row: str
     reference: str
     task: str
-    shown: str
+    text: str
     sign: float  # above 0: the row is the better one
     exact: Mapping[Header, object]
-    p: float | None
-    why: str = ""
+    p: float | None  # of "there is no difference"
+    not_judged: str = ""  # why the pair has no verdict
 
 
 def controls_table(group: Group) -> Table | None:
-    """Each method against the controls that it needs: difference in points on the same items,
-    verdicts adjusted over the table.
+    """Return each method against its controls: differences in points on the same items.
+
+    Verdicts are adjusted over the whole table.
     """
-    gaps = [
+    differences = [
         _row_difference(group, row, control, task)
         for row in ordered_rows(group)
         for name in row.first.controls
-        for control in _nearest_controls(
-            row, [other for other in group.rows if other.first.method == name]
-        )
+        for control in _nearest_controls(row, [r for r in group.rows if r.first.method == name])
         for task in group.tasks
     ]
-    return (
-        build_table("controls", "Against the controls, on the same items", _difference_lines(gaps))
-        if gaps
-        else None
-    )
+    if not differences:
+        return None
+    title = "Against the controls, on the same items"
+    return build_table("controls", title, _difference_lines(differences))
 
 
-def _difference_lines(gaps: Sequence[_RowDifference]) -> list[RowCells]:
-    """Return a line a gap with its verdict: two-sided alpha .05, Holm over the lines that are
-    judged.
+def _difference_lines(differences: Sequence[_RowDifference]) -> list[RowCells]:
+    """Return a line for each difference, with its verdict.
+
+    Two-sided alpha .05, Holm over the lines that are judged.
     """
-    tested = [gap for gap in gaps if gap.p is not None and not gap.why]
-    adjusted = dict(
-        zip(
-            map(id, tested), stats.holm([gap.p for gap in tested if gap.p is not None]), strict=True
-        )
-    )
+    judged = [line for line in differences if line.p is not None and not line.not_judged]
+    p_values = stats.holm([line.p for line in judged if line.p is not None])
+    adjusted = {id(line): p for line, p in zip(judged, p_values, strict=True)}
     lines = []
-    for gap in gaps:
-        p = adjusted.get(id(gap))
-        verdict = gap.why or DASH
+    for difference in differences:
+        p = adjusted.get(id(difference))
+        verdict = difference.not_judged or DASH
         if p is not None:
-            verdict = (
-                "cannot tell"
-                if p > ALPHA or gap.sign == 0
-                else "better"
-                if gap.sign > 0
-                else "worse"
-            )
+            is_different = p <= ALPHA and difference.sign != 0
+            word = "better" if difference.sign > 0 else "worse"
+            verdict = word if is_different else "cannot tell"
         pair = {
-            columns.ROW.name: gap.row,
-            columns.AGAINST.name: gap.reference,
-            columns.TASK.name: gap.task,
+            columns.ROW.name: difference.row,
+            columns.AGAINST.name: difference.reference,
+            columns.TASK.name: difference.task,
         }
-        said = {columns.P_HOLM.name: columns.P_HOLM.text(p), columns.VERDICT.name: verdict}
+        shown = {
+            **pair,
+            columns.GAP.name: difference.text,
+            columns.P_HOLM.name: columns.P_HOLM.text(p),
+            columns.VERDICT.name: verdict,
+        }
         exact: _Exact = {
             **pair,
-            **gap.exact,
-            columns.P.name: gap.p,
+            **difference.exact,
+            columns.P.name: difference.p,
             columns.P_HOLM.name: p,
             columns.VERDICT.name: verdict,
         }
-        lines.append(({**pair, columns.GAP.name: gap.shown, **said}, exact))
+        lines.append(RowCells(shown, exact))
     return lines
 
 
 def _row_difference(
     group: Group, row: ResultRow, reference: ResultRow, task: str
 ) -> _RowDifference:
-    """Return two rows' difference on a task. Perplexities and errors are compared by their ratio,
-    below 1 is better.
+    """Return two rows' difference on a task.
+
+    Perplexities and errors are compared by their ratio; a ratio below 1 is better.
     """
-    scores = [score for one in (row, reference) for score in one.scores(task)]
-    alike = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
-    lower = alike and all(score.lower_is_better and not score.unpaired for score in scores)
-    gap = (
-        figure_ratio(row, reference, task) if lower else compare(row, reference, task, ratio=False)
-    )
-    numbered = any(score.unit == "number" for score in scores)
-    quantity = (
-        columns.GAP_AS_RATIO if lower else columns.GAP_OF_NUMBERS if numbered else columns.GAP
-    )
-    apart = Interval(None) if lower else gap
+    scores = [*row.scores(task), *reference.scores(task)]
+    same_items = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
+    as_ratio = same_items and all(score.lower_is_better and not score.unpaired for score in scores)
+    if as_ratio:
+        gap = figure_ratio(row, reference, task)
+        quantity, difference = columns.GAP_AS_RATIO, Interval(None)
+        sign = 0.0 if gap.value is None else 1 - gap.value
+    else:
+        gap = difference = compare(row, reference, task, ratio=False)
+        in_numbers = any(score.unit == "number" for score in scores)
+        quantity = columns.GAP_OF_NUMBERS if in_numbers else columns.GAP
+        sign = gap.value or 0.0
     exact: _Exact = {
-        columns.DIFFERENCE.name: apart.value,
-        columns.LOW.name: apart.low,
-        columns.HIGH.name: apart.high,
+        columns.DIFFERENCE.name: difference.value,
+        columns.LOW.name: difference.low,
+        columns.HIGH.name: difference.high,
     }
-    exact |= columns.RATIO.exact(gap) if lower else {}
-    sign = 0.0 if gap.value is None else 1 - gap.value if lower else gap.value
-    p = (
-        difference_p_value(row, reference, task)
-        if gap.value is not None and gap.low is not None
-        else None
-    )
-    why = _reason_not_judged(group, row, reference, task, gap)
+    exact |= columns.RATIO.exact(gap) if as_ratio else {}
+    has_interval = gap.value is not None and gap.low is not None
     return _RowDifference(
-        row.label, reference.label, task, quantity.with_interval(gap), sign, exact, p, why
+        row.label,
+        reference.label,
+        task,
+        quantity.with_interval(gap),
+        sign,
+        exact,
+        equality_test(row, reference, task) if has_interval else None,
+        _reason_not_judged(group, (row, reference), task, gap),
     )
 
 
 def _reason_not_judged(
-    group: Group, row: ResultRow, reference: ResultRow, task: str, gap: Interval
+    group: Group, pair: tuple[ResultRow, ResultRow], task: str, gap: Interval
 ) -> str:
-    """Return why no verdict is given on two rows, "" where one is.
+    """Return why two rows have no verdict, "" where they have one.
 
-    Where the teacher is at chance students that guess otherwise are no better and no worse. Of a
-    method that was trained once nothing says how much another training would differ.
+    Where the teacher is at chance, students that guess differently are no better and no worse. Of
+    a method that was trained once nobody knows how much another training would differ.
     """
     if gap.value is None or gap.low is None:
         return f"- ({gap.reason})" if gap.reason else DASH
     if teacher_at_chance(group, task):
         return "teacher at chance: not judged"
-    once = [one for one in (row, reference) if one.trained_once]
-    return "one training: not judged" if once else ""
+    return "one training: not judged" if any(row.trained_once for row in pair) else ""
 
 
 def against_table(group: Group, label: str) -> Table | None:
-    """Every row against one named row: difference in points on the same items."""
-    named = next((row for row in group.rows if row.label == label), None)
-    others = [
-        row
-        for row in ordered_rows(group)
-        if named is not None and row.label != label and row.succeeded
+    """Return every row against the row of a label: differences in points on the same items."""
+    reference = next((row for row in group.rows if row.label == label), None)
+    if reference is None:
+        return None
+    others = [row for row in ordered_rows(group) if row.label != label and row.succeeded]
+    differences = [
+        _row_difference(group, row, reference, task) for row in others for task in group.tasks
     ]
-    rows = (
-        _difference_lines(
-            [_row_difference(group, row, named, task) for row in others for task in group.tasks]
-        )
-        if named is not None
-        else []
-    )
+    if not differences:
+        return None
     name = re.sub(r"[^a-z0-9]+", "-", label.lower()).strip("-")
-    return (
-        build_table(f"against-{name}", f"Against {label}, on the same items", rows)
-        if rows
-        else None
-    )
+    title = f"Against {label}, on the same items"
+    return build_table(f"against-{name}", title, _difference_lines(differences))
 
 
-def _nearest_controls(row: ResultRow, candidates: list[ResultRow]) -> list[ResultRow]:
-    """Of several rows of one control keep those nearest to this row: the most settings alike, stage
-    by stage.
+def _nearest_controls(row: ResultRow, candidates: Sequence[ResultRow]) -> list[ResultRow]:
+    """Return those rows of a control that share most settings with this row, stage by stage.
 
-    A stage that this row has not stands in the place of its last one, and is compared with what
-    that one handed on first of all.
+    A control's stage that this row does not have replaces the row's last stage, and is compared
+    with it; what that stage hands on to its controls counts before its own settings.
     """
-    own = _settings_by_stage(row)
-    replaced = {**next(reversed(own.values())), **row.first.handed_on}
+    stages = _settings_by_stage(row)
+    replaced_stage = {**next(reversed(stages.values())), **row.first.handed_on}
 
-    def alike(control: ResultRow) -> int:
+    def equal_settings(control: ResultRow) -> int:
         count = 0
-        for stage, settings in _settings_by_stage(control).items():
-            mine = own.get(stage, replaced)
-            count += sum(name in mine and mine[name] == value for name, value in settings.items())
+        for name, settings in _settings_by_stage(control).items():
+            own_settings = stages.get(name, replaced_stage)
+            count += sum(
+                key in own_settings and own_settings[key] == value
+                for key, value in settings.items()
+            )
         return count
 
-    most = max(map(alike, candidates), default=0)
-    return [one for one in candidates if alike(one) == most]
+    most = max(map(equal_settings, candidates), default=0)
+    return [control for control in candidates if equal_settings(control) == most]
 
 
 def _settings_by_stage(row: ResultRow) -> dict[str, Mapping[str, object]]:
     """Return the settings of a row's stages by their methods' names."""
-    first = row.first
-    return (
-        dict(cast("Mapping[str, Mapping[str, object]]", first.settings))
-        if "+" in first.method
-        else {first.method: first.settings}
-    )
+    method, settings = row.first.method, row.first.settings
+    if "+" not in method:
+        return {method: settings}
+    return dict(cast("Mapping[str, Mapping[str, object]]", settings))

@@ -1,8 +1,8 @@
-"""Every table of a set of records: the same records give the same bytes anywhere. No torch.
+"""Every table of a set of records. Equal records give equal bytes anywhere. No torch.
 
-Records are grouped before anything is compared: rows of one table share teacher, student shape,
-budget, device, dtype, scoring path, machine and task versions. What was not measured is a dash, and
-a note says why.
+Records are grouped before anything is compared: the rows of one table share teacher, student shape,
+budget, device, dtype, scoring path, machine and task versions. A figure that was not measured is a
+dash, and a note says why.
 """
 
 from collections.abc import Sequence
@@ -55,10 +55,11 @@ __all__ = [
 def group_tables(
     group: Group, price: float | None = None, references: Sequence[str] = ()
 ) -> list[Table]:
-    """All tables of a group of records; `price` is money per device-hour, `references` are rows to
-    stand every row against.
+    """Return all tables of a group of records.
+
+    `price` is money per device-hour. Every row is compared with each row named in `references`.
     """
-    every = (
+    tables = (
         quality_table(group),
         controls_table(group),
         chains_table(group),
@@ -70,63 +71,52 @@ def group_tables(
         diagnostics_table(group),
         *(against_table(group, label) for label in references),
     )
-    return [table for table in every if table is not None]
+    return [table for table in tables if table is not None]
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What a reader of tables may ask for."""
+    """What a reader may choose in a report."""
 
     price: float | None = None  # money per device-hour
-    references: tuple[str, ...] = ()  # rows to stand every row against
-    sort: str | None = None  # a column; best first
+    references: tuple[str, ...] = ()  # rows that every row is compared with
+    sort: str | None = None  # a column, best first; with a leading "-" worst first
 
 
 DEFAULT_OPTIONS = ReportOptions()
 
 
 def build_sections(
-    records: Sequence[RunRecord], asked: ReportOptions = DEFAULT_OPTIONS
+    records: Sequence[RunRecord], options: ReportOptions = DEFAULT_OPTIONS
 ) -> list[ReportSection]:
-    """Build every table of these records once, as a reader asked for them; the forms below only
-    write them down.
-    """
-    built = []
-    for found in group_records(records):
-        every = group_tables(found, asked.price, asked.references)
-        every = [table.ordered_by(asked.sort) for table in every] if asked.sort else every
-        built.append(
-            ReportSection(found, group_heading(found), tuple(every), tuple(group_notes(found)))
-        )
-    return built
+    """Build the tables and notes of records, one section for each group of comparable records."""
+    sections = []
+    for group in group_records(records):
+        tables = group_tables(group, options.price, options.references)
+        if options.sort:
+            tables = [table.ordered_by(options.sort) for table in tables]
+        heading, notes = group_heading(group), group_notes(group)
+        sections.append(ReportSection(group, heading, tuple(tables), tuple(notes)))
+    return sections
 
 
-def sortable_columns(made: Sequence[ReportSection]) -> list[str]:
-    """Return the columns that rows can be ordered by: those of tables with blocks."""
-    return list(
-        dict.fromkeys(
-            column
-            for one in made
-            for table in one.tables
-            if any(table.blocks)
-            for column in table.columns
-        )
-    )
+def sortable_columns(sections: Sequence[ReportSection]) -> list[str]:
+    """Return the columns that rows can be sorted by: those of tables with blocks."""
+    tables = [table for section in sections for table in section.tables if any(table.blocks)]
+    return list(dict.fromkeys(column for table in tables for column in table.columns))
 
 
-def markdown(records: Sequence[RunRecord], asked: ReportOptions = DEFAULT_OPTIONS) -> str:
-    """Return every table of these records as one Markdown page."""
-    return as_markdown(build_sections(records, asked))
+def markdown(records: Sequence[RunRecord], options: ReportOptions = DEFAULT_OPTIONS) -> str:
+    """Return every table of records as one Markdown page."""
+    return as_markdown(build_sections(records, options))
 
 
 def write_tables(
     records: Sequence[RunRecord],
     folder: Path,
-    asked: ReportOptions = DEFAULT_OPTIONS,
+    options: ReportOptions = DEFAULT_OPTIONS,
     *,
     forms: Sequence[str] = FORMS,
 ) -> list[Path]:
-    """Write `table.md`, `tables.tex`, `tables.json` and one CSV per table; return what was
-    written.
-    """
-    return write_sections(build_sections(records, asked), folder, forms=forms)
+    """Write `table.md`, `tables.tex`, `tables.json` and one CSV for each table; return the paths."""
+    return write_sections(build_sections(records, options), folder, forms=forms)

@@ -1,13 +1,11 @@
-"""One table: header cells, rows of text, the exact numbers behind them, and which cells are the
-best. No torch.
-"""
+"""One table: headers, rows of text, the exact numbers behind them, and the best cells. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.analysis.comparison import ResultRow, row_block
 from harness.escape import clean, csv_cell
@@ -19,27 +17,28 @@ if TYPE_CHECKING:
     import pandas
 
 _NUMBER = re.compile(r"[-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?")
-# of one row, by column: what is shown, and the exact values
-RowCells = tuple[dict[Header, str], dict[Header, object]]
+
+
+class RowCells(NamedTuple):
+    """One row by column: the texts that are shown, and the exact values behind them."""
+
+    shown: dict[Header, str]
+    exact: dict[Header, object]
 
 
 class BestCell(str):
-    """A cell of a row that is the best one, or not significantly worse than it; forms show it in
-    bold.
-    """
+    """The text of a cell among the best: of the best row, or not significantly worse. Set in bold."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """One table: header cells, rows of text (`Best` where bold), the block of each row, and the
-    same numbers unrounded.
-    """
+    """One table: headers, rows of text (`BestCell` where bold), blocks, and unrounded numbers."""
 
     name: str
     title: str
     columns: tuple[Header, ...]
     rows: tuple[tuple[str, ...], ...]
-    # of each row: teacher, its family, control; "" in tables that are not ordered by them
+    # of each row: teacher, its family, or control; "" in tables that are not ordered by them
     blocks: tuple[str, ...]
     exact: tuple[dict[Header, object], ...]
 
@@ -51,55 +50,46 @@ class Table:
         return pandas.DataFrame(list(self.exact))
 
     def to_csv(self, path: Path) -> None:
-        """Write the unrounded numbers as CSV: no text in it is a formula to a spreadsheet, or tells
-        a terminal anything.
+        """Write the unrounded numbers as CSV.
+
+        No text in it is read as a formula by a spreadsheet or as a command by a terminal.
         """
         frame = self.frame
         frame = frame.map(csv_cell).rename(columns=csv_cell)
-        replace_file(
-            path,
-            lambda fresh: frame.to_csv(
-                fresh, index=False, float_format="%.6g", lineterminator="\n"
-            ),
-        )
+
+        def write(fresh: Path) -> None:
+            frame.to_csv(fresh, index=False, float_format="%.6g", lineterminator="\n")
+
+        replace_file(path, write)
 
     def ordered_by(self, column: str) -> "Table":
-        """Return the table with each block's rows in the order of a column's numbers, best first
-        (`-column`: worst first).
+        """Return the table with each block's rows sorted by a column, best first.
 
-        Blocks stay together, in the order of their first row; the teacher stays first and the
-        controls stay last. A table without that column, or in which a row fills several lines,
-        comes back as it is.
+        `-column` sorts worst first. Blocks stay together, in the order of their first rows; the
+        teacher stays first and the controls last. A table without that column, or in which a row
+        has several lines, is returned unchanged.
         """
-        name, reverse = (column[1:], True) if column.startswith("-") else (column, False)
-        if (
-            name not in self.columns
-            or not any(self.blocks)
-            or len({row[0] for row in self.rows}) < len(self.rows)
-        ):
+        name, worst_first = column.removeprefix("-"), column.startswith("-")
+        has_one_line_a_row = len({row[0] for row in self.rows}) == len(self.rows)
+        if name not in self.columns or not any(self.blocks) or not has_one_line_a_row:
             return self
-        at = self.columns.index(name)
-        sign = (1 if less_is_better(self.columns[at]) else -1) * (-1 if reverse else 1)
+        position = self.columns.index(name)
+        sign = (1 if less_is_better(self.columns[position]) else -1) * (-1 if worst_first else 1)
 
-        def key(line: int) -> tuple[bool, float]:
-            found = first_number(self.rows[line][at])
-            return found is None, 0.0 if found is None else sign * found
+        def line_key(line: int) -> tuple[bool, float]:
+            number = first_number(self.rows[line][position])
+            return number is None, 0.0 if number is None else sign * number
 
-        first = {
-            block: min((key(line) for line, own in enumerate(self.blocks) if own == block))
-            for block in self.blocks
-        }
-        place = {block: {"teacher": -1, "control": 1}.get(block, 0) for block in self.blocks}
-        lines = sorted(
-            range(len(self.rows)),
-            key=lambda line: (
-                place[self.blocks[line]],
-                first[self.blocks[line]],
-                self.blocks[line],
-                key(line),
-                line,
-            ),
-        )
+        first_keys: dict[str, tuple[bool, float]] = {}
+        for line, block in enumerate(self.blocks):
+            first_keys[block] = min(first_keys.get(block, line_key(line)), line_key(line))
+        ends = {"teacher": -1, "control": 1}
+
+        def place(line: int) -> tuple[int, tuple[bool, float], str, tuple[bool, float], int]:
+            block = self.blocks[line]
+            return ends.get(block, 0), first_keys[block], block, line_key(line), line
+
+        lines = sorted(range(len(self.rows)), key=place)
         return replace(
             self,
             rows=tuple(self.rows[line] for line in lines),
@@ -109,40 +99,38 @@ class Table:
 
 
 def less_is_better(column: str) -> bool:
-    """Tell whether a column's smaller numbers are the better ones."""
+    """Tell whether smaller numbers of a column are the better ones."""
     quantity = quantity_of(column)
     return quantity is not None and quantity.better == "lower"
 
 
 def first_number(text: str) -> float | None:
     """Return the first number of a cell, None where there is none."""
-    found = _NUMBER.search(text)
-    return float(found[0].replace(",", "")) if found else None
+    match = _NUMBER.search(text)
+    return float(match[0].replace(",", "")) if match else None
 
 
 def failure_of(row: ResultRow) -> str:
-    """Return what is wrong with a row's records, the first that is; "" of none."""
-    broken = [record for record in row.records if record.status != "success"]
-    return "" if not broken else clean(f"{broken[0].status}: {broken[0].reason}")
+    """Return status and reason of a row's first record without success; "" where all succeeded."""
+    failed = [record for record in row.records if record.status != "success"]
+    return clean(f"{failed[0].status}: {failed[0].reason}") if failed else ""
 
 
 def row_name(row: ResultRow) -> str:
-    """Return a row's label; a control says that it is one."""
+    """Return a row's label, marked where the row is a control."""
     return clean(f"{row.label} (control)" if row.first.is_control else row.label)
 
 
 def build_table(name: str, title: str, rows: Sequence[RowCells]) -> Table:
-    """Build a table from (shown, exact) pairs of rows; the family among the exact values names a
-    row's block.
-    """
-    columns = tuple(dict.fromkeys(column for shown, _ in rows for column in shown))
-    texts = tuple(tuple(shown.get(column, DASH) for column in columns) for shown, _ in rows)
-    blocks = tuple(str(exact.get(FAMILY.name, "")) for _, exact in rows)
-    return Table(name, title, columns, texts, blocks, tuple(exact for _, exact in rows))
+    """Build a table from rows; the exact value of the column `family` is a row's block."""
+    columns = tuple(dict.fromkeys(column for cells in rows for column in cells.shown))
+    texts = tuple(tuple(cells.shown.get(column, DASH) for column in columns) for cells in rows)
+    blocks = tuple(str(cells.exact.get(FAMILY.name, "")) for cells in rows)
+    return Table(name, title, columns, texts, blocks, tuple(cells.exact for cells in rows))
 
 
 class RowBuilder:
-    """One row of a table in the making: what is shown, and the exact values beside it."""
+    """Builds one row of a table: what is shown, and the exact values behind it."""
 
     def __init__(self, row: ResultRow) -> None:
         self._row = row
@@ -151,13 +139,13 @@ class RowBuilder:
 
     @property
     def cells(self) -> RowCells:
-        """What is shown, and the exact values."""
-        return self.shown, self.exact
+        """The finished row."""
+        return RowCells(self.shown, self.exact)
 
     def add(
         self, quantity: Quantity, stored: float | None, *, task: str = "", mark: str = ""
     ) -> None:
-        """Add a number as a record holds it, `mark` behind it; a dash where it was not measured."""
+        """Add a number in the unit of the records, a dash where it is None; `mark` follows it."""
         column, value = quantity.name.of(task), quantity.scaled(stored)
         self.shown[column], self.exact[column] = quantity.text(value) + mark, value
 
@@ -169,31 +157,32 @@ class RowBuilder:
         """Add a text."""
         self.shown[quantity.name] = self.exact[quantity.name] = text
 
-    def add_ratio(self, quantity: Quantity, found: Interval, verdict: str) -> None:
-        """Add a speed ratio, which counts only beside a verdict on quality: none without one, in
-        brackets where quality is lost.
+    def add_ratio(self, quantity: Quantity, ratio: Interval, verdict: str) -> None:
+        """Add a speed ratio beside the verdict on quality, without which it says little.
+
+        It is shown as a dash without a verdict, and in brackets where quality is lost ("no").
         """
-        shown = quantity.with_interval(found) if verdict != DASH else DASH
-        self.shown[quantity.name] = f"({shown})" if verdict == "no" and shown != DASH else shown
-        self.exact |= quantity.exact(found)
+        text = quantity.with_interval(ratio) if verdict != DASH else DASH
+        self.shown[quantity.name] = f"({text})" if verdict == "no" and text != DASH else text
+        self.exact |= quantity.exact(ratio)
 
 
 def without_empty_columns(rows: Sequence[RowCells]) -> list[RowCells]:
-    """Leave out the columns that no row has a value for."""
-    filled = {column for shown, _ in rows for column, text in shown.items() if text != DASH}
-    empty = {column for shown, _ in rows for column in shown} - filled
+    """Leave out the columns in which every row has a dash."""
+    filled = {column for cells in rows for column, text in cells.shown.items() if text != DASH}
+    empty = {column for cells in rows for column in cells.shown} - filled
 
-    def kept(line: Mapping[Header, Any]) -> dict[Header, Any]:
-        return {column: value for column, value in line.items() if column not in empty}
+    def without_empty(values: Mapping[Header, Any]) -> dict[Header, Any]:
+        return {column: value for column, value in values.items() if column not in empty}
 
-    return [(kept(shown), kept(exact)) for shown, exact in rows]
+    return [RowCells(without_empty(cells.shown), without_empty(cells.exact)) for cells in rows]
 
 
 def mean_measurement(row: ResultRow | None, name: str) -> float | None:
-    """Return a measurement's mean over a row's seeds, None where it was not made."""
-    found = [
-        one.value
+    """Return a measurement's mean over a row's seeds, None where it was not measured."""
+    values = [
+        measurement.value
         for record in (row.succeeded if row else ())
-        if (one := record.measured(name)) is not None
+        if (measurement := record.measured(name)) is not None
     ]
-    return fmean(found) if found else None
+    return fmean(values) if values else None

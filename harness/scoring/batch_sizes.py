@@ -5,9 +5,9 @@ share.
 from collections.abc import Sequence
 
 from harness.machine.memory import free_bytes
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
-from harness.models.shape import CPU_CACHE, ROWS_AT_ONCE
+from harness.models.shape import CPU_KV_BYTES, MAX_BATCH_ROWS
 
 # of one packed forward: enough to fill the device, few enough to mask cheaply
 PACK_TOKENS = {"cpu": 768, "cuda": 4096}
@@ -28,9 +28,9 @@ def rows_by_memory(opened: LanguageModel, tokens: int) -> int:
     # pages that the system gives back count as free: after a download nearly all are such
     free = free_bytes(opened.device)
     shares = [int(free * MEMORY_SHARE)] if free is not None else []
-    shares += [CPU_CACHE] if kind == "cpu" else []
+    shares += [CPU_KV_BYTES] if kind == "cpu" else []
     row = max(1, _bytes_of_row(opened, tokens))
-    return max(1, min(ROWS_AT_ONCE[kind], *(share // row for share in shares)))
+    return max(1, min(MAX_BATCH_ROWS[kind], *(share // row for share in shares)))
 
 
 def _bytes_of_row(opened: LanguageModel, tokens: int) -> int:
@@ -62,6 +62,6 @@ def common_beginning(prompts: Sequence[Sequence[int]]) -> int:
     a token of each is left.
     """
     first, *others = prompts
-    common = min((shared_length(first, other) for other in others), default=0)
+    common = min((shared_prefix_length(first, other) for other in others), default=0)
     common = min(common, min(map(len, prompts)) - 1)
     return common if common >= WORTH_SHARING else 0

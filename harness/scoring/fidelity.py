@@ -20,7 +20,7 @@ from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, replace_file, write_signed
 from harness.models.checkpoint import weight_files
-from harness.models.encoding import as_written, encoded_pair
+from harness.models.encoding import encode_pair, with_leading_space
 from harness.models.language_model import LanguageModel
 from harness.records.record import Fidelity
 from harness.scoring.backend import CanRead, Scored
@@ -117,7 +117,7 @@ def texts_to_read(
     random.Random(f"fidelity/{task}").shuffle(written)
     tokenizer = teacher.tokenizer
     texts = [
-        encoded_pair(tokenizer, row.prompt, as_written(tokenizer, row.prompt, row.text))
+        encode_pair(tokenizer, row.prompt, with_leading_space(tokenizer, row.prompt, row.text))
         for row in written[: 2 * TOKEN_ITEMS]
     ]
     return [

@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 from harness.machine.memory import is_out_of_memory
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import Answer, BatchSize, Scored, unheard
 from harness.scoring.batch_sizes import WORTH_SHARING, pack_tokens
@@ -139,7 +139,7 @@ def runs(rows: Sequence[Scored], order: Sequence[int]) -> list[tuple[list[int], 
         room = len(rows[row].ids) - rows[row].count - 1
         if found:
             members, common = found[-1]
-            together = min(common, room, shared_length(rows[members[-1]].ids, rows[row].ids))
+            together = min(common, room, shared_prefix_length(rows[members[-1]].ids, rows[row].ids))
             if together >= WORTH_SHARING and 2 * together >= len(rows[members[0]].ids):
                 members.append(row)
                 found[-1] = (members, together)
@@ -151,7 +151,7 @@ def runs(rows: Sequence[Scored], order: Sequence[int]) -> list[tuple[list[int], 
 def _tree_size(rows: Sequence[Scored], members: Sequence[int]) -> int:
     size, before = 0, rows[members[0]].ids[:0]
     for row in members:
-        size += len(rows[row].ids) - shared_length(before, rows[row].ids)
+        size += len(rows[row].ids) - shared_prefix_length(before, rows[row].ids)
         before = rows[row].ids
     return size
 
@@ -179,7 +179,7 @@ def _packs(
             if row in left:
                 keep(row, _chain(opened, rows[row], prefix, min(most, most_logits)))
             continue
-        new = len(fed) - shared_length(before, fed)
+        new = len(fed) - shared_prefix_length(before, fed)
         if pack and (size + new > most or logits + rows[row].count > most_logits):
             _pack(opened, rows, pack, left, prefix, keep)
             pack, size, logits, new = [], 0, 0, len(fed)

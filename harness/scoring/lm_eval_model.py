@@ -19,8 +19,8 @@ from lm_eval.utils import hash_string
 
 from harness.files.digests import digest_of
 from harness.machine.gpu import choose_device, default_dtype
-from harness.models.encoding import brings_bos
-from harness.models.language_model import LanguageModel, as_chat
+from harness.models.encoding import starts_with_bos
+from harness.models.language_model import LanguageModel, render_chat
 from harness.scoring.answer_cache import Journal
 from harness.scoring.backend import Backend, BatchSize, Generation, Scored, unheard
 from harness.scoring.greedy import greedy_settings, notes_of
@@ -110,8 +110,8 @@ class HarnessLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
         """Render a conversation as the tokenizer's template does; an open answer is continued, not
         closed.
         """
-        text = as_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
-        if text[:1].isspace() and brings_bos(self.tokenizer, text):
+        text = render_chat(self.tokenizer, chat_history, goes_on=not add_generation_prompt)
+        if text[:1].isspace() and starts_with_bos(self.tokenizer, text):
             self.say(
                 "the chat template writes white space before its BOS; the tokenizer's own BOS "
                 "before that is left out"

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from harness.models.language_model import LanguageModel
-from harness.models.states import CACHES, handed_back
+from harness.models.states import CACHE_NAMES, cache_arguments
 
 if TYPE_CHECKING:
     import torch
@@ -152,7 +152,7 @@ def own_forward(
         arguments["logits_to_keep"] = count
     with torch.inference_mode():
         out = opened.model(**arguments)
-    return _Output(out.logits[:, -count:], handed_back(out, named))
+    return _Output(out.logits[:, -count:], cache_arguments(out, named))
 
 
 class Continuing:
@@ -195,14 +195,14 @@ class Continuing:
     def _select(self, kept: "torch.Tensor") -> None:
         for name in ("attention_mask", "position_ids"):
             self._given[name] = self._given[name][kept]
-        for name in CACHES:
+        for name in CACHE_NAMES:
             # batch_select_indices leaves the states of recurrent layers as they are, or lacks them
             if name in self._given:
                 self._given[name].reorder_cache(kept)
 
     def _run(self) -> "torch.Tensor":
         given = dict(self._given)
-        if not self.way.masked and any(name in given for name in CACHES):
+        if not self.way.masked and any(name in given for name in CACHE_NAMES):
             del given["attention_mask"]
         out = own_forward(self.opened, given, 1, use_cache=True)
         if not out.cache:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from harness.models.encoding import shared_length
+from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
 
 if TYPE_CHECKING:
@@ -362,7 +362,7 @@ class Tree:
         before: Sequence[int] = ()
         path: list[int] = []
         for sequence in sequences:
-            common = shared_length(before, sequence)
+            common = shared_prefix_length(before, sequence)
             path = path[:common]
             for depth in range(common, len(sequence)):
                 parents.append(path[-1] if path else -1)

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.contract import Progress, Prompting, Task
-from harness.data.seeding import prepare, seeded_as_lm_eval
-from harness.data.source import DataSource
+from harness.data.seeding import prepare_tasks, seeded_as_lm_eval
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.files.closure import code_digest
 from harness.files.digests import digest_of
@@ -43,7 +43,7 @@ PLAIN_TEXT = Prompting()
 def score_task(
     opened: LanguageModel,
     task: Task,
-    source: DataSource,
+    source: LocalOrHubData,
     *,
     progress: Callable[[Progress], None],
     batch_size: BatchSize = "auto",
@@ -67,7 +67,7 @@ def score_task(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with seeded_as_lm_eval():
         built = task.lm_eval_tasks(source)
-        prepare(built.values())
+        prepare_tasks(built.values())
         picked = pick(built, limit, name=task.name)
     items = picked.count
     if not items:

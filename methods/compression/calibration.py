@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from harness.contract import Job, Progress
-from harness.data.contamination import contaminated, overlapping
+from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import digest_of
-from harness.models.blocks import blocks_of
+from harness.models.blocks import named_blocks
 from harness.models.language_model import LanguageModel
 from methods.compression.layers import ignore_setting
 
@@ -90,7 +90,7 @@ def _calibration_texts(job: Job, source: str) -> tuple[str, list[str], dict[str,
         try:
             examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
             names = list(dict.fromkeys(example.task for example in examples))
-            held_out = overlapping(examples, job.tasks, job.source)
+            held_out = overlapping_prompts(examples, job.tasks, job.source)
             left = [
                 example.prompt + example.completion
                 for example in examples
@@ -110,7 +110,7 @@ def _calibration_texts(job: Job, source: str) -> tuple[str, list[str], dict[str,
         why = "calibration=c4" if source == "c4" else "these tasks have no train split"
         raise CellFailed(f"no text to calibrate on: {why}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
-    dropped, compared = contaminated(texts, job.tasks, job.source)
+    dropped, compared = contaminated_texts(texts, job.tasks, job.source)
     kept = [text for at, text in enumerate(texts) if at not in dropped]
     told = {
         "compared_with": compared,
@@ -209,7 +209,7 @@ def visit_blocks(
     """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change
     the block, and the next ones see that.
     """
-    prefix, blocks = blocks_of(opened.model)
+    prefix, blocks = named_blocks(opened.model)
     _refuse_outside(layers, prefix, options.method)
     states, given, seen = _entered(opened.model, blocks, data)
     whole = len(states[0])
@@ -393,7 +393,7 @@ def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]
     """Return each block's influence: 1 - mean cos(what enters, what leaves), over all tokens (Men
     et al., 2024, ShortGPT).
     """
-    _, blocks = blocks_of(opened.model)
+    _, blocks = named_blocks(opened.model)
     sums = [0.0] * len(blocks)
 
     def hook(at: int) -> Callable[..., None]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from harness.errors import CellFailed
-from harness.models.blocks import hooked, is_tied, probe_of, text_part
+from harness.models.blocks import is_tied, probe_ids, temporary_hooks, text_model_of
 
 
 class TransposedLinear:
@@ -72,7 +72,7 @@ def layers_of(model: Any, *, skip: Sequence[str] = (), method: str) -> Layers:
     """
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     names = {id(module): name for name, module in model.named_modules()}
-    prefix, _ = text_part(model)
+    prefix, _ = text_model_of(model)
     linear: dict[str, Any] = {}
     known = {id(table.weight), *([id(head.weight)] if head is not None else [])}
     used, left = set(), set()
@@ -228,10 +228,12 @@ def uncalled_layers(model: Any, layers: Mapping[str, Any]) -> list[str]:
         return lambda *_: called.add(name)
 
     with (
-        hooked([layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]),
+        temporary_hooks(
+            [layer.register_forward_pre_hook(note(name)) for name, layer in layers.items()]
+        ),
         torch.no_grad(),
     ):
-        model(input_ids=probe_of(model), use_cache=False)
+        model(input_ids=probe_ids(model), use_cache=False)
     return [name for name in layers if name not in called and "expert" not in name]
 
 

@@ -15,19 +15,19 @@ from transformers import AutoModelForCausalLM
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed
-from harness.models.blocks import Steps, blocks_of, edited, is_tied
+from harness.models.blocks import BlockUpdates, edited_config, is_tied, named_blocks
 from harness.models.language_model import stored_dtype
 from harness.models.packed import save_packed
 from harness.models.width import (
     FeedForward,
+    cut_to_channels,
     empty_model,
     feed_forwards,
-    keep_channels,
-    mask_of,
-    masked_steps,
+    keep_mask,
+    masked_updates,
     narrower_config,
-    outputs_axis,
-    refuse_unlike,
+    output_axis,
+    refuse_changed,
 )
 from methods.compression.base import StudentBuilder
 from methods.compression.sizes import WidthReduction
@@ -42,13 +42,13 @@ class PrunedState:
     tensors: dict[str, Any]  # by name, as in the model's own state
     before: int  # parameters
     parameters: int
-    masked: Steps  # what the whole model computes with the cut parts masked
+    masked: BlockUpdates  # what the whole model computes with the cut parts masked
 
 
 def weight_matrix(model: Any, name: str) -> Tensor:
     """Return a layer's matrix, (O, I)."""
     layer = model.get_submodule(name)
-    weight: Tensor = layer.weight if outputs_axis(layer) == 0 else layer.weight.T
+    weight: Tensor = layer.weight if output_axis(layer) == 0 else layer.weight.T
     return weight
 
 
@@ -70,7 +70,7 @@ class AttentionHeads:
         projections of the known names alone.
         """
         model = self.making.model
-        prefix, blocks = blocks_of(model)
+        prefix, blocks = named_blocks(model)
         inside = [name for name, _ in model.named_modules() if name.startswith(f"{prefix}.")]
         attentions = [name.removesuffix(".o_proj") for name in inside if name.endswith(".o_proj")]
         if len(attentions) != len(blocks) or not all(self._is_known(name) for name in attentions):
@@ -212,14 +212,14 @@ class WidthPruner:
         model = self.making.model
         state = dict(model.state_dict())
         before = sum(parameter.numel() for parameter in model.parameters())
-        masks = {part.reader: mask_of(part.width, kept[part.name]) for part in self.parts}
-        gone = sum(keep_channels(model, state, part, kept[part.name]) for part in self.parts)
+        masks = {part.reader: keep_mask(part.width, kept[part.name]) for part in self.parts}
+        gone = sum(cut_to_channels(model, state, part, kept[part.name]) for part in self.parts)
         for name, score in heads.items():
             queries, keys = self.heads.kept(score)
-            masks[f"{name}.o_proj"] = mask_of(len(score), queries)
+            masks[f"{name}.o_proj"] = keep_mask(len(score), queries)
             gone += self.heads.take(state, name, queries, keys)
         self._refuse_strangers(state)
-        masked = masked_steps(model, masks)
+        masked = masked_updates(model, masks)
         return PrunedState(tensors=state, before=before, parameters=before - gone, masked=masked)
 
     def _refuse_strangers(self, state: Mapping[str, Tensor]) -> None:
@@ -268,7 +268,7 @@ class WidthPruner:
         if not self.narrower.groups:
             return config
         changes = self.heads.changes(config.get_text_config().num_attention_heads)
-        return edited(config, changes, tied=is_tied(model))
+        return edited_config(config, changes, tied=is_tied(model))
 
 
 def save_with_one_width(
@@ -291,7 +291,7 @@ def save_with_one_width(
             f"{making.method}: {parameters:,} weights are left and {left.parameters:,} should be; "
             "use prune-depth"
         )
-    refuse_unlike(small, left.masked, cut=making.method)
+    refuse_changed(small, left.masked, cut=making.method)
     making.opened = replace(making.opened, model=small)
     return making.save(notes=notes, flops=flops)
 
@@ -322,7 +322,7 @@ def save_with_own_widths(
         again = AutoModelForCausalLM.from_pretrained(
             fresh, dtype=next(making.model.parameters()).dtype
         )
-        refuse_unlike(again.to(making.job.device).eval(), left.masked, cut=making.method)
+        refuse_changed(again.to(making.job.device).eval(), left.masked, cut=making.method)
 
     return making.save_as(write, notes=notes, flops=flops)
 
@@ -338,7 +338,7 @@ def layers_of_own_width(
     for name in (layer for part in cut.parts for layer in (*part.writers, part.reader)):
         bias = state.get(f"{name}.bias")
         matrix = state[f"{name}.weight"]
-        if outputs_axis(cut.making.model.get_submodule(name)) != 0:
+        if output_axis(cut.making.model.get_submodule(name)) != 0:
             matrix = matrix.T.contiguous()
         specs[name] = {
             "kind": "float",

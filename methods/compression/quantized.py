@@ -94,11 +94,11 @@ class _Packer:
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
 
     def _add(self, name: str, codes: "QuantizedMatrix", bias: Any, **more: Any) -> None:
-        from harness.models.packed import refuse_other_codes
+        from harness.models.packed import refuse_wrong_codes
         from methods.compression.rounding import packed_layer
 
         self.specs[name], own = packed_layer(name, codes, bias, **more)
-        refuse_other_codes(name, self.specs[name], own, codes.dequantized())
+        refuse_wrong_codes(name, self.specs[name], own, codes.dequantized())
         self.tensors.update(own)
 
     def add_layers(

@@ -113,7 +113,7 @@ def test_rows_scored_on_other_items_are_not_paired():
 
 def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
     from harness.contract import Prompting
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.scoring.score import score_task
     from suites.mmlu_mini import MmluMini
 
@@ -121,7 +121,7 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
         opened = small("Llama")
         opened.tokenizer.chat_template = "{% for m in messages %}" + template + "{% endfor %}"
         given = {"limit": 40, "progress": lambda one: None, "prompting": Prompting(chat=True)}
-        score, _ = score_task(opened, MmluMini(), DataSource(), **given)
+        score, _ = score_task(opened, MmluMini(), LocalOrHubData(), **given)
         return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
 
     [found] = comparison.group_records(

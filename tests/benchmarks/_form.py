@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from statistics import median
 
-from harness.machine.processor import machine
+from harness.machine.processor import machine_label
 
 RESULTS = Path(__file__).parents[2] / "results" / "benchmarks"
 
@@ -44,7 +44,7 @@ def figure(
         "met": met,
         "peer": peer,
         "command": f"python tests/benchmarks/{Path(sys.argv[0]).name}",
-        "machine": machine(),
+        "machine": machine_label(),
         "versions": versions(),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "details": dict(details or {}),

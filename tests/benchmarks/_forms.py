@@ -13,7 +13,7 @@ _CODE = """
 def halves(docs):
     return docs.filter(lambda doc: doc["number"] % 2 == 0)
 
-def turned(docs):
+def flipped(docs):
     return docs.select(list(reversed(range(len(docs)))))
 
 def twice(docs):
@@ -75,7 +75,7 @@ FORMS: dict[str, str] = {
     "filtered": f"{_CHOOSE}process_docs: !function forms_code.halves\ndoc_to_text: "
     f"{_TEXTS['question']}\n"
     'doc_to_choice: "{{options}}"\n',
-    "reordered": f"{_CHOOSE}process_docs: !function forms_code.turned\n"
+    "reordered": f"{_CHOOSE}process_docs: !function forms_code.flipped\n"
     f'doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
     "expanded": f"{_CHOOSE}process_docs: !function forms_code.twice\ndoc_to_text: "
     f"{_TEXTS['question']}\n"

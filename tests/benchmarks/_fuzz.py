@@ -22,7 +22,13 @@ from harness.cli.app import app
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import file_digest
 from harness.files.writing import read_signed, write_atomically, write_signed
-from harness.models.artefacts import COMPARED, Entry, damage_of, described, description_of
+from harness.models.artefacts import (
+    UNSIGNED_FIELDS,
+    CacheEntry,
+    entry_damage,
+    read_description,
+    signed_description,
+)
 from harness.records.baseline import read_baseline, write_baseline
 from harness.records.record import BadRecord, read_record, write_record
 from harness.records.samples import Evidence
@@ -309,11 +315,11 @@ def _data(folder: Path) -> Path:
 
 
 def _read_data(folder: Path, path: Path) -> Believed:
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
     return {
         "rows": len(
-            DataSource(folder=folder / "data").rows("test.jsonl", fields=("question", "answer"))
+            LocalOrHubData(folder=folder / "data").rows("test.jsonl", fields=("question", "answer"))
         )
     }
 
@@ -468,7 +474,7 @@ def _read_traces(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
     return (
         {}
-        if damage_of(Entry("traces", path, 1, 0.0))
+        if entry_damage(CacheEntry("traces", path, 1, 0.0))
         else {"payload": json.loads(path.read_bytes())["payload"]}
     )
 
@@ -481,7 +487,7 @@ def _rates(folder: Path) -> Path:
 
 def _read_rates(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
-    return {} if damage_of(Entry("rates", path, 1, 0.0)) else {"rates": read_signed(path)}
+    return {} if entry_damage(CacheEntry("rates", path, 1, 0.0)) else {"rates": read_signed(path)}
 
 
 def _meta(folder: Path) -> Path:
@@ -494,16 +500,18 @@ def _meta(folder: Path) -> Path:
         "shards": 3,
         "files": {"index.npz": file_digest(place / "index.npz")},
     }
-    write_atomically(place / "meta.json", described(meta))
+    write_atomically(place / "meta.json", signed_description(meta))
     return place / "meta.json"
 
 
 def _read_meta(folder: Path, path: Path) -> Believed:
     command("cache", "verify", "--cache", folder / "cache")
-    if damage_of(Entry("teachers", path.parent, 1, 0.0)):
+    if entry_damage(CacheEntry("teachers", path.parent, 1, 0.0)):
         return {}
     return {
-        name: value for name, value in description_of(path.parent).items() if name not in COMPARED
+        name: value
+        for name, value in read_description(path.parent).items()
+        if name not in UNSIGNED_FIELDS
     }
 
 
@@ -527,14 +535,14 @@ def _model(name: str) -> Callable[[Path], Path]:
 
 
 def _read_model(folder: Path, path: Path) -> Believed:
-    from harness.models.checkpoint import refuse_torn
+    from harness.models.checkpoint import refuse_damaged
     from harness.models.resolve import quantized_by
     from harness.models.shape import Shape, parameters_on_disk, weight_bytes
     from harness.models.vocabulary import token_map
     from harness.planning.setup import has_chat_template
 
     place = folder / "model"
-    refuse_torn(place)
+    refuse_damaged(place)
     shape = Shape.of_folder(place)
     tokens = token_map(place)
     told = [
@@ -563,9 +571,9 @@ def _gguf(folder: Path) -> Path:
 
 
 def _read_gguf(folder: Path, path: Path) -> Believed:
-    from harness.models.resolve import gguf_kind
+    from harness.models.resolve import gguf_type
 
-    return {"kind": gguf_kind(path)}
+    return {"kind": gguf_type(path)}
 
 
 TARGETS = (

@@ -25,7 +25,7 @@ from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
 from harness.files.lines import read_signed_lines
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed
-from harness.models.artefacts import described_damage
+from harness.models.artefacts import folder_damage
 from harness.models.checkpoint import describe
 from harness.records.record import BadRecord, RunRecord, read_record
 from harness.running.evaluation import NO_TEACHER_ANSWERS
@@ -272,7 +272,7 @@ def finished(root: Path) -> dict[str, Any]:
         if _traces_are_whole(path):
             whole[f"traces {path.name}"] = path.stat().st_mtime_ns
     for path in (cache / "teachers").glob("*/meta.json"):
-        if not path.parent.name.startswith(".") and not described_damage(path.parent):
+        if not path.parent.name.startswith(".") and not folder_damage(path.parent):
             whole[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "answers").rglob("*.jsonl"):
         for line in read_signed_lines(path)[0]:

@@ -16,7 +16,7 @@ import _architectures
 import _tokenizers
 from _forms import FORMS, GROUPS
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe
 from harness.models.language_model import LanguageModel
@@ -159,7 +159,7 @@ def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], s
 
     task = LmEvalTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(
-        model, task, DataSource(), progress=lambda one: None, batch_size=cell.batch
+        model, task, LocalOrHubData(), progress=lambda one: None, batch_size=cell.batch
     )
     return (
         [

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import resolve
 from harness.scoring.lm_eval_model import HarnessLM
@@ -33,9 +33,9 @@ def outside_model() -> LanguageModel:
     )
 
 
-def source() -> DataSource:
+def source() -> LocalOrHubData:
     """Return the data folder that HARNESS_DATA_DIR names."""
-    found = DataSource.from_environment()
+    found = LocalOrHubData.from_environment()
     if found.folder is None:
         sys.exit("set HARNESS_DATA_DIR to a folder with gsm8k/ and mmlu/")
     return found

@@ -43,7 +43,7 @@ def job_for(folder: Path) -> Any:
     """Return a job whose tasks have no train split: what calibrates reads C4."""
     import suites
     from harness.contract import Budget, Job
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
     teacher = base()
     return Job(
@@ -51,7 +51,7 @@ def job_for(folder: Path) -> Any:
         student=str(teacher.path),
         student_base=teacher,
         tasks={"wikitext": suites.load("wikitext")},
-        source=DataSource.from_environment(None),
+        source=LocalOrHubData.from_environment(None),
         budget=Budget(seen_tokens=1),
         seed=1,
         workdir=folder,
@@ -68,13 +68,13 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
 
     import harness.models.packed  # noqa: F401
     import methods
-    from harness.machine.memory import at_rest, process_bytes, reset_peak
+    from harness.machine.memory import baseline_bytes, process_bytes, reset_peak
     from harness.registry import Registry
 
     folder.mkdir(parents=True, exist_ok=True)
     job = job_for(folder)
     method = Registry("method", methods.METHODS).build(name, settings)
-    rest = at_rest("cpu")["resident"]
+    rest = baseline_bytes("cpu")["resident"]
     reset_peak()
     began = time.perf_counter()
     made = method.compress(job)
@@ -116,15 +116,15 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     import harness.models.packed
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
 
-    text = DataSource.from_environment(None).text("wikitext2/wiki.test.raw")
+    text = LocalOrHubData.from_environment(None).text("wikitext2/wiki.test.raw")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ids = tokenizer(text[: WINDOWS * LENGTH * 8])["input_ids"][: WINDOWS * LENGTH]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    total, usual = 0.0, harness.models.packed.FEW_ROWS
+    total, usual = 0.0, harness.models.packed.MAX_KERNEL_ROWS
     if by_the_kernel_that_decodes:
-        harness.models.packed.FEW_ROWS = 2**31
+        harness.models.packed.MAX_KERNEL_ROWS = 2**31
     try:
         with torch.inference_mode():
             for window in torch.tensor(ids).view(-1, LENGTH).split(4):
@@ -135,7 +135,7 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
                     )
                 )
     finally:
-        harness.models.packed.FEW_ROWS = usual
+        harness.models.packed.MAX_KERNEL_ROWS = usual
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
@@ -147,19 +147,19 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     """
     import torch
 
-    from harness.measuring.measure import Settings, Subject, measure
+    from harness.measuring.measure import TimedModel, TimingSettings, measure
     from harness.measuring.scenario import parse_grid
     from harness.models.checkpoint import describe
 
-    settings = Settings(
+    settings = TimingSettings(
         grid=tuple(one for part in GRID for one in parse_grid(part)),
         rounds=ROUNDS,
         threads=torch.get_num_threads(),
     )
     with tempfile.TemporaryDirectory() as place:
         found = measure(
-            Subject(describe(folder, name="student"), wrap),
-            Subject(teacher),
+            TimedModel(describe(folder, name="student"), wrap),
+            TimedModel(teacher),
             settings,
             folder=Path(place),
         ).measurements

@@ -5,7 +5,7 @@ disturbs it.
 import os
 from pathlib import Path
 
-from harness.measuring.measure import Settings, Subject, measure
+from harness.measuring.measure import TimedModel, TimingSettings, measure
 from harness.measuring.scenario import parse_grid
 from harness.models.resolve import resolve
 from harness.records.record import Measurement
@@ -30,5 +30,7 @@ def measured(
     itself.
     """
     tiny = resolve("tiny", cache=folder)
-    settings = Settings(grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1))
-    return measure(Subject(tiny, wrap), Subject(tiny), settings, folder=folder).measurements
+    settings = TimingSettings(
+        grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1)
+    )
+    return measure(TimedModel(tiny, wrap), TimedModel(tiny), settings, folder=folder).measurements

@@ -54,9 +54,9 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
     import methods
     import suites
     from harness.contract import Budget, Job
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.errors import CellFailed, HarnessError
-    from harness.models.blocks import probe_of
+    from harness.models.blocks import probe_ids
     from harness.models.language_model import open_model
     from harness.planning.spec import parse_set
     from harness.registry import Registry
@@ -69,7 +69,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         student=recipe or str(base.path),
         student_base=base,
         tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=500, rows=12),
         seed=1,
         workdir=folder,
@@ -79,7 +79,9 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         made = Registry("method", methods.METHODS).build(name, settings).compress(job)
         model = open_model(made).model
         with torch.no_grad():
-            finite = bool(model(input_ids=probe_of(model), use_cache=False).logits.isfinite().all())
+            finite = bool(
+                model(input_ids=probe_ids(model), use_cache=False).logits.isfinite().all()
+            )
         return "works" if finite else "breaks: the student's logits are not finite"
     except (CellFailed, HarnessError) as problem:
         pasted = re.search(r"--set (\S+|'[^']*')$", str(problem))

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from _form import figure, write
 
-from harness.machine.load import PASSIVE, look
+from harness.machine.load import PASSIVE_WAITING, measure_load
 from harness.machine.processor import allowed_cpus
 from harness.records.store import read_records
 
@@ -38,7 +38,7 @@ def burning(count: int) -> Iterator[None]:
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(count)]
     try:
         if count:
-            look(SETTLED)
+            measure_load(SETTLED)
         yield
     finally:
         for one in burners:
@@ -78,7 +78,7 @@ def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
     own = {
         name: value
         for name, value in os.environ.items()
-        if name not in ("OMP_NUM_THREADS", *PASSIVE)
+        if name not in ("OMP_NUM_THREADS", *PASSIVE_WAITING)
     }
     done = subprocess.run(
         line, env={**own, **settings}, capture_output=True, text=True, check=False
@@ -97,7 +97,7 @@ def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
 
 def refuse_a_busy_machine() -> None:
     """Stop where others use the machine: nothing that is measured then says anything."""
-    before = look(5.0)
+    before = measure_load(5.0)
     if before.busy:
         sys.exit(f"this machine is not idle ({before}): stop what runs beside and try again")
 

@@ -23,7 +23,7 @@ from _pair import random_pair
 import methods
 import suites
 from harness.contract import Budget, Checkpoint, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 
 ROWS, PASSES = 300, 3
@@ -58,7 +58,7 @@ def main() -> None:
             student=str(student.path),
             student_base=student,
             tasks=tasks,
-            source=DataSource(),
+            source=LocalOrHubData(),
             budget=Budget(seen_tokens=2_000, rows=20),
             seed=1,
             workdir=folder / "warm-up",
@@ -78,7 +78,7 @@ def main() -> None:
                     student=str(student.path),
                     student_base=student,
                     tasks=tasks,
-                    source=DataSource(),
+                    source=LocalOrHubData(),
                     budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS),
                     seed=1,
                     workdir=workdir,
@@ -119,20 +119,20 @@ def main() -> None:
 def _compress(method: Any, job: Job) -> None:
     """Make a student; a random teacher solves nothing, so `cot` keeps whatever ended or was cut."""
     if "ChainOfThought" in type(method).__name__:
-        from methods.training import traces
+        from methods.training import trace_filter
 
-        plain = traces.filter_traces
+        plain = trace_filter.filter_traces
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
             return [
                 (example, group[0].text) for example, group in zip(examples, texts, strict=True)
             ], {}
 
-        traces.filter_traces = everything
+        trace_filter.filter_traces = everything
         try:
             method.compress(job)
         finally:
-            traces.filter_traces = plain
+            trace_filter.filter_traces = plain
         return
     method.compress(job)
 

@@ -23,8 +23,8 @@ from _form import figure, write
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
-from harness.machine.memory import at_rest, process_bytes, reset_peak
+from harness.data.source import LocalOrHubData
+from harness.machine.memory import baseline_bytes, process_bytes, reset_peak
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
 from methods.training.divergences import distribution_kl
@@ -55,7 +55,7 @@ def setting(name: str, folder: Path) -> tuple[Any, Any, list[TokenRow], Any]:
         student="depth:0.5",
         student_base=teacher,
         tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=10_000),
         seed=0,
         workdir=folder,
@@ -110,7 +110,7 @@ def peak_of(name: str, kind: str, folder: Path) -> int:
     student, optimizer, rows, cached = setting(name, folder)
     # the optimizer's moments and the libraries' own memory
     step(kind, student, optimizer, rows, cached)
-    rest = at_rest("cpu")["resident"]
+    rest = baseline_bytes("cpu")["resident"]
     reset_peak()
     step(kind, student, optimizer, rows, cached)
     return max(0, (process_bytes("VmHWM") or 0) - rest)

@@ -44,13 +44,13 @@ def rows_of(split: str, count: int) -> Any:
     from transformers import AutoTokenizer
 
     import suites
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.resolve import EMBEDDED
     from methods.training.base import full_solution_pairs
     from methods.training.rows import encode
 
     texts = full_solution_pairs(
-        islice(suites.load("gsm8k-mini").examples(split, DataSource()), count)
+        islice(suites.load("gsm8k-mini").examples(split, LocalOrHubData()), count)
     )
     return encode(AutoTokenizer.from_pretrained(EMBEDDED / "tiny"), texts, longest=512)[0]
 
@@ -83,7 +83,7 @@ def job_in(folder: Path) -> Any:
     """Return a job with the pair of the folder."""
     import suites
     from harness.contract import Budget, Job
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.checkpoint import describe
 
     teacher, student = (describe(folder / name, name=name) for name in ("teacher", "student"))
@@ -92,7 +92,7 @@ def job_in(folder: Path) -> Any:
         student=str(student.path),
         student_base=student,
         tasks={"gsm8k-mini": suites.load("gsm8k-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=1),
         seed=1,
         workdir=folder,

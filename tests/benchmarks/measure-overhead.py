@@ -16,7 +16,7 @@ from statistics import median
 import torch
 from _form import figure, write
 
-from harness.measuring.worker import run, stamps_of
+from harness.measuring.worker import generate_greedily, token_times
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 
@@ -56,13 +56,13 @@ def main() -> None:
         for _ in range(TOKENS * 100):
             clock.append(time.perf_counter_ns())
 
-    run(model, ids, TOKENS)
+    generate_greedily(model, ids, TOKENS)
     alone = median(cpu_seconds(stamps_alone) / 100 for _ in range(rounds))
     with_stamps, without = [], []
     for number in range(rounds):
         for stamped in (True, False) if number % 2 else (False, True):
             work = (
-                (lambda: stamps_of(model, ids, TOKENS, "cpu"))
+                (lambda: token_times(model, ids, TOKENS, "cpu"))
                 if stamped
                 else (lambda: bare(model, ids, TOKENS))
             )

@@ -20,7 +20,7 @@ from torch.utils.benchmark import Timer
 
 from harness.measuring.measure import Stopwatch
 from harness.measuring.scenario import Scenario
-from harness.measuring.worker import Job
+from harness.measuring.worker import TimingJob
 
 SCENARIO = {"prompt_tokens": 128, "batch": 1, "new_tokens": 33}
 THREADS = 2
@@ -61,7 +61,7 @@ def main() -> None:
         "their decode": [],
     }
     with tempfile.TemporaryDirectory() as folder:
-        job = Job(
+        job = TimingJob(
             path=str(opened.checkpoint.path),
             device="cpu",
             dtype="float32",

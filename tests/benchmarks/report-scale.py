@@ -23,7 +23,7 @@ def marks(share: float, n: int, draw: random.Random) -> str:
 
 
 def flipped(before: str, share: float, draw: random.Random) -> str:
-    """Return outcomes of which some were turned over."""
+    """Return outcomes of which some were flipped over."""
     return "".join(("0" if one == "1" else "1") if draw.random() < share else one for one in before)
 
 

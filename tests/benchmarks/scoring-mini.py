@@ -11,7 +11,7 @@ from _form import figure, write
 from _scoring import asked, choices_compared, paired, peer, requests_of
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 
@@ -25,11 +25,11 @@ def main() -> None:
     opened = open_model(resolve("tiny", cache=Path("unused")))
     figures = []
     for name, batches in BATCHES.items():
-        trial = requests_of(suites.load(name).lm_eval_tasks(DataSource()), 400)
+        trial = requests_of(suites.load(name).lm_eval_tasks(LocalOrHubData()), 400)
         asked(peer(opened, batches[0]), trial[:200])  # warm
         seconds = {size: asked(peer(opened, size), trial)[0] for size in batches}
         best = min(seconds, key=seconds.__getitem__)
-        requests = requests_of(suites.load(name).lm_eval_tasks(DataSource()), 1000)
+        requests = requests_of(suites.load(name).lm_eval_tasks(LocalOrHubData()), 1000)
         found = paired(opened, requests, batch_size=best, rounds=rounds)
         if name == "mmlu-mini":
             same = choices_compared(requests, found["answers"])

@@ -5,7 +5,7 @@ import random
 from xml.etree import ElementTree
 
 import pytest
-from gate_rows import ENVIRONMENT, SAME, TEACHES, frozen, harness, marks, row, turned
+from gate_rows import ENVIRONMENT, SAME, TEACHES, flipped, frozen, harness, marks, row
 
 from harness.errors import HarnessError
 from harness.gate import check as gate_check
@@ -78,7 +78,7 @@ def test_exit_codes_and_files(place, tmp_path, monkeypatch):
     assert json.loads((tmp_path / "v.json").read_text())["rules"]["margin"] == 0.95
     assert "### compression-harness: passed" in (tmp_path / "summary.md").read_text()
     assert harness("check", place, "--margin", "0.999").return_value == 3
-    write_record(place / "int8.json", row("int8", turned(marks(800), lose=200)))
+    write_record(place / "int8.json", row("int8", flipped(marks(800), lose=200)))
     done = harness("check", place, "--annotate")
     assert done.return_value == 1 and "::error title=int8" in done.output
 
@@ -155,7 +155,7 @@ def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
     shown = harness("baseline", "show", path).output
     assert "int8" in shown and "first" in shown and "90 % must be kept" in shown
     write_record(
-        place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60))
+        place / "int8.json", row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=60))
     )
     diff = harness("baseline", "diff", path, place).output
     assert "60/0" in diff and "0.8000 -> 0.7400" in diff

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from gate_rows import SAME, harness, row, turned
+from gate_rows import SAME, flipped, harness, row
 
 from harness.records.record import write_record
 
@@ -16,7 +16,7 @@ def test_rows_are_tests(place, tmp_path, pytester_run):
     done = pytester_run("--harness-baseline", path, "--harness-records", place, "-v")
     assert done.returncode == 0 and "int8 gsm8k-mini [frozen] PASSED" in done.stdout, done.stdout
     write_record(
-        place / "int8.json", row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=60))
+        place / "int8.json", row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=60))
     )
     done = pytester_run("--harness-baseline", path, "--harness-records", place)
     assert (

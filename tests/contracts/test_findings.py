@@ -70,9 +70,9 @@ class Quoted(NamedTuple):
         return any(
             all(
                 a == b if a is None or b is None else abs(a - b) <= place + 1e-9
-                for a, b, place in zip(self.figure, turned, self.places, strict=True)
+                for a, b, place in zip(self.figure, flipped, self.places, strict=True)
             )
-            for turned in (known, known.flipped())
+            for flipped in (known, known.flipped())
         )
 
 
@@ -195,11 +195,11 @@ PLAIN = re.compile(r"`([^`]+)` is (?:shown to be )?(better|worse) than `([^`]+)`
 
 def seen_from(row: str, other: str, lines: tuple[Line, ...]) -> list[Line]:
     """Return the lines of two rows, each as it reads from the first one."""
-    turned = {"better": "worse", "worse": "better"}
+    flipped = {"better": "worse", "worse": "better"}
     there = [line for line in lines if (line.row, line.against) == (row, other)]
     back = [line for line in lines if (line.row, line.against) == (other, row)]
     return there + [
-        Line(row, other, line.figure.flipped(), turned.get(line.verdict, line.verdict))
+        Line(row, other, line.figure.flipped(), flipped.get(line.verdict, line.verdict))
         for line in back
     ]
 

@@ -14,7 +14,7 @@ import suites
 from harness.checking.method_checks import METHOD_CHECKS
 from harness.contract import Budget, Checkpoint, Job, Method
 from harness.data.examples import examples_of
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
 from harness.registry import Registry, settings_with_defaults
@@ -72,7 +72,7 @@ def job(teacher, folder, *, seed=1, tokens=1500, rows=24, student="depth:0.5", t
         student=student,
         student_base=teacher,
         tasks=tasks or {"gsm8k-mini": TASKS["gsm8k-mini"]},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=tokens, rows=rows),
         seed=seed,
         workdir=folder,
@@ -574,9 +574,9 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
 
 @pytest.mark.slow
 def test_only_right_and_finished_traces_survive(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
-    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=4)
+    examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=4)
     right = [Generation(one.completion, 30, "eos") for one in examples]
     given = job(teacher, tmp_path / "x")
     texts = [
@@ -608,16 +608,16 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
     long_enough, counts = filter_traces(examples, texts, given, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
     # as many, right or wrong, always the same for a seed
-    drawn, counts = filter_traces(examples, texts, given, rejects=False)
+    drawn, counts = filter_traces(examples, texts, given, reject_wrong=False)
     assert (
         len(drawn) == counts["traces_kept"] == 3
-        and drawn == filter_traces(examples, texts, given, rejects=False)[0]
+        and drawn == filter_traces(examples, texts, given, reject_wrong=False)[0]
     )
     assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
 
 
 def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=5)
@@ -650,7 +650,7 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
 
 
 def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     told = []
     given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
@@ -676,9 +676,9 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
-    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", DataSource(), rows=1)
+    [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
     assert filter_traces(
         [example], [[Generation(marked, 30, "eos")]], job(teacher, tmp_path / "x")
@@ -688,11 +688,11 @@ def test_calculator_marks_are_not_trained(teacher, tmp_path):
 def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(teacher, tmp_path):
     from dataclasses import replace
 
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     given = job(teacher, tmp_path / "x")
     taken, tested = (
-        examples_of(given.tasks, split, DataSource(), rows=2) for split in ("train", "test")
+        examples_of(given.tasks, split, LocalOrHubData(), rows=2) for split in ("train", "test")
     )
     leaked = replace(taken[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  "))
     texts = [[Generation(one.completion, 30, "eos")] for one in taken]
@@ -704,7 +704,7 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     def task(files, text):
         held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
@@ -719,7 +719,9 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     )
     for files, expected in ((("a.jsonl",), {near.prompt}), ((), set())):
         assert (
-            overlapping([near, far], {"t": task(files, f"before {run} after")}, DataSource())
+            overlapping_prompts(
+                [near, far], {"t": task(files, f"before {run} after")}, LocalOrHubData()
+            )
             == expected
         )
 
@@ -728,7 +730,7 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from types import SimpleNamespace
 
     from harness.contract import Example
-    from harness.data.contamination import overlapping
+    from harness.data.contamination import overlapping_prompts
 
     held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(
@@ -742,9 +744,11 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
         gold="4",
         plain="What is two and TWO?",
     )
-    assert overlapping([shown], {"t": task}, DataSource()) == {shown.prompt}
+    assert overlapping_prompts([shown], {"t": task}, LocalOrHubData()) == {shown.prompt}
     assert (
-        overlapping([replace(shown, plain="What is two and three?")], {"t": task}, DataSource())
+        overlapping_prompts(
+            [replace(shown, plain="What is two and three?")], {"t": task}, LocalOrHubData()
+        )
         == set()
     )
 

@@ -8,13 +8,13 @@ import pytest
 
 import suites
 from harness.data.examples import examples_digest, examples_of, training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.files.digests import digest_of
 from suites import gsm8k_mini, mmlu_mini
 from suites.loading import numbers
 
-SOURCE = DataSource()
+SOURCE = LocalOrHubData()
 # the generated ones; tests/suites/test_tasks.py has the others
 TASKS = {name: suites.load(name) for name in suites.SUITES["mini"].tasks}
 MODULES = {"gsm8k-mini": gsm8k_mini, "mmlu-mini": mmlu_mini}

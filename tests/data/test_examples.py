@@ -10,7 +10,7 @@ from task_data import REAL, gsm8k_rows, refused, write_rows
 
 import suites
 from harness.data.examples import examples_of, training_examples
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import LocalOrHubData, NoSplit
 from harness.errors import HarnessError
 
 
@@ -25,7 +25,7 @@ def test_validation_is_held_out_from_the_training_rows(source):
 
 def test_examples_are_rendered_for_the_model_and_guarded_as_they_are(source, folder):
     tasks = {name: suites.load(name) for name in ("gsm8k", "gsm8k-cot", "wikitext")}
-    chat = DataSource(
+    chat = LocalOrHubData(
         folder=folder, render=lambda one: replace(one, prompt=f"<user>{one.prompt}<assistant>")
     )
     plain, rendered = (training_examples(tasks, one, rows=6) for one in (source, chat))
@@ -43,7 +43,7 @@ def test_examples_are_rendered_for_the_model_and_guarded_as_they_are(source, fol
 
 
 def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, source):
-    from harness.data.examples import untrained
+    from harness.data.examples import untrained_tasks
 
     tasks = {name: suites.load(name) for name in ("gsm8k", "mmlu", "wikitext")}
     rows = training_examples(tasks, source, rows=6)
@@ -51,8 +51,8 @@ def test_what_has_a_train_split_is_trained_on_and_the_rest_is_named(folder, sour
         row.task for row in examples_of(tasks, "validation", source, rows=2)
     } == {"gsm8k"}
     assert (
-        list(untrained(tasks, source)) == ["mmlu"]
-        and "never trained on" in untrained(tasks, source)["mmlu"]
+        list(untrained_tasks(tasks, source)) == ["mmlu"]
+        and "never trained on" in untrained_tasks(tasks, source)["mmlu"]
     )
     with pytest.raises(NoSplit, match="never trained on"):
         training_examples({"mmlu": tasks["mmlu"]}, source, rows=6)
@@ -124,16 +124,16 @@ NEVER = {"mmlu", "mmlu-cloze", "lm-eval:bare"}
 
 
 def test_tasks_without_a_train_split_are_named_with_the_reason(mixed_tasks, source):
-    from harness.data.examples import untrained
+    from harness.data.examples import untrained_tasks
 
-    found = untrained(mixed_tasks, source)
+    found = untrained_tasks(mixed_tasks, source)
     assert set(found) == NEVER  # what measures a perplexity was never asked for rows
     assert (
         all("never trained on" in found[name] for name in ("mmlu", "mmlu-cloze"))
         and "bare" in found["lm-eval:bare"]
     )
     for name, task in mixed_tasks.items():
-        assert set(untrained({name: task}, source)) == NEVER & {name}
+        assert set(untrained_tasks({name: task}, source)) == NEVER & {name}
 
 
 @pytest.mark.parametrize(

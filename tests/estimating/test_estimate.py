@@ -12,13 +12,13 @@ import pytest
 import methods
 import suites
 from harness.api import estimate_plans, plan_run
-from harness.data.sizes import ITEMS
+from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
 from harness.estimating.estimate import activation_bytes, duration, estimate_text
 from harness.estimating.expect import estimate_cells
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
 from harness.estimating.workload import cut_parameters, workload_of
-from harness.machine.processor import machine, processor_in, threads_asked
+from harness.machine.processor import machine_label, parse_processor, thread_count
 from harness.models.resolve import EMBEDDED
 from harness.models.shape import Shape
 from harness.planning.config import build_config
@@ -53,8 +53,8 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on=
     environment = Environment(
         device="cpu",
         dtype="float32",
-        threads=threads_asked(),
-        machine=made_on or machine(),
+        threads=thread_count(),
+        machine=made_on or machine_label(),
         platform="",
         python="",
         versions={},
@@ -185,9 +185,9 @@ def test_the_layout_is_the_simplest_that_fits():
         and any("NOT EVERYTHING FITS" in line for line in alone.advice)
     )
     assert stage(alone, "train").memory / GIB > 0.92 * 80
-    assert stage(alone, "train").note == "a smaller student, or a larger device"
+    assert stage(alone, "train").note == "give a smaller student, or a device with more memory"
     assert any(
-        "over 8 devices are arithmetic: this version trains in one process" in line
+        "over 8 devices are only calculated: this version trains in one process" in line
         for line in found.advice
     )
 
@@ -205,7 +205,7 @@ def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a
     )
     [kept] = estimate_plans(["response"], budget=10**9, rows=10_000, **asked)
     assert stage(kept, "teacher reads").seconds == pytest.approx(1.9e6 * token)
-    assert "526.3 passes of the teacher saved to one" in next(
+    assert "one pass of the teacher instead of 526.3" in next(
         line for line in kept.advice if "distributions" in line
     )
     assert stage(kept, "teacher reads").note == f"{1.9e6 * 0.6 * 64 * 6 / GIB:.2f} GiB of cache"
@@ -285,10 +285,13 @@ def test_every_method_and_task_is_known_to_the_plan():
         and not found["sft"].reads_teacher
     )
     assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates == (128, 256)
-    assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
-    assert found["on-policy"].reads_live_teacher and not found["response"].reads_live_teacher
-    assert workload_of(registry.build("response", {"cache": "off"})).reads_live_teacher
-    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS)
+    assert found["prune-magnitude"].changes_weights and found["prune-magnitude"].calibrates == (
+        0,
+        0,
+    )
+    assert found["on-policy"].reads_teacher_live and not found["response"].reads_teacher_live
+    assert workload_of(registry.build("response", {"cache": "off"})).reads_teacher_live
+    assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS_BY_TASK)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +303,7 @@ def test_every_method_and_task_is_known_to_the_plan():
         (["--methods", "respons"], "did you mean 'response'"),
         (["--methods", ""], "no method is asked for"),
         (["--methods", "cot[sampels=8]"], "did you mean 'samples'"),
-        (["--hardware", "cpu:0x32GB"], "cores and memory"),
+        (["--hardware", "cpu:0x32GB"], "at least one core, and memory"),
         (["--teacher", "0B"], "write for example 7B"),
         (["--student", "7X"], "write for example 7B or 135M"),
         (["--hardware", "8xA100"], "write 8xA100-80GB or 8xA100-40GB"),
@@ -388,12 +391,15 @@ def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
     assert found["fake-int4", None].seconds == run["fake-int4", None]
     chain = found["prune-depth[ratio=0.5]+sft", 1]
     assert (
-        chain.states == 16 * replace(teacher, layers=4).parameters
+        chain.training_bytes == 16 * replace(teacher, layers=4).parameters
         and chain.verdict == "fits"
-        and not found["int8", None].states
+        and not found["int8", None].training_bytes
     )
     beside, _ = expected(["feature", "response"], out=tmp_path)
-    assert beside["feature", 1].states - beside["response", 1].states == 4 * teacher.parameters
+    assert (
+        beside["feature", 1].training_bytes - beside["response", 1].training_bytes
+        == 4 * teacher.parameters
+    )
 
 
 def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
@@ -416,8 +422,9 @@ def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
     found, _ = expected(["sft"], out=tmp_path)
     assert (
-        found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device"
-        and found["teacher", None].states == 0
+        found["sft", 1].verdict
+        == "DOES NOT FIT, give a smaller student or a device with more memory"
+        and found["teacher", None].training_bytes == 0
     )
 
 
@@ -461,9 +468,9 @@ def test_two_processors_of_one_name_are_told_apart_by_their_instructions():
         "processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu avx avx2 avx512f avx512_vnni "
         "sse2\n\nprocessor\t: 1\nmodel name\t: Other\n"
     )
-    assert processor_in(first) == "Some CPU (avx2 avx512f avx512_vnni)"
-    assert processor_in(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
-    assert processor_in("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
+    assert parse_processor(first) == "Some CPU (avx2 avx512f avx512_vnni)"
+    assert parse_processor(first.replace("avx512f avx512_vnni", "")) == "Some CPU (avx2)"
+    assert parse_processor("processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n").endswith(
         "(asimddp i8mm)"
     )
-    assert processor_in("model name\t: Plain\n") == "Plain" and processor_in("") == ""
+    assert parse_processor("model name\t: Plain\n") == "Plain" and parse_processor("") == ""

@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.files.lines import read_json_lines, split_lines, write_json_lines
-from harness.models.artefacts import Entry, damage_of
+from harness.models.artefacts import CacheEntry, entry_damage
 from harness.records.samples import Evidence
 from harness.scoring.answer_cache import Journal
 from harness.scoring.items import ItemRow, read_rows, write_rows
@@ -48,11 +48,11 @@ def test_a_text_with_a_rare_line_break_is_read_back_by_every_reader(sign, tmp_pa
         Journal(journal).put(key, [text, 3, "eos"], 0.5)
     again = Journal(journal)
     assert again.get("a") == again.get("b") == ([text, 3, "eos"], 0.5)
-    assert damage_of(Entry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
+    assert entry_damage(CacheEntry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
     (tmp_path / "data.jsonl").write_text(
         json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
     )
-    assert DataSource(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
+    assert LocalOrHubData(folder=tmp_path).rows("data.jsonl", fields=("q",)) == [{"q": text}]
 
 
 def test_half_of_a_surrogate_pair_is_written_and_read(tmp_path):
@@ -82,7 +82,7 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
     path = tmp_path / "answers" / "ab" / "abc.jsonl"
     for number in range(3):
         Journal(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
-    entry = Entry(kind="answers", path=path, bytes=1, changed=0.0)
+    entry = CacheEntry(kind="answers", path=path, bytes=1, changed=0.0)
     whole = path.read_text(encoding="utf-8")
     old = json.dumps(["key1", ["answer 1", 3, "eos"], 0.5]) + "\n"  # of a version without digests
     lines = whole.splitlines(keepends=True)
@@ -93,7 +93,7 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
         lines[0] + "[1, 2]\n" + lines[2],
     ):
         path.write_text(harmed, encoding="utf-8")
-        assert damage_of(entry).startswith("line 2: ")
+        assert entry_damage(entry).startswith("line 2: ")
         journal = Journal(path)
         assert (
             "1 kept answers are not as they were written (line 2" in journal.damage()
@@ -105,7 +105,7 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
             and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
         )
         journal.put("key1", ["answer 1", 3, "eos"], 0.5)
-        assert damage_of(entry) == "" == Journal(path).damage()
+        assert entry_damage(entry) == "" == Journal(path).damage()
         assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
 
 

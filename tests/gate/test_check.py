@@ -2,12 +2,16 @@
 outcomes that are numbers.
 """
 
+import importlib.util
 import json
 import re
+import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from gate_rows import ENVIRONMENT, SAME, TEACHES, frozen, marks, row, score, text, turned
+from gate_rows import ENVIRONMENT, SAME, TEACHES, flipped, frozen, marks, row, score, text
 from made_records import TEACHERS, guesses, numbered, together
 
 from harness.errors import HarnessError
@@ -30,7 +34,10 @@ from harness.statistics import stats
 def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
     teacher, student = (
         row(name, "", limited=True, scores=(score(run, task="gsm8k"),))
-        for name, run in (("teacher", marks(800)), ("int8", turned(marks(800), lose=lose, win=win)))
+        for name, run in (
+            ("teacher", marks(800)),
+            ("int8", flipped(marks(800), lose=lose, win=win)),
+        )
     )
     checked = check([teacher, student], Rules(margin=0.95))
     [one] = checked.findings
@@ -55,7 +62,7 @@ def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
 
 
 def test_the_number_of_items_that_would_decide_does_decide():
-    student = turned(marks(800), lose=35, win=5)
+    student = flipped(marks(800), lose=35, win=5)
     given = {"task": "mmlu-cloze"}
     pair = [
         row(label, "", limited=True, scores=(score(run, **given),))
@@ -82,7 +89,7 @@ def test_holm_makes_a_claim_harder_among_many_rows():
         for lose in range(10, 60)
         if 0.02
         < stats.retention_test(
-            [outcomes := turned(marks(800), lose=lose, win=5)], [marks(800)], 0.95
+            [outcomes := flipped(marks(800), lose=lose, win=5)], [marks(800)], 0.95
         )[0]
         < 0.04
     )
@@ -93,7 +100,9 @@ def test_holm_makes_a_claim_harder_among_many_rows():
 
 def test_points_and_ratios_are_different_margins():
     weak = row("teacher", marks(200))
-    student = row("int8", turned(marks(200), lose=15))  # loses 1.5 points: 92.5 % of a weak teacher
+    student = row(
+        "int8", flipped(marks(200), lose=15)
+    )  # loses 1.5 points: 92.5 % of a weak teacher
     assert check([weak, student], Rules(margin=0.03, points=True)).verdict is Verdict.passed
     assert check([weak, student], Rules(margin=0.98)).verdict is Verdict.missed
 
@@ -128,7 +137,7 @@ def test_seeds_are_judged_together():
     records = [
         TEACHES,
         *(
-            row("response", turned(marks(800), lose=lose, win=4), seed=seed)
+            row("response", flipped(marks(800), lose=lose, win=4), seed=seed)
             for seed, lose in ((1, 12), (2, 14), (3, 16))
         ),
     ]
@@ -254,7 +263,7 @@ def test_few_seeds_widen_a_claim():
     """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing
     one in nine; here it cannot tell.
     """
-    one, other = turned(marks(800), lose=4), turned(marks(800), lose=40)
+    one, other = flipped(marks(800), lose=4), flipped(marks(800), lose=40)
     assert (
         check([TEACHES, row("r", one, seed=1), row("r", other, seed=2)], Rules(margin=0.95)).verdict
         is Verdict.cannot_tell
@@ -284,8 +293,8 @@ def test_a_terminals_colours_break_no_xml():
 
 
 def three():
-    worse = row("int4", turned(marks(800), lose=130))
-    unclear = row("nf4", turned(marks(800), lose=40, win=5))
+    worse = row("int4", flipped(marks(800), lose=130))
+    unclear = row("nf4", flipped(marks(800), lose=40, win=5))
     return check([TEACHES, SAME, worse, unclear], Rules(margin=0.95))
 
 
@@ -424,3 +433,77 @@ def test_a_share_of_a_figure_that_may_be_below_zero_is_not_claimed():
     assert (
         found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
     )
+
+
+# The program that judges the gate
+
+
+@pytest.fixture(scope="module")
+def program():
+    folder = Path(__file__).parents[1] / "benchmarks"
+    sys.path.insert(0, str(folder))
+    try:
+        spec = importlib.util.spec_from_file_location("gate_oc", folder / "gate-oc.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(folder))
+    return module
+
+
+@pytest.mark.parametrize(
+    ("rule", "n", "then", "allowed"),
+    [
+        ("TensorRT-LLM", 1000, 750, 36),  # 1.6449 sqrt(2 x .25 / 1000) is 3.68 points
+        ("TensorRT-LLM", 100, 75, 11),
+        ("SGLang", 1000, 750, 50),
+        ("Model-Optimizer", 1000, 750, 9),  # less than one point
+        ("llm-compressor", 1000, 750, 41),  # .9453 is rounded up to .95
+        ("vLLM", 1000, 750, 80),
+        ("vLLM (relative)", 1000, 750, 60),
+    ],
+)
+def test_the_rules_of_others_stand_where_their_sources_have_them(program, rule, n, then, allowed):
+    fails = [
+        bool(program.PEERS[rule](np.array(then), np.array(then - lost), n))
+        for lost in (allowed, allowed + 1)
+    ]
+    assert fails == [False, True]
+
+
+def test_the_program_draws_what_it_says(program):
+    tables = program.drawn((3, 2, 4000), 200, 0.12, [0.05, 0.0, 0.0], 1)
+    assert tables.shape == (4000, 3, 2, 4) and (tables.sum(axis=-1) == 200).all()
+    shares = tables.mean(axis=(0, 2)) / 200
+    assert shares[:, :2].sum(axis=1) == pytest.approx(0.75, abs=0.002)
+    assert shares[:, 1] - shares[:, 2] == pytest.approx([0.05, 0, 0], abs=0.002)
+    assert shares[:, 1:3].sum(axis=1) == pytest.approx(0.12, abs=0.002)
+    then = tables[..., :2].sum(axis=-1)
+    assert (then[:, 0] == then[:, 1]).all()  # rows of a draw stand against one teacher
+
+
+def test_a_threshold_is_moved_to_the_same_rate_of_false_alarms(program):
+    same, lower = (
+        program.drawn((1, 1, 3000), 250, 0.12, [drop], seed) for drop, seed in ((0.0, 2), (0.05, 3))
+    )
+    drops = (same[..., 1] - same[..., 2]).ravel()
+    rate = float((drops > 12).mean())
+    assert program.tensorrt_at(rate, same, lower) == pytest.approx(
+        ((lower[..., 1] - lower[..., 2]) > 12).mean()
+    )
+    assert (
+        program.tensorrt_at(0.0, same, lower)
+        <= program.tensorrt_at(0.01, same, lower)
+        <= program.tensorrt_at(0.1, same, lower)
+    )
+
+
+def test_the_committed_figures_of_the_gate_are_met():
+    figures = json.loads(
+        (Path(__file__).parents[2] / "results" / "benchmarks" / "gate-oc.json").read_text()
+    )
+    judged = [one for one in figures if one["target"] is not None]
+    assert len(judged) == 18 and all(one["met"] for one in judged), [
+        one["name"] for one in judged if not one["met"]
+    ]
+    assert all("TensorRT-LLM" in one["peer"] and one["details"]["draws"] >= 1000 for one in figures)

@@ -141,7 +141,7 @@ def judged(then, now, **rules):
     )
 
 
-def turned(marks, *, lose=0, win=0):
+def flipped(marks, *, lose=0, win=0):
     right = [at for at, mark in enumerate(marks) if mark == "1"][:lose]
     wrong = [at for at, mark in enumerate(marks) if mark == "0"][:win]
     return "".join(
@@ -160,10 +160,10 @@ TEXT = [(-30.0 - at % 7, 10.0) for at in range(60)]
 @pytest.mark.parametrize(
     ("then", "now", "said"),
     [
-        (hits(MARKS), hits(turned(MARKS, lose=50)), "50 outcomes differ"),
-        (hits(MARKS), hits(turned(MARKS, lose=25, win=25)), "50 outcomes differ"),
-        (hits(MARKS), hits(turned(MARKS, win=1)), "1 outcomes differ"),
-        (choices(MARKS), choices(turned(MARKS, lose=2, win=1)), "3 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, lose=50)), "50 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, lose=25, win=25)), "50 outcomes differ"),
+        (hits(MARKS), hits(flipped(MARKS, win=1)), "1 outcomes differ"),
+        (choices(MARKS), choices(flipped(MARKS, lose=2, win=1)), "3 outcomes differ"),
         (numbers(VALUES), numbers([*VALUES[:-3], 0.0, 0.0, 0.0]), "3 values differ"),
         (numbers(VALUES), numbers([value * 0.5 for value in VALUES]), "360 values differ"),
         (
@@ -199,7 +199,7 @@ def test_the_same_answers_with_another_figure_are_another_scoring(then, now, sai
 
 def test_another_scoring_of_one_seed_is_enough_and_exits_with_4():
     then = [row(hits(MARKS, answers_digest=f"{seed}"), label="r", seed=seed) for seed in (1, 2)]
-    now = [then[0], row(hits(turned(MARKS, lose=3), answers_digest="2"), label="r", seed=2)]
+    now = [then[0], row(hits(flipped(MARKS, lose=3), answers_digest="2"), label="r", seed=2)]
     checked = check(now, Rules(), frozen(*then))
     assert checked.exit_code == 4 and any(one.differs == "scoring" for one in checked.findings)
 
@@ -384,7 +384,7 @@ def errors_that_rose(by):
 
 
 def hits_that_fell(by):
-    return hits(turned(MARKS, lose=round(1000 * by)), answers_digest=f"fell by {by}")
+    return hits(flipped(MARKS, lose=round(1000 * by)), answers_digest=f"fell by {by}")
 
 
 def documents_that_rose(by):

@@ -4,7 +4,7 @@ import random
 from pathlib import Path
 
 import pytest
-from gate_rows import ENVIRONMENT, SAME, TEACHES, frozen, marks, row, score, turned
+from gate_rows import ENVIRONMENT, SAME, TEACHES, flipped, frozen, marks, row, score
 
 from harness.gate.check import check
 from harness.gate.rules import Rules, Verdict
@@ -31,7 +31,7 @@ def test_injected_flips_give_the_predicted_verdicts(share, expected):
     """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a
     warning); 5 % is a regression.
     """
-    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
+    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
     one = verdict_of(now)
     assert (
         one.verdict is expected and one.numbers["lost"] == 1000 * share and one.numbers["won"] == 0
@@ -50,7 +50,7 @@ def test_injected_flips_give_the_predicted_verdicts(share, expected):
     ],
 )
 def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, expected):
-    """Every seedless row of a committed study against itself with right answers turned wrong; rows
+    """Every seedless row of a committed study against itself with right answers flipped wrong; rows
     near zero have none to lose.
     """
     records, problems = read_records(Path(__file__).parents[2] / "results" / "compression-tiny")
@@ -64,7 +64,7 @@ def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, exp
     def changed(one):
         if one.method == "teacher" or not share:
             return one
-        worse = turned(
+        worse = flipped(
             one.scores[0].outcomes[one.scores[0].primary], lose=round(share * one.scores[0].n)
         )
         value = worse.count("1") / len(worse)
@@ -85,14 +85,14 @@ def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, exp
 
 
 def test_flips_both_ways_alike_are_no_regression():
-    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=50, win=50))
+    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=50, win=50))
     one = verdict_of(now)
     assert one.verdict is Verdict.passed and not one.warning and one.numbers["p_holm"] > 0.5
 
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(limited):
-    runs = marks(60, 100), turned(marks(60, 100), lose=6, win=6)
+    runs = marks(60, 100), flipped(marks(60, 100), lose=6, win=6)
     then, now = (
         row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs
     )
@@ -108,7 +108,7 @@ def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(li
 
 
 def test_exact_takes_no_flip_on_the_same_machine_only():
-    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], lose=1))
+    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=1))
     assert verdict_of(now).verdict is Verdict.passed
     assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
     elsewhere = now.model_copy(
@@ -198,8 +198,8 @@ def test_bytes_are_compared_exactly():
 def test_several_seeds_count_an_item_once_by_its_net_loss():
     then = [row("response", marks(800), seed=seed) for seed in (1, 2)]
     now = [
-        row("response", turned(marks(800), lose=30), seed=1),
-        row("response", turned(marks(800), lose=20), seed=2),
+        row("response", flipped(marks(800), lose=30), seed=1),
+        row("response", flipped(marks(800), lose=20), seed=2),
     ]
     one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
     assert (
@@ -226,7 +226,7 @@ def test_net_losses_count_by_their_size():
     whatever the signs' numbers are.
     """
     then = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
-    lost = turned(marks(900, 1200), lose=110)
+    lost = flipped(marks(900, 1200), lose=110)
     gains = [
         lost[:900] + "".join("1" if 32 * seed <= at < 32 * (seed + 1) else "0" for at in range(300))
         for seed in range(5)
@@ -244,7 +244,7 @@ def test_seeds_that_were_trained_anew_must_agree():
         return [
             row(
                 "response",
-                turned(marks(800), lose=lose),
+                flipped(marks(800), lose=lose),
                 seed=seed,
                 student=ModelReference(name="r", digest=f"{digest}{seed}", weight_bytes=1),
             )
@@ -280,5 +280,5 @@ def test_frozen_controls_are_judged_only_when_they_are_named():
 
 
 def test_exact_takes_a_won_item_for_a_flip_too():
-    now = row("int8", turned(SAME.scores[0].outcomes["strict-match"], win=1))
+    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], win=1))
     assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from harness.analysis.comparison import best_labels, compare, difference_p_value, group_records
+from harness.analysis.comparison import best_labels, compare, equality_test, group_records
 from harness.records.conditions import ModelReference
 from harness.records.record import RunRecord, TaskScore
 from harness.reporting.notes import group_notes
@@ -323,7 +323,7 @@ def test_a_further_stage_of_the_same_trainings_is_compared_training_by_training(
     rows = {row.label: row for row in found.rows}
     gap = compare(rows["response+int8"], rows["response"], "gsm8k-mini", ratio=False)
     assert gap.value == pytest.approx(-0.02) and gap.high < 0
-    assert difference_p_value(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
+    assert equality_test(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
     [apart] = group_records(
         [
             teacher,

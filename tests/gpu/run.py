@@ -129,9 +129,9 @@ def _broken_imports() -> list[str]:
 
 
 def _no_card() -> str:
-    from harness.machine.gpu import signs_of_gpu, why_unusable
+    from harness.machine.gpu import gpu_problem, signs_of_gpu
 
-    return why_unusable(signs_of_gpu())
+    return gpu_problem(signs_of_gpu())
 
 
 def _say_what_is_odd() -> None:

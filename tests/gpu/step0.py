@@ -20,13 +20,13 @@ def card() -> Figures:
     """Return the card, its memory, the libraries behind torch, and the processes that share it."""
     import torch
 
-    from harness.machine.energy import Nvml
+    from harness.machine.energy import NvmlReader
     from harness.machine.gpu import gpu_of, has_bf16
 
     gpu = gpu_of("cuda")
     assert gpu is not None
     free, total = torch.cuda.mem_get_info()
-    library = Nvml.open()
+    library = NvmlReader.open()
     others = len(library.sample()[1]) if library else None
     return {
         **gpu.model_dump(),

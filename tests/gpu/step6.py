@@ -111,12 +111,12 @@ def _folder(kit: Kit, name: str) -> Any:
 def _measured(
     kit: Kit, student: str, base: str | None, *, wrap: str = "large", grid: str = ""
 ) -> dict[str, Any]:
-    from harness.measuring.measure import Settings, Subject, measure
+    from harness.measuring.measure import TimedModel, TimingSettings, measure
     from harness.measuring.scenario import parse_grid
 
     # the measured processes find this file there
     os.environ["PYTHONPATH"] = kit.environment()["PYTHONPATH"]
-    settings = Settings(
+    settings = TimingSettings(
         grid=parse_grid(grid or ("8x1x4" if kit.dry else "512x1,32x64")),
         rounds=3 if kit.dry else 6,
         device=kit.device,
@@ -124,8 +124,8 @@ def _measured(
         threads=1,
     )
     subjects = (
-        Subject(_folder(kit, student), f"step6:{wrap}"),
-        Subject(_folder(kit, base), "step6:large") if base else None,
+        TimedModel(_folder(kit, student), f"step6:{wrap}"),
+        TimedModel(_folder(kit, base), "step6:large") if base else None,
     )
     done = measure(*subjects, settings, folder=kit.work / f"timed-{student}-{base}-{wrap}")
     return {"done": done, "by": {(one.name, one.condition): one for one in done.measurements}}

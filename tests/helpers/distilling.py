@@ -4,7 +4,7 @@ import torch
 
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.registry import Registry
 from methods import METHODS
 from methods.training.loop import fit
@@ -61,7 +61,7 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
         "student": "depth:0.5",
         "student_base": teachers[0],
         "tasks": TASKS,
-        "source": DataSource(),
+        "source": LocalOrHubData(),
         "budget": Budget(seen_tokens=tokens, rows=rows),
         "seed": 1,
         "workdir": folder,
@@ -70,9 +70,9 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
     return Job(**{**given, **more})
 
 
-def seen_inside(student, teacher, inwards, rows=None):
+def seen_inside(student, teacher, taps, rows=None):
     """Run both models with taps; return the inside and the positions."""
-    inside = InnerStates(student, teacher.model, inwards)
+    inside = InnerStates(student, teacher.model, taps)
     batch = batch_of(rows or rows_of(4), 1)
     logits = TrainedPositionLogits(student.model)(batch)
     with torch.no_grad():
@@ -83,7 +83,12 @@ def seen_inside(student, teacher, inwards, rows=None):
 def stepped(student, objective, rows, micro, inside=None):
     student.model.zero_grad()
     stepper = Stepper(
-        student.model, TrainedPositionLogits(student.model), objective, micro, 1, inside=inside
+        student.model,
+        TrainedPositionLogits(student.model),
+        objective,
+        micro,
+        1,
+        inner_states=inside,
     )
     stepper.backward(
         rows,
@@ -96,16 +101,14 @@ def stepped(student, objective, rows, micro, inside=None):
     )
 
 
-def train(
-    student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim
-):
+def train(student, teacher, folder, *, taps=None, stop=None, settings=SETTINGS, terms=None, **aim):
     folder.mkdir(exist_ok=True)
     kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
-    feature = Term("feature", "auto", lambda at: at.inside.features(at))
+    feature = Term("feature", "auto", lambda at: at.inner_states.hidden_state_distance(at))
     objective = Objective(
-        terms=terms or [kd, hard_labels(0.5), *([feature] if inwards else [])],
+        terms=terms or [kd, hard_labels(0.5), *([feature] if taps else [])],
         sources=[LiveTeacher(teacher)] if teacher else (),
-        inwards=inwards,
+        taps=taps,
         **aim,
     )
     spent = fit(
@@ -124,6 +127,6 @@ def gradient_of(model, rows, micro_batch_size, **aim):
     objective = Objective(terms=[hard_labels()], **aim)
     stepper = Stepper(model, TrainedPositionLogits(model), objective, micro_batch_size, 1)
     values = stepper.backward(
-        rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3
+        rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), step=3
     ).means
     return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])

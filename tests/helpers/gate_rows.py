@@ -22,6 +22,7 @@ TEACHER = ModelReference(name="tiny", digest="t", weight_bytes=4_000)
 
 
 def marks(right, n=1000):
+    """Return the outcomes of n items, of which the first are right."""
     return "1" * right + "0" * (n - right)
 
 
@@ -89,33 +90,34 @@ def row(label, outcomes, *, seed=None, scores=None, **changes):
     return RunRecord(**{**fields, **changes})
 
 
-def turned(outcomes, *, lose=0, win=0):
+def flipped(outcomes, *, lose=0, win=0):
     """Turn the first right items wrong and the last wrong ones right."""
-    found = list(outcomes)
-    for at in [at for at, mark in enumerate(outcomes) if mark == "1"][:lose]:
-        found[at] = "0"
-    for at in [at for at, mark in enumerate(outcomes) if mark == "0"][
-        len(outcomes) - outcomes.count("1") - win :
-    ]:
-        found[at] = "1"
-    return "".join(found)
+    right = [position for position, mark in enumerate(outcomes) if mark == "1"][:lose]
+    wrong = [position for position, mark in enumerate(outcomes) if mark == "0"][::-1][:win]
+    marks_of = {**dict.fromkeys(right, "0"), **dict.fromkeys(wrong, "1")}
+    return "".join(marks_of.get(position, mark) for position, mark in enumerate(outcomes))
 
 
 def frozen(*records, margin=None):
     change = Change(
-        reason="made up", date="2026-11-24", commit=None, rows=tuple(one.label for one in records)
+        reason="made up",
+        date="2026-11-24",
+        commit=None,
+        rows=tuple(record.label for record in records),
     )
     return Baseline(
-        history=(change,), rows=tuple(freeze_record(one) for one in records), margin=margin
+        history=(change,), rows=tuple(freeze_record(record) for record in records), margin=margin
     )
 
 
 TEACHES = row("teacher", marks(800))
-SAME = row("int8", turned(marks(800), lose=20, win=20))
+SAME = row("int8", flipped(marks(800), lose=20, win=20))
 
 
 def text(factor, *, documents=50):
-    totals = tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(documents))
+    totals = tuple(
+        (-300.0 * (1 + 0.01 * (number % 3)) * factor, 100.0) for number in range(documents)
+    )
     return score(
         "",
         task="wikitext",
@@ -130,4 +132,5 @@ def text(factor, *, documents=50):
 
 
 def harness(*line):
+    """Run the command and return its result."""
     return CliRunner().invoke(app, [str(part) for part in line], standalone_mode=False)

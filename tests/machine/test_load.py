@@ -5,14 +5,14 @@ import os
 import pytest
 
 from harness.machine.load import (
-    PASSIVE,
-    Load,
-    look,
+    PASSIVE_WAITING,
+    MachineLoad,
+    measure_load,
     physical_cores,
-    settings_of,
     threads_for,
-    waiting_of,
-    without_ours,
+    users_environment,
+    waiting_policy,
+    waiting_variables,
 )
 
 
@@ -33,9 +33,9 @@ def readings(*busy):
     ids=["idle", "a clock tick", "others", "a hypervisor's others", "a system that does not tell"],
 )
 def test_a_machine_is_busy_where_others_use_it(readings_, busy):
-    load = look(0.1, read=readings(*readings_))
+    load = measure_load(0.1, read=readings(*readings_))
     assert load.busy is busy and load.waiting == ("passive" if busy else "active")
-    assert bool(settings_of(load, {})) is busy
+    assert bool(waiting_variables(load, {})) is busy
 
 
 def test_threads_follow_the_models_size_and_never_the_load(monkeypatch):
@@ -60,18 +60,18 @@ def test_hyperthreads_are_one_core(tmp_path, monkeypatch):
     assert physical_cores(tmp_path / "nowhere") == 4
 
 
-@pytest.mark.parametrize("own", [*PASSIVE])
+@pytest.mark.parametrize("own", [*PASSIVE_WAITING])
 def test_what_the_user_set_is_neither_replaced_nor_taken_away(own):
-    busy = Load(2, 2.0)
-    assert settings_of(busy, {own: "x"}) == {}
-    assert without_ours({own: "x", "PATH": "p"}) == {own: "x", "PATH": "p"}
+    busy = MachineLoad(2, 2.0)
+    assert waiting_variables(busy, {own: "x"}) == {}
+    assert users_environment({own: "x", "PATH": "p"}) == {own: "x", "PATH": "p"}
 
 
 def test_timing_keeps_its_own_rule():
     given = {"PATH": "p", "OMP_NUM_THREADS": "2"}
-    ours = {**given, **settings_of(Load(2, 2.0), given)}
-    assert waiting_of(ours) == "passive" and waiting_of(given) == "active"
-    assert without_ours(ours) == given
+    ours = {**given, **waiting_variables(MachineLoad(2, 2.0), given)}
+    assert waiting_policy(ours) == "passive" and waiting_policy(given) == "active"
+    assert users_environment(ours) == given
 
 
 def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
@@ -92,17 +92,21 @@ def test_a_plan_and_its_record_say_threads_and_waiting(tmp_path, monkeypatch):
     }
     plan = plan_run(build_config(asked))
     assert plan.threads == 3, "1.7 million parameters"
-    job = runner._cell_job(plan, plan.cells[0], Store(tmp_path / "runs"), Load(2, 1.234))
+    job = runner._cell_job(plan, plan.cells[0], Store(tmp_path / "runs"), MachineLoad(2, 1.234))
     assert (job.threads, job.cores_in_use) == (3, 1.23)
-    assert runner._environment(plan, Load(2, 2.0))["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert runner._environment(plan, MachineLoad(2, 2.0))["OMP_WAIT_POLICY"] == "PASSIVE"
     assert "OMP_WAIT_POLICY" not in {
-        k: v for k, v in runner._environment(plan, Load(2, 0.0)).items() if k not in os.environ
+        k: v
+        for k, v in runner._environment(plan, MachineLoad(2, 0.0)).items()
+        if k not in os.environ
     }
     monkeypatch.setattr("harness.machine.load.physical_cores", lambda: 2)
     assert plan_run(build_config(asked)).cells[0].key != plan.cells[0].key, (
         "threads are part of the key"
     )
-    monkeypatch.setattr("harness.machine.load.look", lambda: pytest.fail("a plan asks for no load"))
+    monkeypatch.setattr(
+        "harness.machine.load.measure_load", lambda: pytest.fail("a plan asks for no load")
+    )
     made = current_environment(
         device="cpu", dtype="float32", threads=3, waiting="passive", cores_in_use=1.2
     )

@@ -19,9 +19,9 @@ import torch
 from harness.errors import CellFailed, HarnessError
 from harness.machine import energy, monitor, processor
 from harness.measuring import measure as measuring
-from harness.measuring.measure import Settings, Subject, measure, quartile
+from harness.measuring.measure import TimedModel, TimingSettings, lower_quartile, measure
 from harness.measuring.scenario import Scenario, parse_grid
-from harness.measuring.worker import cache_bytes, resident_bytes, run, stamps_of
+from harness.measuring.worker import cache_bytes, generate_greedily, resident_bytes, token_times
 from harness.models.resolve import EMBEDDED
 from harness.models.shape import (
     Shape,
@@ -54,7 +54,7 @@ def test_a_shape_counts_what_the_model_has(small, kind):
     parameters = sum(p.numel() for p in opened.model.parameters())
     # biases and further norms are not in the formula
     assert shape.parameters == pytest.approx(parameters, rel=0.02)
-    out = run(opened.model, torch.zeros((3, 20), dtype=torch.long), 5)
+    out = generate_greedily(opened.model, torch.zeros((3, 20), dtype=torch.long), 5)
     # 20 read and 4 written; the fifth is never fed
     assert cache_bytes(out) == shape.kv_bytes(batch=3, tokens=24, item=4)
 
@@ -114,7 +114,7 @@ def test_a_timed_run_writes_what_generate_writes_with_a_stamp_for_each_token(emb
 
     embedded.model.forward = forward
     try:
-        stamps = stamps_of(embedded.model, ids, 24, "cpu")
+        stamps = token_times(embedded.model, ids, 24, "cpu")
     finally:
         embedded.model.forward = plain
     theirs = embedded.model.generate(
@@ -155,7 +155,11 @@ def test_each_storage_counts_once_and_packed_tensors_by_their_parts():
 
 
 def test_the_lower_quartile_by_hand():
-    assert quartile([4, 1, 3, 2, 5]) == 2 and quartile([1, 2]) == 1.25 and quartile([7]) == 7
+    assert (
+        lower_quartile([4, 1, 3, 2, 5]) == 2
+        and lower_quartile([1, 2]) == 1.25
+        and lower_quartile([7]) == 7
+    )
 
 
 def test_a_ratio_of_rounds_and_its_interval():
@@ -190,8 +194,8 @@ def measured(embedded, tmp_path_factory):
     not.
     """
     folder = tmp_path_factory.mktemp("measured")
-    same = Subject(embedded.checkpoint)
-    settings = Settings(grid=parse_grid("32x1,2x4 2000x1x4"), rounds=3, visit_seconds=0.01)
+    same = TimedModel(embedded.checkpoint)
+    settings = TimingSettings(grid=parse_grid("32x1,2x4 2000x1x4"), rounds=3, visit_seconds=0.01)
     return measure(same, same, settings, folder=folder), folder
 
 
@@ -256,7 +260,10 @@ def test_what_the_memory_does_not_hold_is_skipped_before_it_runs(embedded, tmp_p
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 3 * 2**20)
     monkeypatch.setattr(measuring, "Stopwatch", lambda *a: pytest.fail("a process was started"))
     found = measure(
-        Subject(embedded.checkpoint), None, Settings(grid=parse_grid("32x1x4")), folder=tmp_path
+        TimedModel(embedded.checkpoint),
+        None,
+        TimingSettings(grid=parse_grid("32x1x4")),
+        folder=tmp_path,
     )
     assert "would be needed and 0.0 GiB are free" in found.skipped[0]
     assert [one.name for one in found.measurements] == ["weight_bytes_disk"]
@@ -288,9 +295,12 @@ def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(
     embedded, tmp_path, wrappers, measured
 ):
     plain = {one.name: one.value for one in measured[0].measurements if one.unit == "bytes"}
-    settings = Settings(grid=parse_grid("32x1x4"), rounds=1, visit_seconds=0.01)
+    settings = TimingSettings(grid=parse_grid("32x1x4"), rounds=1, visit_seconds=0.01)
     found = measure(
-        Subject(embedded.checkpoint, "wrappers:heavier"), None, settings, folder=tmp_path / "m"
+        TimedModel(embedded.checkpoint, "wrappers:heavier"),
+        None,
+        settings,
+        folder=tmp_path / "m",
     )
     weights = next(one for one in found.measurements if one.name == "weight_bytes_resident")
     assert weights.value - plain["weight_bytes_resident"] == 16 * 2**20
@@ -305,9 +315,9 @@ def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(
 def test_a_process_that_fails_says_why(embedded, tmp_path, wrappers, wrap, said):
     with pytest.raises(CellFailed, match=said):
         measure(
-            Subject(embedded.checkpoint, f"wrappers:{wrap}"),
+            TimedModel(embedded.checkpoint, f"wrappers:{wrap}"),
             None,
-            Settings(grid=parse_grid("8x1x2")),
+            TimingSettings(grid=parse_grid("8x1x2")),
             folder=tmp_path / "m",
         )
 
@@ -315,9 +325,9 @@ def test_a_process_that_fails_says_why(embedded, tmp_path, wrappers, wrap, said)
 def test_no_rounds_are_refused(embedded, tmp_path):
     with pytest.raises(HarnessError, match="at least one round"):
         measure(
-            Subject(embedded.checkpoint),
+            TimedModel(embedded.checkpoint),
             None,
-            Settings(grid=parse_grid("8x1x2"), rounds=0),
+            TimingSettings(grid=parse_grid("8x1x2"), rounds=0),
             folder=tmp_path,
         )
 
@@ -331,23 +341,26 @@ def test_a_clock_that_runs_backwards_makes_the_row_dirty():
             else {"stamps": [[0.0, 0.2, 0.1]]}
         ),
     )
-    timed = measuring._alternate(
-        {"student": process}, Scenario(new_tokens=2), Settings(grid=(), rounds=1), lambda done: None
+    timed = measuring._time_alternately(
+        {"student": process},
+        Scenario(new_tokens=2),
+        TimingSettings(grid=(), rounds=1),
+        lambda done: None,
     )
     assert "the clock stood still or ran backwards" in timed["dirty"]
 
 
 def sampled(monkeypatch, *samples):
     waiting = iter(samples)
-    monkeypatch.setattr(monitor.Watch, "_sample", lambda self: next(waiting))
+    monkeypatch.setattr(monitor.InterferenceMonitor, "_sample", lambda self: next(waiting))
     monkeypatch.setattr(monitor, "allowed_cpus", lambda: {0, 1})
-    one = monitor.Watch()
+    one = monitor.InterferenceMonitor()
     one.begin()
     return one.end()
 
 
 def test_a_quiet_stretch_is_clean_and_what_spoils_it_is_named(monkeypatch):
-    sample = monitor._Sample
+    sample = monitor._MachineSample
     before = sample(100.0, 10.0, 50.0, 1.0, 5.0, 3)
     assert sampled(monkeypatch, before, sample(110.0, 20.0, 62.0, 1.1, 16.5, 3)) == ()
     assert sampled(monkeypatch, before, sample(110.0, 20.0, 70.0, 1.0, 15.0, 3)) == (
@@ -371,7 +384,9 @@ def test_cpu_seconds_are_read_for_our_cpus_alone(tmp_path):
         "5\n"
     )
     busy, stolen = processor.cpu_seconds({0}, stat)
-    assert (busy, stolen) == pytest.approx((155 / processor._TICK, 4 / processor._TICK))
+    assert (busy, stolen) == pytest.approx(
+        (155 / processor._TICKS_PER_SECOND, 4 / processor._TICKS_PER_SECOND)
+    )
     assert processor.cpu_seconds({0}, tmp_path / "none") == (None, None)
 
 
@@ -425,7 +440,7 @@ def nvml(processes, held):
 def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     processes, held = [1, 2], [0, 10]
     monkeypatch.setitem(sys.modules, "pynvml", nvml(processes, held))
-    found = energy.Nvml.open()
+    found = energy.NvmlReader.open()
     before = found.sample()
     assert found.complaints(before, found.sample(), {1, 2}) == [] and found.joules() == 5.0
     processes.append(999)
@@ -489,8 +504,8 @@ def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
 def test_on_a_gpu_memory_is_what_the_allocator_counted_and_time_is_by_events(embedded, tmp_path):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
-    same = Subject(embedded.checkpoint)
-    settings = Settings(grid=parse_grid("64x2x8"), rounds=3, device="cuda", dtype="bfloat16")
+    same = TimedModel(embedded.checkpoint)
+    settings = TimingSettings(grid=parse_grid("64x2x8"), rounds=3, device="cuda", dtype="bfloat16")
     found = measure(same, same, settings, folder=tmp_path)
     by = {one.name: one for one in found.measurements}
     assert (
@@ -519,9 +534,9 @@ def test_an_answer_cut_in_the_middle_is_the_end_of_the_process(embedded, tmp_pat
     )
     with pytest.raises(CellFailed, match="killed \\(SIGKILL, perhaps for want of memory\\)"):
         measure(
-            Subject(embedded.checkpoint, "wrappers:torn"),
+            TimedModel(embedded.checkpoint, "wrappers:torn"),
             None,
-            Settings(grid=parse_grid("8x1x2")),
+            TimingSettings(grid=parse_grid("8x1x2")),
             folder=tmp_path / "m",
         )
 
@@ -551,9 +566,9 @@ def test_a_scenario_that_runs_out_of_memory_leaves_the_others(embedded, tmp_path
 
     monkeypatch.setattr(measuring, "Stopwatch", Scripted)
     found = measure(
-        Subject(embedded.checkpoint),
+        TimedModel(embedded.checkpoint),
         None,
-        Settings(grid=parse_grid("8x1,4x2"), rounds=1),
+        TimingSettings(grid=parse_grid("8x1,4x2"), rounds=1),
         folder=tmp_path,
     )
     assert found.skipped == ("8 prompt tokens, 2 new tokens, batch 4: out of memory",)

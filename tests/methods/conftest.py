@@ -8,7 +8,7 @@ import pytest
 import torch
 from distilling import TASKS
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.resolve import resolve
 
 
@@ -45,7 +45,8 @@ def other_tokenizer(tmp_path_factory):
         vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
     texts = [
-        one.completion for one in islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 50)
+        one.completion
+        for one in islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 50)
     ]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

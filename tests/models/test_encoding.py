@@ -14,11 +14,11 @@ import _tokenizers
 from harness.errors import CellFailed
 from harness.models.encoding import (
     appends_eos,
-    as_written,
-    encoded,
-    encoded_pair,
-    ends_of,
-    written_text,
+    decode_continuation,
+    encode_pair,
+    encode_prompt,
+    token_ends,
+    with_leading_space,
 )
 from harness.models.language_model import LanguageModel
 from harness.scoring.lm_eval_model import HarnessLM
@@ -129,7 +129,7 @@ def test_byte_level_rows_are_what_they_were_when_prompt_and_completion_were_enco
         apart = [
             tokenizer(part, add_special_tokens=False)["input_ids"] for part in (prompt, completion)
         ]
-        assert list(encoded_pair(tokenizer, prompt, completion)) == apart
+        assert list(encode_pair(tokenizer, prompt, completion)) == apart
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -138,12 +138,14 @@ def test_what_was_written_goes_on_behind_its_prompt(family, tokenizers):
     before its first word.
     """
     tokenizer = tokenizers[family]
-    before, after = encoded_pair(tokenizer, "the red fox", " walks over a hill")
-    text = written_text(tokenizer, before, after)
+    before, after = encode_pair(tokenizer, "the red fox", " walks over a hill")
+    text = decode_continuation(tokenizer, before, after)
     assert text == " walks over a hill"
-    assert encoded_pair(tokenizer, "the red fox", text) == (before, after)
+    assert encode_pair(tokenizer, "the red fox", text) == (before, after)
     alone = tokenizer.decode(after, skip_special_tokens=True)
-    assert encoded_pair(tokenizer, "the red fox", as_written(tokenizer, "the red fox", alone)) == (
+    assert encode_pair(
+        tokenizer, "the red fox", with_leading_space(tokenizer, "the red fox", alone)
+    ) == (
         before,
         after,
     )
@@ -153,7 +155,7 @@ def test_what_was_written_goes_on_behind_its_prompt(family, tokenizers):
 def test_boundaries_are_counted_in_characters(family, tokenizers):
     tokenizer = tokenizers[family]
     text = "the red fox walks 42"
-    ends = ends_of(tokenizer, text)
+    ends = token_ends(tokenizer, text)
     assert max(ends) == len(text) and len(ends) == len(tokenizer(text)["input_ids"])
 
 
@@ -223,11 +225,11 @@ def test_a_template_that_begins_with_white_space_adds_no_second_bos(opened, toke
     tokenizer = tokenizers["byte-bpe-bos"]
     bos = tokenizer.bos_token_id
     assert (
-        encoded(tokenizer, "<s>the red").count(bos)
-        == encoded(tokenizer, "\n<s>the red").count(bos)
+        encode_prompt(tokenizer, "<s>the red").count(bos)
+        == encode_prompt(tokenizer, "\n<s>the red").count(bos)
         == 1
     )
-    assert encoded(tokenizer, "the red")[0] == bos
+    assert encode_prompt(tokenizer, "the red")[0] == bos
     model = opened("byte-bpe-bos")
     tokenizer.chat_template = "\n<s>{% for m in messages %}{{ m.content }}{% endfor %}"
     lm = HarnessLM(model)

@@ -12,10 +12,10 @@ from harness.models.packed import (
     Int8DynamicLinear,
     Int8Embedding,
     Int8Linear,
-    NotHere,
     TiedHead,
-    module_of,
+    WrongDevice,
     pack_nibbles,
+    packed_module,
     unpack_nibbles,
 )
 from methods.compression.rounding import (
@@ -28,7 +28,7 @@ from methods.compression.rounding import (
 
 def filled(spec, tensors, name="m"):
     """Return the module of a spec with its tensors in it."""
-    module = module_of(spec, torch.float32)
+    module = packed_module(spec, torch.float32)
     with torch.no_grad():
         for leaf, tensor in tensors.items():
             getattr(module, leaf.removeprefix(f"{name}.")).copy_(tensor)
@@ -210,7 +210,7 @@ def test_without_fbgemm_activations_are_rounded_alike(monkeypatch):
     x = torch.randn(2, 5, 64)
     with torch.inference_mode():
         kernel = filled(spec, tensors)(x)
-        monkeypatch.setattr("harness.models.packed.FBGEMM", False)
+        monkeypatch.setattr("harness.models.packed.HAS_FBGEMM", False)
         module = filled(spec, tensors)
         floats = module(x)
     assert not hasattr(module, "prepared") and torch.allclose(
@@ -299,14 +299,14 @@ def test_weights_laid_out_for_a_kernel_say_so_instead_of_lying():
     assert module.laid_out == "cpu"
     with pytest.raises(RuntimeError, match="open the model again"):
         module.dequantized()
-    dynamic = module_of({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
+    dynamic = packed_module({"kind": "int8-dynamic", "shape": [16, 32]}, dtype=torch.float32)
     dynamic.weight.data, dynamic.scale.data = (
         torch.ones_like(dynamic.weight),
         torch.ones_like(dynamic.scale),
     )
     assert dynamic.dequantized().shape == (16, 32)
     dynamic(torch.randn(2, 32))
-    with pytest.raises(NotHere, match="laid out for a kernel"):
+    with pytest.raises(WrongDevice, match="laid out for a kernel"):
         dynamic.dequantized()
 
 
@@ -325,7 +325,7 @@ def test_a_newer_format_and_an_unknown_kind_are_named():
     with pytest.raises(ValueError, match="version 9"):
         PackedConfig({}, version=9)
     with pytest.raises(ValueError, match="int3"):
-        module_of({"kind": "int3", "shape": [2, 2]}, None)
+        packed_module({"kind": "int3", "shape": [2, 2]}, None)
 
 
 def outputs_error(w, w_hat, gram):
@@ -440,7 +440,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
     (docs/design.md).
     """
     import suites
-    from harness.data.source import DataSource
+    from harness.data.source import LocalOrHubData
     from harness.models.language_model import open_model
     from harness.scoring.score import score_task
 
@@ -450,7 +450,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
             score_task(
                 opened,
                 suites.load(task),
-                DataSource(),
+                LocalOrHubData(),
                 batch_size=size,
                 limit=24,
                 progress=lambda one: None,
@@ -480,7 +480,7 @@ def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
     from torch._subclasses import FakeTensorMode
 
     with FakeTensorMode(), torch.device("cuda"):
-        module = module_of({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
+        module = packed_module({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
         told = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
     assert (
         told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"

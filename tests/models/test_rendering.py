@@ -24,7 +24,7 @@ import pytest
 def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template, told, small):
     """In what is scored and in what teacher and student are trained on alike."""
     from harness.contract import Prompting
-    from harness.models.rendering import renderer
+    from harness.models.rendering import rendering_of
     from harness.scoring.lm_eval_model import HarnessLM
 
     opened = small("Llama")
@@ -38,5 +38,5 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
         lm.apply_chat_template(turns, add_generation_prompt=False)
         == f"{told}<user>2 and 2?<assistant>Answer:"
     )
-    _, show = renderer(Prompting(chat=True), opened.checkpoint)
+    _, show = rendering_of(Prompting(chat=True), opened.checkpoint)
     assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"

@@ -14,7 +14,7 @@ from families import BLOCKS, FAMILIES, random_family, saved_family
 from harness.errors import CellFailed, HarnessError
 from harness.models.checkpoint import describe, first_non_finite, weight_files
 from harness.models.language_model import open_model
-from harness.models.resolve import resolve, smallest_exact
+from harness.models.resolve import resolve, smallest_exact_dtype
 from harness.models.shaping import save_student, student_of
 
 IDS = torch.arange(5, 35)[None]
@@ -150,7 +150,7 @@ def test_a_depth_cut_that_would_be_another_model_is_refused_by_name(
 def test_a_class_that_counts_its_blocks_by_a_setting_of_its_own_is_refused(tmp_path, monkeypatch):
     from harness.models import depth
 
-    monkeypatch.setattr(depth, "COUNTS", ())
+    monkeypatch.setattr(depth, "BLOCK_COUNT_SETTINGS", ())
     with pytest.raises(
         CellFailed,
         match=r"counts its blocks by another setting than num_hidden_layers .* 4 for 2; use "
@@ -253,19 +253,19 @@ def test_the_oracles_see_what_a_cut_gets_wrong(tmp_path, monkeypatch):
     base = saved_family("Phi-3", tmp_path / "phi")
     from harness.models import depth, width
 
-    honest = width.keep_channels
+    honest = width.cut_to_channels
     with monkeypatch.context() as patched:  # other channels cut out than are masked
         patched.setattr(
             width,
-            "keep_channels",
+            "cut_to_channels",
             lambda model, state, part, chosen: honest(model, state, part, chosen.flip(0)) and None,
         )
         # an order alone changes nothing
         student_of("width:0.5", base, seed=0, device="cpu", dtype="float32")
-        patched.setattr(width, "norms_of", lambda model, part: torch.arange(float(part.width)))
+        patched.setattr(width, "channel_norms", lambda model, part: torch.arange(float(part.width)))
         patched.setattr(
             width,
-            "keep_channels",
+            "cut_to_channels",
             lambda model, state, part, chosen: honest(model, state, part, chosen - 1),
         )
         with pytest.raises(
@@ -279,7 +279,7 @@ def test_the_oracles_see_what_a_cut_gets_wrong(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(
             depth,
-            "_renumbered",
+            "_renumbered_list",
             lambda name, value, kept, count: (
                 [value[at] for at in kept][::-1] if name == "layer_types" else None
             ),
@@ -289,13 +289,13 @@ def test_the_oracles_see_what_a_cut_gets_wrong(tmp_path, monkeypatch):
         ):
             student_of("depth:0.5", windows, seed=0, device="cpu", dtype="float32")
     with monkeypatch.context() as patched:
-        filled = depth._fill
+        filled = depth._copy_weights
 
         def off(model, small, *more):
             filled(model, small, *more)
             small.model.layers[1].self_attn.o_proj.weight.data.mul_(1.01)
 
-        patched.setattr(depth, "_fill", off)
+        patched.setattr(depth, "_copy_weights", off)
         with pytest.raises(CellFailed, match=r"depth:0\.5: .*block 3 differs"):
             student_of("depth:0.5", base, seed=0, device="cpu", dtype="float32")
 
@@ -594,11 +594,11 @@ def test_the_smallest_type_that_holds_every_weight():
     layer = torch.nn.Linear(4, 4)
     layer.weight.data.fill_(1 + 2**-7)
     layer.bias.data.fill_(0.5)
-    assert smallest_exact(layer) is torch.bfloat16
+    assert smallest_exact_dtype(layer) is torch.bfloat16
     layer.weight.data.fill_(1 + 2**-10)
-    assert smallest_exact(layer) is torch.float16
+    assert smallest_exact_dtype(layer) is torch.float16
     layer.bias.data.fill_(1e-9)
-    assert smallest_exact(layer) is torch.float32
+    assert smallest_exact_dtype(layer) is torch.float32
 
 
 def test_the_page_of_architectures_is_what_its_program_writes():

@@ -12,11 +12,11 @@ from families import BLOCKS, FAMILIES, random_family, saved_family
 from harness.errors import HarnessError
 from harness.estimating.estimate import _decoding
 from harness.estimating.hardware import parse_hardware
-from harness.measuring.measure import Settings, Subject, measure
+from harness.measuring.measure import TimedModel, TimingSettings, measure
 from harness.measuring.scenario import parse_grid
-from harness.measuring.worker import cache_bytes, run, stamps_of
+from harness.measuring.worker import cache_bytes, generate_greedily, token_times
 from harness.models.shape import Shape, forward_flops_per_token
-from harness.models.states import arguments_of, handed_back, tensors_in
+from harness.models.states import cache_arguments, cache_tensors, forward_arguments
 from harness.records.columns import DISK
 
 ROWS, READ, NEW = 2, 20, 5
@@ -32,7 +32,7 @@ def written(name):
     torch.manual_seed(0)
     model = random_family(name)
     ids = torch.arange(5, 5 + READ)[None] + torch.arange(ROWS)[:, None] * 7
-    return model, ids, run(model, ids, NEW)
+    return model, ids, generate_greedily(model, ids, NEW)
 
 
 def anew(model, ids, steps):
@@ -83,7 +83,7 @@ def test_windows_hold_no_more_than_whole_texts_and_never_nothing(name):
 )
 def test_states_are_counted_in_whatever_layers_they_stand(name):
     model, ids, out = written(name)
-    handed = next(iter(handed_back(out, arguments_of(model)).values()))
+    handed = next(iter(cache_arguments(out, forward_arguments(model)).values()))
     parts = (
         handed
         if isinstance(handed, list)
@@ -99,9 +99,9 @@ def test_states_are_counted_in_whatever_layers_they_stand(name):
     }
     assert cache_bytes(out) == sum(by_hand.values()) > 0
     if name in ("Mamba", "Mamba 2", "Falcon Mamba", "RWKV"):  # a state does not grow
-        assert cache_bytes(run(model, ids, 1)) == cache_bytes(out)
+        assert cache_bytes(generate_greedily(model, ids, 1)) == cache_bytes(out)
     else:
-        assert cache_bytes(run(model, ids, 1)) < cache_bytes(out)
+        assert cache_bytes(generate_greedily(model, ids, 1)) < cache_bytes(out)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_timed_steps_write_what_the_whole_text_read_anew_gives(name):
         return out
 
     model.forward = forward
-    stamps = stamps_of(model, ids, NEW, "cpu")
+    stamps = token_times(model, ids, NEW, "cpu")
     model.forward = plain
     assert torch.equal(torch.stack(chosen, dim=1), anew(model, ids, NEW)[:, READ:])
     assert len(stamps) == NEW + 1 and all(later > sooner for sooner, later in pairwise(stamps))
@@ -149,7 +149,11 @@ def test_a_static_cache_and_one_of_nested_containers_are_counted():
             input_ids=ids,
             **{
                 next(
-                    iter(handed_back(model(input_ids=ids, use_cache=True), arguments_of(model)))
+                    iter(
+                        cache_arguments(
+                            model(input_ids=ids, use_cache=True), forward_arguments(model)
+                        )
+                    )
                 ): cache
             },
         )
@@ -164,7 +168,7 @@ def test_a_static_cache_and_one_of_nested_containers_are_counted():
         ]
     )
     nested.layers[0].back = nested  # a ring ends
-    assert sum(part.numel() for part in tensors_in(nested)) == 10 + 10 + 3 + 4
+    assert sum(part.numel() for part in cache_tensors(nested)) == 10 + 10 + 3 + 4
     assert cache_bytes({"past_key_values": nested}) == 14 * 4
 
 
@@ -185,9 +189,9 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
 
     checkpoint = saved_family(name, tmp_path / "model")
     found = measure(
-        Subject(checkpoint),
+        TimedModel(checkpoint),
         None,
-        Settings(grid=parse_grid("24x2x4"), rounds=1, visit_seconds=0.01),
+        TimingSettings(grid=parse_grid("24x2x4"), rounds=1, visit_seconds=0.01),
         folder=tmp_path / "m",
     )
     by = {one.name: one for one in found.measurements}

@@ -18,7 +18,7 @@ from harness.cli.ending import exit_code_of, stopped_line
 from harness.errors import CellFailed, HarnessError, how_it_ended, says_no_memory
 from harness.files.places import check_file, check_folder, make_folder, no_space_message
 from harness.files.problems import describe_os_error, path_text
-from harness.machine.process import Ended, attend, cut, end, tail_of
+from harness.machine.process import ProcessEnd, end_process, shorten_log, tail_of, watch_process
 from harness.planning.config import build_config, parse_seconds
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
@@ -367,7 +367,7 @@ print(json.dumps({"held": held.pid}), flush=True)
 def test_a_grandchild_that_holds_the_pipe_holds_nobody_up(tmp_path):
     process, log = a_child(tmp_path, GRANDCHILD)
     heard, began = [], time.monotonic()
-    ended_so = attend(process, log, heard.append)
+    ended_so = watch_process(process, log, heard.append)
     os.kill(heard[0]["held"], signal.SIGKILL)
     assert ended_so.code == 0 and not ended_so.late and time.monotonic() - began < 20
 
@@ -381,7 +381,7 @@ def test_a_process_whose_time_is_over_is_ended_with_what_it_started(tmp_path):
     )
     heard = []
     began = time.monotonic()
-    found = attend(process, log, heard.append, seconds=1.5)
+    found = watch_process(process, log, heard.append, seconds=1.5)
     assert found.late and found.code == -signal.SIGKILL and time.monotonic() - began < 30
     for _ in range(50):
         if (
@@ -399,7 +399,7 @@ def test_signs_that_are_none_are_passed_over(tmp_path):
         tmp_path, "print('{\"a\": 1}'); print('[1]'); print('torn {'); print('{\"b\": 2}', end='')"
     )
     heard = []
-    assert attend(process, log, heard.append).code == 0
+    assert watch_process(process, log, heard.append).code == 0
     assert heard == [{"a": 1}, {"b": 2}]
 
 
@@ -409,7 +409,7 @@ def test_a_log_is_cut_to_its_end_and_goes_on(tmp_path):
         stream.write(b"old\n" * 5_000)
         stream.write(b"newest\n")
         stream.flush()
-        cut(log, most=10_000, kept=100)
+        shorten_log(log, most=10_000, kept=100)
         assert log.stat().st_size < 300
         stream.write(b"later\n")
     text = log.read_text()
@@ -422,17 +422,17 @@ def test_a_log_is_cut_to_its_end_and_goes_on(tmp_path):
 def test_a_process_that_writes_without_end_keeps_a_small_log(tmp_path, monkeypatch):
     from harness.machine import process as watched
 
-    monkeypatch.setattr(watched, "LOOKS", 0.02)
+    monkeypatch.setattr(watched, "POLL_SECONDS", 0.02)
     code = (
         "import sys\nfor _ in range(400): sys.stderr.write('x' * 100_000 + chr(10))\n"
         "sys.stderr.write('last words')"
     )
     process, log = a_child(tmp_path, code)
-    found = attend(process, log, lambda said: None)
+    found = watch_process(process, log, lambda said: None)
     assert (
-        log.stat().st_size <= watched.MOST_LOG
+        log.stat().st_size <= watched.MAX_LOG_BYTES
         and found.log.endswith("last words")
-        and len(found.log) <= watched.TAIL
+        and len(found.log) <= watched.LOG_TAIL_BYTES
     )
 
 
@@ -510,7 +510,7 @@ def test_what_is_no_want_of_memory_is_not_called_so():
 def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
     from harness.running.runner import _process_failure
 
-    crash = Ended(-signal.SIGSEGV, "")
+    crash = ProcessEnd(-signal.SIGSEGV, "")
     first = _process_failure(crash, "", None, tmp_path / "log.txt")
     second = _process_failure(crash, first, None, tmp_path / "log.txt")
     assert "run again once" in first and "will not help" in second
@@ -518,10 +518,10 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
         "nor the third time"
     )
     assert "go on from its last saved state" in _process_failure(
-        Ended(-signal.SIGKILL, ""), first, None, tmp_path
+        ProcessEnd(-signal.SIGKILL, ""), first, None, tmp_path
     )
     assert "--cell-timeout" in _process_failure(
-        Ended(-signal.SIGTERM, "", late=True), "", 30.0, tmp_path
+        ProcessEnd(-signal.SIGTERM, "", late=True), "", 30.0, tmp_path
     )
 
 
@@ -561,7 +561,7 @@ def test_a_killed_process_ends_within_its_grace(tmp_path):
     )
     process.stdout.readline()
     began = time.monotonic()
-    end(process, grace=0.3)
+    end_process(process, grace=0.3)
     assert process.returncode == -signal.SIGKILL and time.monotonic() - began < 10
 
 
@@ -618,12 +618,12 @@ def endless(turns):
 def test_a_template_cannot_take_for_ever(template, monkeypatch, tiny):
     import harness.models.language_model as model
 
-    monkeypatch.setattr(model, "TEMPLATE_SECONDS", 0.5)
+    monkeypatch.setattr(model, "MAX_TEMPLATE_SECONDS", 0.5)
     tokenizer = model.student_tokenizer(tiny)
     tokenizer.chat_template = template
     began = time.monotonic()
     with pytest.raises(CellFailed, match=r"the chat template .*type --chat-template off"):
-        model.as_chat(tokenizer, [{"role": "user", "content": "hello"}])
+        model.render_chat(tokenizer, [{"role": "user", "content": "hello"}])
     assert time.monotonic() - began < 20
 
 
@@ -632,12 +632,12 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
 
     import harness.models.language_model as model
 
-    monkeypatch.setattr(model, "TEMPLATE_SECONDS", 0.3)
+    monkeypatch.setattr(model, "MAX_TEMPLATE_SECONDS", 0.3)
     said = []
 
     def render():
         try:
-            model.as_chat(Templated(endless), [])
+            model.render_chat(Templated(endless), [])
         except CellFailed as problem:
             said.append(str(problem))
 
@@ -647,15 +647,15 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
     assert said == [
         "the chat template takes more than 0.3 s for one prompt; type --chat-template off"
     ]
-    assert model.as_chat(Templated(lambda turns: "fine"), []) == "fine"
+    assert model.render_chat(Templated(lambda turns: "fine"), []) == "fine"
 
 
 def test_the_alarm_of_others_goes_on():
-    from harness.models.bounded import bounded
+    from harness.models.bounded import time_limit
 
     before = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 50)
-    with bounded(1):
+    with time_limit(1):
         pass
     left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
     assert 40 < left <= 50 and signal.getsignal(signal.SIGALRM) is before
@@ -680,18 +680,18 @@ def test_pickles_are_refused_by_name(name, tmp_path):
 def test_what_a_killed_run_left_in_the_cache_goes_and_what_is_being_written_stays(tmp_path):
     from filelock import FileLock
 
-    from harness.models.artefacts import sweep
+    from harness.models.artefacts import remove_unfinished
 
     for name in (".dead.12.part", ".alive.13.part", "whole"):
         (tmp_path / "teachers" / name).mkdir(parents=True)
         (tmp_path / "teachers" / name / "log_p-000.npy").write_bytes(b"x")
     with FileLock(tmp_path / "teachers" / "alive.lock"):
-        assert [path.name for path in sweep(tmp_path)] == [".dead.12.part"]
+        assert [path.name for path in remove_unfinished(tmp_path)] == [".dead.12.part"]
     assert {path.name for path in (tmp_path / "teachers").iterdir() if path.is_dir()} == {
         ".alive.13.part",
         "whole",
     }
-    assert sweep(tmp_path / "nowhere") == []
+    assert remove_unfinished(tmp_path / "nowhere") == []
 
 
 def test_a_stage_whose_process_was_killed_leaves_nothing_beside_its_student(tmp_path):

@@ -15,7 +15,7 @@ import pytest
 
 import harness
 from harness.errors import HarnessError
-from harness.models.resolve import configuration_of, resolve
+from harness.models.resolve import configuration_folder, resolve
 
 pytestmark = pytest.mark.weights
 needs_weights = pytest.mark.skipif(
@@ -105,7 +105,7 @@ def test_a_gated_model_says_where_its_licence_is_accepted(tmp_path, monkeypatch)
 
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(f"huggingface_hub.{name}", gated)
-    for ask in (resolve, configuration_of):
+    for ask in (resolve, configuration_folder):
         with pytest.raises(HarnessError) as caught:
             ask("org/name", cache=tmp_path)
         told = (

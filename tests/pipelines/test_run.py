@@ -17,7 +17,7 @@ import pytest
 
 import harness
 from harness.api import plan_run
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.planning.config import build_config
 from harness.records.store import CellBusy, Store, read_records
@@ -454,7 +454,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller "
         r"--student$",
     ):
-        student.student_of_cell(LoadedJob(job, {}, DataSource(), lambda _: None))
+        student.student_of_cell(LoadedJob(job, {}, LocalOrHubData(), lambda _: None))
     assert not (tmp_path / "cache").exists()
 
 

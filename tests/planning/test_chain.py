@@ -42,9 +42,15 @@ def by_label(planned):
             "prune-depth+int8+response",
             r"response cannot follow int8: .*; type prune-depth\+response\+int8",
         ),
-        ("response+response", r"response stands in it twice"),
-        ("prune-width[allocation=global]+prune-depth", r"needs the architecture's own shapes"),
-        ("lowrank+nf4", r"nf4 cannot follow lowrank: it needs the architecture's own shapes"),
+        ("response+response", r"response is in it twice"),
+        (
+            "prune-width[allocation=global]+prune-depth",
+            r"needs the shapes of the original architecture",
+        ),
+        (
+            "lowrank+nf4",
+            r"nf4 cannot follow lowrank: it needs the shapes of the original architecture",
+        ),
         (
             "prune-wanda[pattern=2:4]+prune-width",
             r"dropping channels would break its groups of pattern 2:4; put prune-width first",
@@ -52,7 +58,7 @@ def by_label(planned):
         ("identity+int8", r"identity changes nothing"),
         ("response++int8", r"empty stage"),
         ("response+intt8", r"unknown method 'intt8'; did you mean 'int8'"),
-        ("prune-depth+sft[start=random]", r"would throw away the stages before it"),
+        ("prune-depth+sft[start=random]", r"would discard the stages before it"),
     ],
 )
 def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain, message):

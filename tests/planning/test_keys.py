@@ -21,6 +21,7 @@ from harness.files.writing import read_signed
 from harness.models.resolve import EMBEDDED
 from harness.planning import keys
 from harness.planning.config import build_config
+from harness.planning.rows import label_of
 from harness.records.store import Store
 from harness.registry import Registry
 from harness.running import recomputation
@@ -206,10 +207,11 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from harness.api import plan_run
-from harness.planning.config import build
+from harness.planning.config import build_config
+
 root, edits = Path(sys.argv[1]), json.loads(sys.argv[2])
 def keyed():
-    found = plan_run(build({"methods": ROWS, "suite": ("mini",)}))
+    found = plan_run(build_config({"methods": ROWS, "suite": ("mini",)}))
     return {cell.label: (cell.key, cell.student_key) for cell in found.cells}
 before = keyed()
 told = {}
@@ -530,7 +532,7 @@ def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch
     store = Store(tmp_path)
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.12")
     altered(
-        monkeypatch, "of_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py"
+        monkeypatch, "for_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py"
     )
     stored(plan(), store)
     monkeypatch.undo()
@@ -538,25 +540,55 @@ def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch
     now = plan()
     lines = recomputation_lines(now, store)
     why = (
-        "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
+        "code changed (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
         "0.4.12 -> 0.4.13"
     )
     assert lines == [
-        f"1 cell is computed anew: {why}",
-        f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, "
-        "and scored again",
+        f"1 cell is computed again: {why}",
+        f"{len(now.cells) - 1} cells are computed again: {why}; students are kept and scored again",
     ]
 
 
 def test_students_that_are_made_anew_say_by_which_file(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_student", "methods/training/traces.py", "methods/int8.py")
+    altered(monkeypatch, "for_student", "methods/training/traces.py", "methods/int8.py")
     stored(plan(), store)
     monkeypatch.undo()
     assert recomputation_lines(plan(), store) == [
-        "1 cell is computed anew: code changed since (methods/training/traces.py)",
-        "1 cell is computed anew: code changed since (methods/int8.py)",
+        "1 cell is computed again: code changed (methods/training/traces.py)",
+        "1 cell is computed again: code changed (methods/int8.py)",
     ]
+
+
+@pytest.mark.parametrize(
+    "method", ["int4[group_size=32]", "prune-depth[num_calibration_samples=8]"]
+)
+def test_a_row_whose_setting_was_renamed_is_the_same_row(tmp_path, monkeypatch, method):
+    store = Store(tmp_path)
+    rows = {"methods": (method, "int8"), "controls": False}
+    old_names = {"group_size": "group", "num_calibration_samples": "sequences"}
+
+    def old_label(name, built):
+        label = label_of(name, built)
+        for new, old in old_names.items():
+            label = label.replace(f"{new}=", f"{old}=")
+        return label
+
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
+    # labels and identities as they were written before the rename
+    monkeypatch.setattr("harness.planning.rows.label_of", old_label)
+    monkeypatch.setattr("harness.planning.plan.label_of", old_label)
+    before = plan(**rows)
+    stored(before, store)
+    monkeypatch.undo()
+    current = plan(**rows)
+    assert [cell.label for cell in current.cells] != [cell.label for cell in before.cells]
+    changes = "code changed (harness/scoring/lm_eval_model.py)"
+    assert recomputation_lines(current, store) == [
+        f"1 cell is computed again: {changes}",
+        f"2 cells are computed again: {changes}; students are kept and scored again",
+    ]
+    assert recomputation_lines(plan(**rows, budget=1_000), store) == []
 
 
 def test_other_questions_are_other_cells(tmp_path):
@@ -581,8 +613,8 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
         (folder / "job.json").write_text(json.dumps({**told, "budget_tokens": under.budget_tokens}))
     [line] = recomputation_lines(found, store)
     assert line.startswith(
-        f"{len(found.cells)} cells are computed anew: made by an older version of the harness, "
-        "whose keys did not hold "
+        f"{len(found.cells)} cells are computed again: the store is of an older version of "
+        "the harness, whose keys did not include "
     )
     (store.cell(f"{0:024}") / "job.json").write_text("{torn")
     assert recomputation_lines(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
@@ -593,7 +625,7 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
 )
 def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monkeypatch, harm):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     monkeypatch.undo()
     for file in tmp_path.glob(f"cells/*/{PARTS_FILE}"):
@@ -604,19 +636,19 @@ def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monk
 def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
     from harness.cli.app import _print_plan
 
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(out=tmp_path), Store(tmp_path))
     monkeypatch.undo()
     _print_plan(plan(out=tmp_path))
     assert (
-        "cells are computed anew: code changed since (harness/scoring/lm_eval_model.py)"
+        "cells are computed again: code changed (harness/scoring/lm_eval_model.py)"
         in capsys.readouterr().out
     )
 
 
 def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     text = (
         next(tmp_path.glob(f"cells/*/{PARTS_FILE}"))

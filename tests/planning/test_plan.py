@@ -12,7 +12,7 @@ import methods
 from harness.api import plan_run
 from harness.errors import HarnessError
 from harness.models.resolve import EMBEDDED, resolve
-from harness.models.shaping import kept_blocks, parse_recipe
+from harness.models.shaping import kept_blocks, parse_student_cut
 from harness.planning.config import build_config, read_run_file
 from harness.planning.spec import limit_for, parse_limit, parse_method, parse_set, split_list
 from harness.registry import Registry
@@ -146,7 +146,7 @@ def test_the_budget_is_no_part_of_a_row_that_does_not_train():
         ),
         ({"methods": []}, "no method"),
         ({"methods": ["int8+response"]}, "type response+int8"),
-        ({"methods": ["prune-magnitude+prune-wanda"]}, "are as many already"),
+        ({"methods": ["prune-magnitude+prune-wanda"]}, "leaves as many zeros already"),
         ({"suite": ["maths"]}, "did you mean 'math'"),
         ({"teacher": ["tinny"]}, "did you mean 'tiny'"),
         ({"teacher": ["./nowhere"]}, "./nowhere"),
@@ -361,11 +361,11 @@ def test_kept_blocks_are_evenly_spaced(count, share, kept):
 
 
 def test_a_recipe_is_not_a_path():
-    assert parse_recipe("depth:0.25") == ("depth", 0.25)
-    assert parse_recipe("Qwen/Qwen2.5-0.5B") is None
-    assert parse_recipe("./folder") is None
+    assert parse_student_cut("depth:0.25") == ("depth", 0.25)
+    assert parse_student_cut("Qwen/Qwen2.5-0.5B") is None
+    assert parse_student_cut("./folder") is None
     assert [
-        parse_recipe(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
+        parse_student_cut(f"{kind}:0.5").draws_weights for kind in ("depth", "width", "scratch")
     ] == [False, False, True]
 
 
@@ -376,18 +376,18 @@ def test_a_recipe_is_one_line_of_one_table(monkeypatch):
     from harness.models import shaping
     from harness.models.shape import Shape
 
-    halved = shaping.RecipeKind(
+    halved = shaping.CutKind(
         lambda model, share, cut: model,
         lambda base, share: base.narrower(share / 2),
         draws_weights=True,
     )
-    monkeypatch.setitem(shaping.RECIPES, "half-width", halved)
-    recipe = parse_recipe("half-width:0.5")
+    monkeypatch.setitem(shaping.CUT_KINDS, "half-width", halved)
+    recipe = parse_student_cut("half-width:0.5")
     assert recipe.draws_weights
     base = Shape.of_folder(EMBEDDED / "tiny")
     assert recipe.shape_of(base).intermediate == base.intermediate // 4
     with pytest.raises(HarnessError, match=r"half-width:0\.5"):
-        parse_recipe("quarter:0.5")
+        parse_student_cut("quarter:0.5")
 
 
 def test_two_packages_cannot_claim_one_name(monkeypatch):
@@ -411,8 +411,8 @@ def test_several_teachers_have_weights_rows_and_keys_of_their_own():
         cell.is_teacher for cell in found.cells
     ] == [True, False, False]
     equal = plan(methods=["multi-teacher"], teacher=["tiny", "tiny-math"], controls=False)
-    turned = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
-    assert len({one.cells[-1].key for one in (found, equal, turned)}) == 3
+    flipped = plan(methods=["multi-teacher"], teacher=["tiny-math", "tiny"], controls=False)
+    assert len({one.cells[-1].key for one in (found, equal, flipped)}) == 3
     assert (
         len({cell.key for cell in found.cells}) == 3
         and found.cells[0].key != plan(methods=["sft"]).cells[0].key
@@ -422,7 +422,7 @@ def test_several_teachers_have_weights_rows_and_keys_of_their_own():
 @pytest.mark.parametrize(
     ("teacher", "said"),
     [
-        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or none"),
+        (["tiny=0.7", "tiny-math"], "give every teacher a weight above 0, or give none"),
         (["tiny=0", "tiny-math=1"], "a weight above 0"),
         (["tiny", "tiny"], "named twice"),
         (["tiny=1.2.3", "tiny-math=1"], "a weight above 0"),
@@ -493,7 +493,7 @@ def test_two_teachers_of_one_name_or_the_same_weights_are_refused(tmp_path):
 
     for folder in ("a", "b"):
         shutil.copytree(EMBEDDED / "tiny", tmp_path / folder / "student")
-    with pytest.raises(HarnessError, match="two teachers have one name or the same weights"):
+    with pytest.raises(HarnessError, match="two teachers have the same name or the same weights"):
         plan(
             methods=["multi-teacher"],
             teacher=[str(tmp_path / "a" / "student"), str(tmp_path / "b" / "student")],

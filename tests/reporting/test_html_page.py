@@ -234,11 +234,11 @@ def test_the_frontier_holds_what_nothing_beats():
     from harness.reporting.plots import points_of
 
     points = points_of(found, "gsm8k-mini", "speed")
-    front = {one.label for one in points if one.frontier}
+    front = {one.label for one in points if one.on_frontier}
     methods = [one for one in points if one.block != "control"]
 
     def place(one):
-        return one.kept.value, one.gain.value
+        return one.retention.value, one.gain.value
 
     for one in points:
         beaten = any(
@@ -298,13 +298,13 @@ def test_what_cannot_be_drawn_has_its_reason():
         ]
 
     [first, *others] = records()
-    assert why([first])[0]["gsm8k-mini"]["speed"] == "there is no row but the teacher's"
+    assert why([first])[0]["gsm8k-mini"]["speed"] == "the teacher's row is the only one"
     assert "the teacher has no row" in why(others)[0]["gsm8k-mini"]["speed"]
     untimed = [one.model_copy(update={"measurements": ()}) for one in records()]
     assert why(untimed)[0]["gsm8k-mini"] == {
         "speed": "nothing was timed beside the teacher",
         "memory": "no bytes on disk were measured",
-        "weights": "no bytes in memory",
+        "weights": "no bytes in memory were measured",
     }
     assert why(records())[0]["gsm8k-mini"]["speed"] == ""
 

@@ -15,9 +15,9 @@ from harness.reporting.table import BestCell
 def test_the_best_and_all_that_are_not_worse_are_bold():
     near, far, best = make("near", 0.6), make("far", 0.2), make("best", 0.6)
     marks = best.scores[0].outcomes["strict-match"]
-    turned = marks.replace("1", "0", 3)  # three items worse of 400: exact McNemar p .125
+    flipped = marks.replace("1", "0", 3)  # three items worse of 400: exact McNemar p .125
     score = best.scores[0].model_copy(
-        update={"outcomes": {"strict-match": turned}, "value": turned.count("1") / 400}
+        update={"outcomes": {"strict-match": flipped}, "value": flipped.count("1") / 400}
     )
     near = near.model_copy(update={"scores": (score,)})
     control = make("control", 0.99, control=True)

@@ -100,7 +100,7 @@ SPOILS = {
         lambda cell: first_line(cell / "samples.jsonl", lambda line: edited(line, text="another")),
         "the kept answers",
     ),
-    "an outcome is turned": (
+    "an outcome is flipped": (
         lambda cell: first_line(
             cell / "samples.jsonl",
             lambda line: edited(
@@ -200,8 +200,8 @@ def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch
     def otherwise(job):
         first, *others = before(job)
         name, marks = next(iter(first.outcomes.items()))
-        turned = {**first.outcomes, name: ("0" if marks[0] == "1" else "1") + marks[1:]}
-        return [first.model_copy(update={"outcomes": turned}), *others]
+        flipped = {**first.outcomes, name: ("0" if marks[0] == "1" else "1") + marks[1:]}
+        return [first.model_copy(update={"outcomes": flipped}), *others]
 
     monkeypatch.setattr(harness.running.evaluation, "score_again", otherwise)
     assert "item 0 comes out" in verify(record, score=True).difference

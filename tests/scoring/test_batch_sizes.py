@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from harness.models.shape import CPU_CACHE, ROWS_AT_ONCE
+from harness.models.shape import CPU_KV_BYTES, MAX_BATCH_ROWS
 from harness.scoring import batch_sizes
 
 LAYERS, HEADS, WIDTH = 4, 2, 64
@@ -32,9 +32,9 @@ def model():
     ("free", "tokens", "rows"),
     [
         # a system that does not tell, macOS: what a CPU's caches hold
-        (None, 100, ROWS_AT_ONCE["cpu"]),
-        (None, CPU_CACHE // ROW // 10, 10),
-        (10 * 2**30, CPU_CACHE // ROW // 10, 10),
+        (None, 100, MAX_BATCH_ROWS["cpu"]),
+        (None, CPU_KV_BYTES // ROW // 10, 10),
+        (10 * 2**30, CPU_KV_BYTES // ROW // 10, 10),
         (10 * ROW * 1000, 1000, 4),  # 0.4 of what is free
         (ROW, 1000, 1),  # never none
     ],

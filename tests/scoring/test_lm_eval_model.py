@@ -5,7 +5,7 @@ batch sizes.
 import pytest
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.scoring.lm_eval_model import HarnessLM
 from harness.scoring.sampling import sample
@@ -16,7 +16,7 @@ ITEMS = 60
 
 
 def limited(name):
-    built = TASKS[name].lm_eval_tasks(DataSource())[name]
+    built = TASKS[name].lm_eval_tasks(LocalOrHubData())[name]
     built.dataset["test"] = built.dataset["test"].select(range(ITEMS))
     return built
 
@@ -69,7 +69,7 @@ def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
         score_task(
             embedded,
             TASKS[name],
-            DataSource(),
+            LocalOrHubData(),
             batch_size=size,
             limit=ITEMS,
             progress=lambda one: None,
@@ -119,7 +119,7 @@ def test_a_second_model_is_really_asked(embedded, random_model):
         score_task(
             model,
             TASKS["mmlu-mini"],
-            DataSource(),
+            LocalOrHubData(),
             batch_size=16,
             limit=40,
             progress=lambda one: None,
@@ -195,7 +195,7 @@ def test_the_embedded_teachers_reach_their_committed_scores():
         opened = open_model(resolve(model, cache=Path("unused")))
         for name, task in TASKS.items():
             score, _ = score_task(
-                opened, task, DataSource(), batch_size=64, limit=200, progress=lambda one: None
+                opened, task, LocalOrHubData(), batch_size=64, limit=200, progress=lambda one: None
             )
             assert told[name]["n"] >= 1000 and told[name]["version"] == task.version
             assert score.value == pytest.approx(

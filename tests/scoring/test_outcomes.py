@@ -11,7 +11,7 @@ from statistics import fmean
 import pytest
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError
 from harness.models.language_model import open_model
 from harness.scoring.lm_eval_model import HarnessLM
@@ -254,7 +254,7 @@ def scored(place, opened):
         if key not in kept:
             task = suites.load(f"lm-eval:{name}", include_path=place)
             kept[key] = (
-                *score_task(opened, task, DataSource(), progress=lambda one: None, **more),
+                *score_task(opened, task, LocalOrHubData(), progress=lambda one: None, **more),
                 task,
             )
         return kept[key]
@@ -422,7 +422,7 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
 
     monkeypatch.setattr(parts, "MOST", 10)
     task = suites.load("lm-eval:f1", include_path=place)
-    score, items = score_task(opened, task, DataSource(), progress=lambda one: None)
+    score, items = score_task(opened, task, LocalOrHubData(), progress=lambda one: None)
     assert (
         "what its items add takes 27 characters, more than a record holds (10); try --limit"
         in score.unpaired
@@ -433,7 +433,7 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
     task = suites.load("lm-eval:corpus_alike", include_path=place)
     assert (
         "more than the 10 characters"
-        in score_task(opened, task, DataSource(), progress=lambda one: None)[0].unpaired
+        in score_task(opened, task, LocalOrHubData(), progress=lambda one: None)[0].unpaired
     )
 
 
@@ -482,7 +482,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
 
     from harness.files.digests import digest_of
 
-    turned = [
+    flipped = [
         replace(
             items[0],
             correct={"acc": not items[0].correct["acc"]},
@@ -493,7 +493,7 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
         *items[1:],
     ]
     same = [replace(row, text="x", twins=True) for row in items]
-    assert digest_of([row.answer for row in turned]) != digest_of([row.answer for row in same])
+    assert digest_of([row.answer for row in flipped]) != digest_of([row.answer for row in same])
     normed = replace(items[0], correct={"acc": True, "acc_norm": False})
     assert normed.answer != replace(normed, correct={"acc": True, "acc_norm": True}).answer
 
@@ -575,14 +575,14 @@ def test_seeds_are_put_back(place):
 
 def test_an_answer_is_graded_by_its_own_item(place):
     task = suites.load("lm-eval:hashes", include_path=place)
-    for example in task.examples("test", DataSource()):
+    for example in task.examples("test", LocalOrHubData()):
         assert example.gold.startswith("so it is #### ")
         assert (
             task.grade(example.gold, f" {example.gold}")[0].correct
             == task.grade(str(example.gold), f" {example.gold}")[0].correct
         )
     overlap = suites.load("lm-eval:overlap", include_path=place)
-    example = next(iter(overlap.examples("test", DataSource())))
+    example = next(iter(overlap.examples("test", LocalOrHubData())))
     # a part of the marks is no right answer
     assert not overlap.grade(example.gold, " nothing")[0].correct
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.models.language_model import open_model
 from harness.scoring.admission import refusal
@@ -283,7 +283,7 @@ def scored(opened, name, cache, limit=40):
     return score_task(
         opened,
         suites.load(name),
-        DataSource(),
+        LocalOrHubData(),
         batch_size="auto",
         limit=limit,
         progress=lambda one: None,

@@ -9,7 +9,7 @@ import pytest
 from task_data import gsm8k_rows, mmlu_rows, write_rows
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 
 
 @pytest.mark.parametrize("name", ["gsm8k-cot", "mmlu", "wikitext"])
@@ -101,7 +101,9 @@ def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_
             "progress": lambda one: None,
             "prompting": Prompting(chat=template is not None, **prompting),
         }
-        return score_task(opened, task or suites.load("gsm8k"), DataSource(folder=folder), **given)
+        return score_task(
+            opened, task or suites.load("gsm8k"), LocalOrHubData(folder=folder), **given
+        )
 
     angles = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     headed = (

@@ -6,7 +6,7 @@ import pytest
 from vllm_stand_in import install
 
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
 from harness.scoring.backend import Scored
 from harness.scoring.score import score_task
@@ -27,9 +27,9 @@ def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in,
     task = suites.load(name)
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     theirs, rows = score_task(
-        engine.opened, task, DataSource(), backend=engine, limit=24, progress=lambda one: None
+        engine.opened, task, LocalOrHubData(), backend=engine, limit=24, progress=lambda one: None
     )
-    ours, same = score_task(embedded, task, DataSource(), limit=24, progress=lambda one: None)
+    ours, same = score_task(embedded, task, LocalOrHubData(), limit=24, progress=lambda one: None)
     assert (
         engine.path == "vllm/0.0"
         and stand_in[0]["model"] == str(embedded.checkpoint.path)
@@ -44,12 +44,12 @@ def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in,
 
 def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
     task = suites.load("gsm8k-mini")
-    score_task(embedded, task, DataSource(), limit=4, progress=lambda one: None, cache=tmp_path)
+    score_task(embedded, task, LocalOrHubData(), limit=4, progress=lambda one: None, cache=tmp_path)
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
     score, _ = score_task(
         engine.opened,
         task,
-        DataSource(),
+        LocalOrHubData(),
         backend=engine,
         limit=4,
         progress=lambda one: None,
@@ -115,9 +115,9 @@ def test_the_real_engine_agrees_on_most_items(embedded):
     task = suites.load("mmlu-mini")
     engine = Vllm(embedded.checkpoint, dtype="float32", device="cuda")
     theirs, _ = score_task(
-        engine.opened, task, DataSource(), backend=engine, limit=64, progress=lambda one: None
+        engine.opened, task, LocalOrHubData(), backend=engine, limit=64, progress=lambda one: None
     )
-    ours, _ = score_task(embedded, task, DataSource(), limit=64, progress=lambda one: None)
+    ours, _ = score_task(embedded, task, LocalOrHubData(), limit=64, progress=lambda one: None)
     same = sum(a == b for a, b in zip(theirs.outcomes["acc"], ours.outcomes["acc"], strict=True))
     engine.close()
     assert same >= 62

@@ -25,7 +25,7 @@ from task_data import (
 
 import suites
 from harness.data.examples import examples_of, training_examples
-from harness.data.source import DataSource, NoSplit
+from harness.data.source import LocalOrHubData, NoSplit
 from suites.loading.lm_eval import build_task, read_builtin
 from suites.wikitext import documents
 
@@ -247,7 +247,7 @@ def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
     from types import SimpleNamespace
 
     from harness.scoring.generation import Generation
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
     examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
@@ -313,7 +313,7 @@ def test_the_fingerprint_is_of_the_unpacked_bytes(folder, source):
     assert source.fingerprint(files) == packed != ""
     (folder / "gsm8k/train.jsonl").write_bytes(plain + b"\n")
     assert source.fingerprint(files) != packed
-    assert DataSource().fingerprint(files) == ""
+    assert LocalOrHubData().fingerprint(files) == ""
 
 
 def change(path, row, **values):
@@ -359,7 +359,7 @@ def test_missing_files_are_named(folder, source):
         str(folder),
         "mmlu/dev.jsonl.gz and mmlu/test.jsonl.gz",
     )
-    refused(lambda: DataSource().rows("gsm8k/test.jsonl", fields=()), "--data-dir")
+    refused(lambda: LocalOrHubData().rows("gsm8k/test.jsonl", fields=()), "--data-dir")
 
 
 def test_bad_rows_are_named_by_file_and_line(folder, source):
@@ -453,7 +453,7 @@ def test_without_folder_and_network_one_line_comes_at_once(name, no_network):
     began = time.monotonic()
     task = suites.load(name)
     refused(
-        lambda: task.lm_eval_tasks(DataSource()),
+        lambda: task.lm_eval_tasks(LocalOrHubData()),
         name,
         "Hub could not be reached",
         f"give --data-dir a folder with {' and '.join(task.files)}",
@@ -530,7 +530,7 @@ def published():
             "needs the published data: set HARNESS_DATA_DIR to a folder with gsm8k/, mmlu/ and "
             "wikitext2/"
         )
-    return DataSource.from_environment()
+    return LocalOrHubData.from_environment()
 
 
 @pytest.mark.slow

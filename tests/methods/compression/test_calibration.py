@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from harness.contract import Example
-from harness.data.contamination import contaminated
-from harness.data.source import DataSource
+from harness.data.contamination import contaminated_texts
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from methods.compression.calibration import (
     CalibrationData,
@@ -65,7 +65,9 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     )
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
     few = {"num_calibration_samples": 4, "max_seq_length": 64}
-    told = compress("prune-wanda", few, tasks=("wikitext",), source=DataSource(folder=tmp_path))[1]
+    told = compress(
+        "prune-wanda", few, tasks=("wikitext",), source=LocalOrHubData(folder=tmp_path)
+    )[1]
     assert told["calibration"]["name"] == "C4 sample"
     assert (
         told["calibration"]["compared_with"] == ["wikitext"]
@@ -80,9 +82,9 @@ def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside(
         name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held)
     )
     texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
-    assert contaminated(texts, {"t": task}, DataSource()) == ({0}, ["t"])
+    assert contaminated_texts(texts, {"t": task}, LocalOrHubData()) == ({0}, ["t"])
     task.files = ()
-    assert contaminated(texts, {"t": task}, DataSource()) == (set(), [])
+    assert contaminated_texts(texts, {"t": task}, LocalOrHubData()) == (set(), [])
 
 
 def test_too_little_text_is_said(compress):

@@ -11,7 +11,7 @@ import pytest
 import methods
 import suites
 from harness.contract import Budget, Job
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed, HarnessError, Skipped
 from harness.registry import Registry
 from methods.compression.external import (
@@ -73,7 +73,7 @@ def job(random_model, tmp_path):
         student="untouched",
         student_base=random_model,
         tasks={"mmlu-mini": suites.load("mmlu-mini")},
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=100, rows=4),
         seed=1,
         workdir=tmp_path,

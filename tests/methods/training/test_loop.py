@@ -73,13 +73,13 @@ def step(
         objective,
         micro_batch_size,
         pad,
-        inside=inside,
-        ranks=ranks,
+        inner_states=inside,
+        world_size=ranks,
         rank=rank,
     )
     weights = {term.name: term.weight for term in objective.terms}
     found = stepper.backward(
-        rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number
+        rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, step=number
     )
     stepper.head.close()
     return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
@@ -186,8 +186,8 @@ class Fixed:
         return type("Out", (), {"logits": self.logits})
 
 
-def positions_of(logits, rows, pad=0):
-    batch = batch_of(rows, pad)
+def positions_of(logits, rows, pad_id=0):
+    batch = batch_of(rows, pad_id)
     return Positions(
         TrainedPositionLogits(Fixed(logits))(batch), batch.ids[:, 1:][batch.mask], batch=batch
     )
@@ -196,10 +196,10 @@ def positions_of(logits, rows, pad=0):
 def test_last_eos_is_trained_where_pad_is_eos():
     eos = 0
     rows = [TokenRow((7, 8, 9, eos), 2), TokenRow((7, 8, 9, 10, 11, 12, eos), 3)]
-    _, attention, trained = collate(rows, pad=eos)
+    _, attention, trained = collate(rows, pad_id=eos)
     assert trained[0].tolist() == [False, False, True, True, False, False, False]
     assert attention[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    assert positions_of(torch.zeros(2, 7, 5), rows, pad=eos).labels_N.tolist() == [
+    assert positions_of(torch.zeros(2, 7, 5), rows, pad_id=eos).labels_N.tolist() == [
         9,
         eos,
         10,
@@ -344,7 +344,7 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     again, _ = run(random_model, tmp_path / "torn")
-    assert "training begins anew" in capsys.readouterr().err
+    assert "training starts from the beginning" in capsys.readouterr().err
     assert all(
         torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
     )
@@ -363,7 +363,7 @@ def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(
     files = {**saved["files"], path.name: file_digest(path)}  # as if that had been written
     write_signed(loop, {**saved, "files": files})
     again, _ = run(random_model, tmp_path / "torn")
-    assert "training begins anew" in capsys.readouterr().err
+    assert "training starts from the beginning" in capsys.readouterr().err
     assert all(
         torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
     )
@@ -411,7 +411,7 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"momentum": 1}, "it has fields that are unknown here (momentum)"),
+        ({"momentum": 1}, "it has unknown fields (momentum)"),
         ({"seen": None}, "its field seen is unreadable"),
         ({"terms": {"ce": {"first": 1.0}}}, "its field terms.ce."),
         ({"terms": {"ce": {**TERM, "odd": 1}}}, "its field terms.ce.odd is unreadable"),
@@ -431,7 +431,9 @@ def test_a_state_of_another_version_is_said_and_training_begins_anew(
     write_signed(file, saved if isinstance(change, str) else {**saved, **change})
     again, _ = run(random_model, tmp_path / "other")
     [said] = [
-        line for line in capsys.readouterr().err.splitlines() if "training begins anew" in line
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "training starts from the beginning" in line
     ]
     assert complaint in said
     assert all(
@@ -578,7 +580,7 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     now = mean_cross_entropy(
         rows_of(6, seed=9),
         head=TrainedPositionLogits(model.eval()),
-        pad=1,
+        pad_id=1,
         micro_batch_size=2,
         device="cpu",
     )

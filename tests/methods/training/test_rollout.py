@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 from distilling import REGISTRY, TASKS, job
 
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.language_model import open_model
 from methods.training.base import full_solution_pairs
 from methods.training.rollout import Rollout
@@ -19,7 +19,7 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
     student.model.generation_config.top_k, student.model.generation_config.top_p = 1, 0.01
     rows = encode(
         student.tokenizer,
-        full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", DataSource()), 4)),
+        full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 4)),
         longest=512,
     )[0]
     always = Rollout(1.0, 3.0, 24, 1)
@@ -27,7 +27,8 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
     assert first == second != always(student, rows, 2)
     for made, row in zip(first, rows, strict=True):
         assert (
-            made.ids[: made.trained_from] == row.ids[: row.trained_from] and 1 <= made.trained <= 24
+            made.ids[: made.trained_from] == row.ids[: row.trained_from]
+            and 1 <= made.trained_tokens <= 24
         )
     greedy = Rollout(1.0, 1e-4, 24, 1)(student, rows, 1)
     # at temperature 3 a greedy or top-1 answer would be the same for all draws

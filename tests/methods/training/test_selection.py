@@ -41,16 +41,23 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
         batch,
     )
     selection = Selection(0.4, score, 7)
-    chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
+    chosen, scores = selection.mask(at, 2), selection._scores(at, 2)
     start = 0
     for row in rows:
-        mine, points = chosen[start : start + row.trained], scores[start : start + row.trained]
-        assert int(mine.sum()) == selection.counts(row) == max(1, int(0.4 * row.trained + 0.5))
-        assert row.trained == int(mine.sum()) or points[mine].min() >= points[~mine].max()
-        start += row.trained
+        mine, points = (
+            chosen[start : start + row.trained_tokens],
+            scores[start : start + row.trained_tokens],
+        )
+        assert (
+            int(mine.sum())
+            == selection.tokens_kept(row)
+            == max(1, int(0.4 * row.trained_tokens + 0.5))
+        )
+        assert row.trained_tokens == int(mine.sum()) or points[mine].min() >= points[~mine].max()
+        start += row.trained_tokens
     if score == "random":
-        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(
-            chosen, selection.chosen(at, 3)
+        assert torch.equal(chosen, selection.mask(at, 2)) and not torch.equal(
+            chosen, selection.mask(at, 3)
         )
 
 
@@ -60,7 +67,7 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     examples = training_examples(TASKS, given.source, rows=12)
     short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
     lengths = [
-        row.trained
+        row.trained_tokens
         for row in encode(open_model(tiny).tokenizer, full_solution_pairs(short), longest=512)[0]
     ]
     assert lengths == sorted(lengths)

@@ -20,7 +20,7 @@ from distilling import FEW
 import suites
 from harness.contract import Budget, Job
 from harness.data.examples import training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.files.lines import signed_line
 from harness.files.writing import write_signed
@@ -45,7 +45,7 @@ def teacher():
 
 @pytest.fixture(scope="module")
 def rows(embedded):
-    examples = training_examples(TASKS, DataSource(), rows=40)
+    examples = training_examples(TASKS, LocalOrHubData(), rows=40)
     return encode(
         embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512
     )[0]
@@ -59,7 +59,7 @@ def job(teacher, tmp_path):
         student="depth:0.5",
         student_base=teacher,
         tasks=TASKS,
-        source=DataSource(),
+        source=LocalOrHubData(),
         budget=Budget(seen_tokens=8_000, rows=40),
         seed=1,
         workdir=tmp_path / "work",
@@ -81,7 +81,7 @@ def live(embedded, row):
 def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
     job, teacher, rows, embedded, monkeypatch, dense
 ):
-    monkeypatch.setattr(caching, "DENSE", 2_048 if dense else 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 2_048 if dense else 16)
     # 300 tokens: several shards
     monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))
     made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
@@ -160,7 +160,7 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
 
 def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, monkeypatch):
     dense = teacher_cache(job[0], teacher, rows, k=8, width=1024).logits(rows[:4], "cpu")
-    monkeypatch.setattr(caching, "DENSE", 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
     student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
     whole, part = (
@@ -215,7 +215,7 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
     assert damage_of(folder)
     said.clear()
     again = teacher_cache(made, teacher, rows, k=8, width=1024)
-    assert any("is damaged" in one.detail and "made again" in one.detail for one in said)
+    assert any("is damaged" in one.detail and "computed again" in one.detail for one in said)
     assert not damage_of(folder) and torch.equal(
         first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu")
     )
@@ -291,7 +291,7 @@ def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher
 
 def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedded, monkeypatch):
     assert teacher_cache(job[0], teacher, rows, k=8, width=1024).meta["kept_mass"] == 1
-    monkeypatch.setattr(caching, "DENSE", 16)
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
     distinct = {row_key(row): row for row in rows}.values()
     kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
@@ -336,7 +336,7 @@ def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(
     # where all would be kept, too
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):
         ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
-    monkeypatch.setattr("harness.models.shape.DENSE", 16)
+    monkeypatch.setattr("harness.models.shape.MAX_DENSE_VOCABULARY", 16)
     for method, said in (
         (ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
         (

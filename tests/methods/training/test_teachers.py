@@ -220,7 +220,7 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
                 twins = [
                     name
                     for name in names
-                    if self.index[name][2] == row.trained and name != caching.row_key(row)
+                    if self.index[name][2] == row.trained_tokens and name != caching.row_key(row)
                 ]
                 shard, start, count = self.index[twins[0] if twins else caching.row_key(row)]
                 return parts[shard][start : start + count]

@@ -37,19 +37,19 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
         )
         objective = Objective(terms=[term], sources=sources)
     else:
-        maps = "relations" if kind == "relations" else "auto"
-        inwards = TapConfig(
-            hidden="auto" if kind == "feature" else "",
-            attention="" if kind == "feature" else "auto",
-            maps=maps,
+        attention_kind = "relations" if kind == "relations" else "auto"
+        taps = TapConfig(
+            hidden_layers="auto" if kind == "feature" else "",
+            attention_layers="" if kind == "feature" else "auto",
+            attention_kind=attention_kind,
         )
-        inside = InnerStates(student, teachers[0].model, inwards)
+        inside = InnerStates(student, teachers[0].model, taps)
         value = (
-            (lambda at: at.inside.features(at))
+            (lambda at: at.inner_states.hidden_state_distance(at))
             if kind == "feature"
-            else (lambda at: at.inside.attentions(at))
+            else (lambda at: at.inner_states.attention_divergence(at))
         )
-        objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], inwards=inwards)
+        objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], taps=taps)
     whole = stepped(student, objective, rows, 8, inside)
     assert float(whole.abs().max()) > 3e-5
     for micro in (4, 3, 1):
@@ -57,16 +57,16 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
 
 
 def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_bytes(small, tmp_path):
-    inwards = TapConfig(hidden="auto")
+    taps = TapConfig(hidden_layers="auto")
     whole, spent = train(
-        small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards
+        small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", taps=taps
     )
     for stop in (3, 8, None):
         parts, resumed = train(
             small("Llama"),
             small("Llama", hidden_size=64),
             tmp_path / "parts",
-            inwards=inwards,
+            taps=taps,
             stop=stop,
         )
     assert (
@@ -81,7 +81,7 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=TapConfig(hidden="auto"),
+        taps=TapConfig(hidden_layers="auto"),
     )
     lines = [
         json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
@@ -217,13 +217,13 @@ def test_recomputed_activations_change_no_weight(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=TapConfig(hidden="auto", attention="auto"),
+        taps=TapConfig(hidden_layers="auto", attention_layers="auto"),
     )
     again, _ = train(
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "b",
-        inwards=TapConfig(hidden="auto", attention="auto"),
+        taps=TapConfig(hidden_layers="auto", attention_layers="auto"),
         settings=replace(SETTINGS, gradient_checkpointing=True),
     )
     assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())

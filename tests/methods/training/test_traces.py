@@ -8,7 +8,7 @@ import pytest
 from distilling import TASKS, job
 
 from harness.data.examples import training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 
 
 @pytest.mark.slow
@@ -47,7 +47,7 @@ def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, mo
 
 def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_path):
     from harness.contract import Example
-    from harness.models.encoding import encoded
+    from harness.models.encoding import encode_prompt
     from methods.training.rows import encode as rows_from
 
     class Begins:
@@ -57,11 +57,14 @@ def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_
             body = [7 if part == "<s>" else 5 for part in text.replace("<s>", "<s> ").split()]
             return {"input_ids": ([7] if add_special_tokens else []) + body}
 
-    assert encoded(Begins(), "<s>hello") == [7, 5] and encoded(Begins(), "hello") == [7, 5]
+    assert encode_prompt(Begins(), "<s>hello") == [7, 5] and encode_prompt(Begins(), "hello") == [
+        7,
+        5,
+    ]
     [row], _ = rows_from(Begins(), [("<s>hello", " there")], longest=9)
     assert row.ids == (7, 5, 5, 9) and row.trained_from == 2
     shown = []
-    source = DataSource(
+    source = LocalOrHubData(
         show=lambda tokenizer, prompt: shown.append((type(tokenizer).__name__, prompt)) or prompt
     )
     from methods.training.traces import teacher_traces

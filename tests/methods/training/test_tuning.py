@@ -62,7 +62,7 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(
         key="",
         training=Training(seen_tokens=900, seed=4, workdir=tmp_path),
         student=lambda _: SimpleNamespace(model=None),
-        objective=lambda: SimpleNamespace(live=()),
+        objective=lambda: SimpleNamespace(live_teachers=()),
     )
     tried = [float(rate) for rate in found["losses"]]
     assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(
@@ -83,19 +83,19 @@ def test_options_given_one_by_one_as_before_are_taken(monkeypatch):
     from methods.training import trainer
     from methods.training.base import TrainOptions
 
-    lessons = []
+    received = []
 
     class Heard:
-        def __init__(self, method, job, lesson):
-            lessons.append(lesson)
+        def __init__(self, method, job, inputs):
+            received.append(inputs)
 
-        def through(self, pairs):
+        def train(self, pairs):
             return None
 
     monkeypatch.setattr(trainer, "Trainer", Heard)
     method = SupervisedFineTuning()
     method.train(None, [], terms=(), seen_tokens=5, encoder=len)
     method.train(None, [], terms=(), options=TrainOptions(seen_tokens=5), encoder=len)
-    assert [lesson.options for lesson in lessons] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
+    assert [inputs.options for inputs in received] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
     with pytest.raises(TypeError, match="rolout"):
         method.train(None, [], terms=(), rolout=None)

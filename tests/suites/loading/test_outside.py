@@ -10,7 +10,7 @@ from task_data import LOCAL, evaluated, refused
 
 import suites
 from harness.data.examples import training_examples
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def test_local_yaml_tasks_resolve_their_data_beside_them(
     outside, tmp_path, monkeypatch, no_network
 ):
     monkeypatch.chdir(tmp_path)
-    arc, svamp = (task.lm_eval_tasks(DataSource()) for task in outside.values())
+    arc, svamp = (task.lm_eval_tasks(LocalOrHubData()) for task in outside.values())
     assert list(arc) == ["arc_style"] and list(svamp) == ["svamp_style"]
     assert len(arc["arc_style"].eval_docs) == len(svamp["svamp_style"].eval_docs) == 12
     assert [(one.kind, one.chance, one.primary, one.domain) for one in outside.values()] == [
@@ -37,14 +37,14 @@ def test_local_yaml_tasks_resolve_their_data_beside_them(
 
 def test_local_yaml_tasks_grade_and_train(outside, no_network):
     for task in outside.values():
-        examples = training_examples({task.name: task}, DataSource(), rows=3)
+        examples = training_examples({task.name: task}, LocalOrHubData(), rows=3)
         assert (
             len(examples) == 3
             and examples[0].task == task.name
             and examples[0].prompt.endswith("Answer:")
         )
         held = {
-            split: {one.prompt for one in task.examples(split, DataSource())}
+            split: {one.prompt for one in task.examples(split, LocalOrHubData())}
             for split in ("train", "validation", "test")
         }
         assert (
@@ -52,12 +52,12 @@ def test_local_yaml_tasks_grade_and_train(outside, no_network):
             and not held["train"] & held["validation"]
             and len(held["test"]) == 12
         )
-        for example in task.examples("test", DataSource()):
+        for example in task.examples("test", LocalOrHubData()):
             assert (
                 task.grade(example.gold, example.completion)[0].correct
                 and not task.grade(example.gold, "")[0].correct
             )
-        refused(lambda task=task: task.examples("dev", DataSource()), "no dev items")
+        refused(lambda task=task: task.examples("dev", LocalOrHubData()), "no dev items")
     grades = outside["svamp_style"].grade("5", " 14-9 is 5 rolls")
     assert [(grade.extractor, grade.extracted, grade.correct) for grade in grades] == [
         ("last-number", "5", True),
@@ -71,10 +71,11 @@ def test_an_oracle_scores_one_on_local_yaml_tasks(outside):
     arc = outside["arc_style"]
     right = {
         example.prompt.removeprefix("Question: ").partition("\n")[0]: {example.completion}
-        for example in arc.examples("test", DataSource())
+        for example in arc.examples("test", LocalOrHubData())
     }
     assert (
-        evaluated(arc.lm_eval_tasks(DataSource()), right)["results"]["arc_style"]["acc,none"] == 1.0
+        evaluated(arc.lm_eval_tasks(LocalOrHubData()), right)["results"]["arc_style"]["acc,none"]
+        == 1.0
     )
 
 
@@ -172,7 +173,7 @@ def test_local_data_of_every_form_is_found_beside_the_yaml_and_in_the_version(
     }
     write_yaml(place, "own", task="own", dataset_path=path, dataset_kwargs=more or None, **base)
     task = suites.load("lm-eval:own", include_path=place)
-    assert len(task.lm_eval_tasks(DataSource())["own"].eval_docs) == 12 and not task.needs_hub
+    assert len(task.lm_eval_tasks(LocalOrHubData())["own"].eval_docs) == 12 and not task.needs_hub
     (place / "folder" / "test.jsonl").write_text(
         (place / "folder" / "test.jsonl").read_text() + "\n", encoding="utf-8"
     )
@@ -254,11 +255,11 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
         metadata={"version": 1},
     )
     pair = suites.load("lm-eval:pair", include_path=place)
-    assert list(pair.lm_eval_tasks(DataSource())) == [
+    assert list(pair.lm_eval_tasks(LocalOrHubData())) == [
         "arc_style",
         "twin",
     ] and pair.version.startswith("1.0/2.0+lm-eval+")
-    assert len(list(pair.examples("test", DataSource()))) == 24
+    assert len(list(pair.examples("test", LocalOrHubData()))) == 24
     refused(
         lambda: suites.load("lm-eval:mixed", include_path=place),
         "mixes generate_until and multiple_choice",
@@ -278,7 +279,7 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
     )
     odd = suites.load("lm-eval:odd", include_path=place)
     refused(
-        lambda: odd.lm_eval_tasks(DataSource()),
+        lambda: odd.lm_eval_tasks(LocalOrHubData()),
         "lm-eval:odd cannot be built",
         "correct",
         "odd.yaml",
@@ -286,13 +287,13 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
     (place / "svamp_style_test.jsonl").write_text("{broken\n", encoding="utf-8")
     broken = suites.load("lm-eval:svamp_style", include_path=place)
     refused(
-        lambda: broken.lm_eval_tasks(DataSource()),
+        lambda: broken.lm_eval_tasks(LocalOrHubData()),
         "lm-eval:svamp_style cannot be built",
         "data files",
     )
     far = suites.load("lm-eval:far", include_path=place)
     refused(
-        lambda: far.lm_eval_tasks(DataSource()),
+        lambda: far.lm_eval_tasks(LocalOrHubData()),
         "lm-eval:far",
         "Hub could not be reached",
         "--include-path",
