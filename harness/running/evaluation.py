@@ -38,7 +38,7 @@ from harness.running.loaded import LoadedJob
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
     from harness.scoring.backend import Backend
-    from harness.scoring.fidelity import Read
+    from harness.scoring.fidelity import TeacherReading
     from harness.scoring.items import ItemRow
 
 NO_TEACHER_ANSWERS = "the teacher's row had none to compare with"
@@ -133,19 +133,19 @@ def _open_backend(
     `batch_size` overrides that of the job.
     """
     from harness.models.language_model import open_model
-    from harness.scoring.transformers_backend import Transformers
+    from harness.scoring.transformers_backend import TransformersBackend
 
     if job.work.backend == "transformers":
         pack = batch_size * _NOISE_TOKENS_PER_ROW if batch_size else None
-        yield Transformers(
+        yield TransformersBackend(
             open_model(checkpoint, device=job.conditions.device, dtype=dtype),
             batch_size or job.work.batch_size,
             pack=pack,
         )
         return
-    from harness.scoring.vllm_backend import Vllm
+    from harness.scoring.vllm_backend import VllmBackend
 
-    engine = Vllm(checkpoint, dtype=dtype, device=job.conditions.device)
+    engine = VllmBackend(checkpoint, dtype=dtype, device=job.conditions.device)
     try:
         yield engine
     finally:
@@ -232,11 +232,11 @@ def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list
 
     If that fails, each of these cells opens the teacher.
     """
-    from harness.scoring.fidelity import remember
+    from harness.scoring.fidelity import save_hidden_states
 
     written = [name for name, task in loaded.tasks.items() if task.kind == "generate"]
     try:
-        remember(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
+        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         print(
@@ -281,7 +281,7 @@ def _distances_to_teacher(
     Returns nothing for the teacher itself, and for a student with another vocabulary.
     """
     from harness.models.language_model import student_tokenizer
-    from harness.scoring.fidelity import choice_fidelity, reader, token_fidelity
+    from harness.scoring.fidelity import choice_fidelity, distribution_reader, token_fidelity
 
     if loaded.job.teacher_samples is None:
         return ()
@@ -305,7 +305,7 @@ def _distances_to_teacher(
             distances.append(choice_fidelity(name, task_rows, student_rows))
         elif task.kind == "generate":
             teacher_reads = teacher.reads(name, task_rows, width=student.vocabulary)
-            distances.append(token_fidelity(name, teacher_reads, reader(student)))
+            distances.append(token_fidelity(name, teacher_reads, distribution_reader(student)))
     return tuple(distance for distance in distances if distance is not None)
 
 
@@ -332,18 +332,23 @@ class _TeacherReader:
     loaded: LoadedJob
     opened: "LanguageModel | None" = None
 
-    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[Read]":
+    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[TeacherReading]":
         """Yield the teacher's distributions at the tokens of its answers to a task.
 
         `width` is the size of the vocabulary to which they are cut.
         """
         from harness.models.language_model import open_model
-        from harness.scoring.fidelity import reader, reads, recall, texts_to_read
+        from harness.scoring.fidelity import (
+            answers_to_compare,
+            distribution_reader,
+            load_teacher_readings,
+            read_answers,
+        )
 
         job, checkpoint = self.loaded.job, self.loaded.teachers[0]
         device, dtype = job.conditions.device, job.conditions.dtype
         assert job.teacher_samples is not None
-        saved = recall(
+        saved = load_teacher_readings(
             job.teacher_samples.with_name(_TEACHER_READS_FILE),
             checkpoint,
             task,
@@ -353,7 +358,11 @@ class _TeacherReader:
         if saved is not None:
             return saved
         self.opened = self.opened or open_model(checkpoint, device=device, dtype=dtype)
-        return reads(reader(self.opened), texts_to_read(self.opened, task, rows), width=width)
+        return read_answers(
+            distribution_reader(self.opened),
+            answers_to_compare(self.opened, task, rows),
+            width=width,
+        )
 
 
 def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measurement, ...]:
@@ -385,7 +394,7 @@ def _flip_measurements(
     loaded: LoadedJob, tasks: dict[str, Task], rows: "tuple[ItemRow, ...]"
 ) -> Iterator[Measurement]:
     """Yield for each task the share of answers that change when the teacher is scored again."""
-    from harness.scoring.outcomes import changed
+    from harness.scoring.outcomes import outcome_changes
     from harness.scoring.score import score_task
 
     job = loaded.job
@@ -410,7 +419,7 @@ def _flip_measurements(
                 prompting=job.conditions.prompting,
             )
             first_rows = [row for row in rows if row.task == name]
-            flips = changed(first_rows, second_rows, score.primary)
+            flips = outcome_changes(first_rows, second_rows, score.primary)
             share = sum(flips) / len(flips)
             yield measurement_of(
                 columns.FLIPS, share, name, values=(float(len(flips)),), condition=condition

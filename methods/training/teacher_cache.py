@@ -34,7 +34,7 @@ from harness.machine.memory import release_memory
 from harness.models.artefacts import folder_damage, read_description, signed_description
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import MAX_DENSE_VOCABULARY, forward_flops_per_token
-from harness.scoring.backend import CanRead, Scored, TopK
+from harness.scoring.backend import CanRead, LikelihoodRequest, TopK
 from harness.scoring.reading import Reader
 from methods.training.positions import Distribution
 from methods.training.rows import Batch, TokenRow
@@ -319,9 +319,9 @@ def _write_shards(
     return shards
 
 
-def scored_tokens_of(row: TokenRow) -> Scored:
+def scored_tokens_of(row: TokenRow) -> LikelihoodRequest:
     """Return a training row as a request to a backend: its last tokens, the trained ones, count."""
-    return Scored(row.ids, row.trained_tokens)
+    return LikelihoodRequest(row.ids, row.trained_tokens)
 
 
 def _check_against_live(

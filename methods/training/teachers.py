@@ -30,7 +30,7 @@ class TrainedPositionLogits(PositionHead):
 
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return logits (N, V); `through` is the wrapped model, where training wraps it."""
-        return self.at(batch.ids, batch.attention, batch.mask, through=through)
+        return self.logits_at(batch.ids, batch.attention, batch.mask, through=through)
 
 
 class LiveTeacher:

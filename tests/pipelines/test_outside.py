@@ -136,7 +136,7 @@ def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, 
 
 def test_a_hub_id_without_network_is_refused_in_one_line(tmp_path, no_network):
     with pytest.raises(
-        HarnessError, match="neither a folder here nor to be had from the Hub"
+        HarnessError, match="is no folder here, and the Hub does not give it"
     ) as caught:
         resolve("nobody/nothing", cache=tmp_path)
     assert "\n" not in str(caught.value)
