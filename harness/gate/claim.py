@@ -84,7 +84,7 @@ class ClaimedRow:
     def trainings(self) -> str:
         """The remark that seeds gave equal students; "" where every seed gave its own."""
         count = len(self.row.records)
-        if count == self.seeds:
+        if count >= self.seeds:
             return ""
         plural = "s" if count > 1 else ""
         return f"; {self.seeds} seeds, {count} training{plural} (equal students)"

@@ -181,7 +181,7 @@ def unchanged_finding(label: str, task: str, seeds: Sequence[FrozenPair], rules:
     verdict = Verdict.passed
     if rules.exact and comparable and not equal and all(pair.same_machine for pair in seeds):
         verdict = Verdict.regressed
-        line += "; --exact: none may move on the same machine and versions"
+        line += "; --exact: none may change on the same machine and versions"
     numbers: Numbers = {
         "n": n,
         "lost": 0,
