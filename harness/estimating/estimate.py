@@ -350,8 +350,8 @@ def _sharded_states(needed: _TrainingMemory, student: Shape, devices: int) -> fl
     and the embedding, and of the head if its weights are its own.
     """
     embeddings = student.embedding * (1 if student.tied else 2)
-    gathered = 4.0 * 2 * (student.body / student.layers + embeddings)
-    return needed.states / devices + gathered
+    unit_bytes = 4.0 * 2 * (student.body / student.layers + embeddings)
+    return needed.states / devices + unit_bytes
 
 
 class _Placement(NamedTuple):
@@ -564,9 +564,9 @@ def decoding_cache_bytes(shape: Shape, request: EstimateRequest, value_bytes: in
     for task, count in request.items.items():
         item = ITEM_TOKENS.get(task, OTHER_ITEM_TOKENS)
         rows = min(count, MAX_BATCH_ROWS["cpu"])
-        own = shape.kv_bytes(batch=rows, tokens=item.prompt + item.written, item=value_bytes)
+        items = shape.kv_bytes(batch=rows, tokens=item.prompt + item.written, item=value_bytes)
         shared = shape.kv_bytes(batch=1, tokens=item.shared_prompt, item=value_bytes)
-        largest = max(largest, float(own + shared))
+        largest = max(largest, float(items + shared))
     return largest
 
 

@@ -78,10 +78,10 @@ def _take_standard_output() -> Callable[[dict[str, Any]], None]:
 
     def send(message: dict[str, Any]) -> None:
         nonlocal last_sent
-        now = time.monotonic()
-        if now - last_sent < 0.1 and message.get("done") != message.get("total"):
+        time_now = time.monotonic()
+        if time_now - last_sent < 0.1 and message.get("done") != message.get("total"):
             return
-        last_sent = now
+        last_sent = time_now
         stream.write(json.dumps(message) + "\n")
 
     return send

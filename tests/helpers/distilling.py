@@ -46,17 +46,17 @@ SETTINGS = LoopSettings(
 
 def rows_of(count, seed=0, shortest=5, longest=19):
     draw = torch.Generator().manual_seed(seed)
-    made = []
+    rows = []
     for _ in range(count):
         length = int(torch.randint(shortest, longest, (1,), generator=draw))
         ids = torch.randint(3, 500, (length,), generator=draw).tolist()
-        made.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
-    return made
+        rows.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+    return rows
 
 
-def job(teachers, folder, *, tokens=3_000, rows=40, **more):
+def job(teachers, folder, *, tokens=3_000, rows=40, **changes):
     folder.mkdir(parents=True, exist_ok=True)
-    given = {
+    settings = {
         "teachers": tuple(teachers),
         "student": "depth:0.5",
         "student_base": teachers[0],
@@ -67,7 +67,7 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
         "workdir": folder,
         "cache": folder.parent / "cache",
     }
-    return Job(**{**given, **more})
+    return Job(**{**settings, **changes})
 
 
 def seen_inside(student, teacher, taps, rows=None):
@@ -77,7 +77,7 @@ def seen_inside(student, teacher, taps, rows=None):
     logits = TrainedPositionLogits(student.model)(batch)
     with torch.no_grad():
         TrainedPositionLogits(teacher.model)(batch)
-    return inside, Positions(logits, batch.ids[:, 1:][batch.mask], (), batch, inside)
+    return inside, Positions(logits, batch.labels_N, (), batch, inside)
 
 
 def stepped(student, objective, rows, micro, inside=None):
@@ -97,14 +97,24 @@ def stepped(student, objective, rows, micro, inside=None):
     )
     stepper.head.close()
     return torch.cat(
-        [one.grad.flatten() for one in student.model.parameters() if one.grad is not None]
+        [
+            parameter.grad.flatten()
+            for parameter in student.model.parameters()
+            if parameter.grad is not None
+        ]
     )
 
 
 def train(student, teacher, folder, *, taps=None, stop=None, settings=SETTINGS, terms=None, **aim):
     folder.mkdir(exist_ok=True)
-    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
-    feature = Term("feature", "auto", lambda at: at.inner_states.hidden_state_distance(at))
+    kd = Term(
+        "kl",
+        0.5,
+        lambda positions: forward_kl(positions.student_NV, positions.teacher_NV, temperature=2.0),
+    )
+    feature = Term(
+        "feature", "auto", lambda positions: positions.inner_states.hidden_state_distance(positions)
+    )
     objective = Objective(
         terms=terms or [kd, hard_labels(0.5), *([feature] if taps else [])],
         sources=[LiveTeacher(teacher)] if teacher else (),
