@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import pandas
 
     from harness.data.source import LocalOrHubData
+    from harness.data.training_sets import TrainingSet
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
     from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
@@ -73,6 +74,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import C4, LocalOrHubData
+    from harness.data.training_sets import TrainingSet
     from harness.models.resolve import is_embedded, resolve
 
     if config.backend == "vllm":
@@ -105,7 +107,8 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
             "example --suite mini"
         )
     tasks = {name: catalog.load_task(name, include_path=config.include_path) for name in names}
-    _refuse_training_on_nothing(config.methods, registry, tasks, source)
+    if not config.train_data:
+        _refuse_training_on_nothing(config.methods, registry, tasks, source)
     files = (
         sorted({file for task in tasks.values() for file in getattr(task, "files", ())})
         if source.folder
@@ -120,12 +123,29 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_digest(tasks, source.fingerprint(files) if files else ""),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
+        training_sets=_training_sets(config, tasks, source),
+        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
         text=source.fingerprint([C4])
         if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3]))
         else "",
     )
     plan = make_plan(config, resolved)
     return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+
+
+def _training_sets(
+    config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> "tuple[TrainingSet, ...]":
+    """Return the data of `--train-data`. Raises `HarnessError` where it holds evaluation items that
+    are to be refused; where they are dropped, each cell says how many.
+    """
+    from harness.data.training_sets import parse_training_sets
+
+    training_sets = parse_training_sets(config.train_data)
+    if config.overlap == "refuse":
+        for training_set in training_sets:
+            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
+    return training_sets
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:

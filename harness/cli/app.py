@@ -122,6 +122,15 @@ def _print_plan(plan: "Plan") -> int:
         f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; "
         f"tasks: {', '.join(under.task_names)}"
     )
+    for data in under.train_data:
+        typer.echo(
+            f"training data: {data.name}, {data.examples:,} examples, weight {data.weight:g}"
+        )
+    if under.calibration_data is not None:
+        typer.echo(
+            f"calibration data: {under.calibration_data.name}, "
+            f"{under.calibration_data.examples:,} examples"
+        )
     for cell, one in zip(plan.cells, expected, strict=True):
         state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
         if one.training_bytes and cell.key not in finished:

@@ -1,5 +1,6 @@
 """Training items of tasks: equal parts of each task, never an evaluation item."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -32,15 +33,28 @@ def _plain_examples(
             "as math"
         )
     trainable = _trainable_tasks(trainable, split, source)
-    share, rest = divmod(rows, len(trainable))
+    shares = shares_of(rows, [float(getattr(task, "weight", 1.0)) for task in trainable])
     parts = [
-        list(islice(task.examples(split, source), share + (index < rest)))
-        for index, task in enumerate(trainable)
+        list(islice(task.examples(split, source), share))
+        for task, share in zip(trainable, shares, strict=True)
     ]
     examples = list(interleaved(parts))
     if not examples:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return examples
+
+
+def shares_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Divide rows by weights: whole numbers that sum to `rows`, each within one of its exact share.
+
+    What is left over goes to the largest remainders, of equal ones to the first.
+    """
+    exact = [rows * weight / sum(weights) for weight in weights]
+    shares = [math.floor(share + 1e-9) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: rows - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def _trainable_tasks(tasks: list[Task], split: Split, source: DataSource) -> list[Task]:
@@ -85,7 +99,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items; raises `HarnessError` where one is an evaluation item."""
     examples = _plain_examples(tasks, "train", source, rows=rows)
-    prompts = {example.prompt for example in examples}
+    prompts = {_identity(example) for example in examples}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
@@ -96,13 +110,18 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     return [source.render(example) for example in examples]
 
 
+def _identity(example: Example) -> str:
+    """Return the text by which two examples are one: the prompt, or the text that has none."""
+    return example.prompt or example.completion
+
+
 def held_out_prompts(task: Task, source: DataSource) -> set[str]:
     """Return the prompts of a task's validation and test items, of the splits that it has."""
     prompts: set[str] = set()
     splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
     for split in splits:
         try:
-            prompts.update(example.prompt for example in task.examples(split, source))
+            prompts.update(map(_identity, task.examples(split, source)))
         except NoSplit:
             continue
     return prompts

@@ -176,6 +176,21 @@ class LocalOrHubData:
             )
 
 
+def numbered_rows(path: Path) -> list[tuple[int, Row]]:
+    """Return (line number, row) of every line of a JSON-lines file that is not blank.
+
+    Raises `HarnessError` for a missing, cut, empty or malformed file, with the line.
+    """
+    if not path.is_file():
+        raise HarnessError(f"there is no file {path}; give a file of JSON lines")
+    rows, is_complete = _parsed_rows(path, *_file_stamp(path))
+    if not is_complete:
+        raise HarnessError(f"{path} is cut short or damaged; copy the file again")
+    if not rows:
+        raise HarnessError(f"{path} holds no line; every line is a JSON object")
+    return rows
+
+
 class _FileStamp(NamedTuple):
     size: int
     changed_ns: int

@@ -25,6 +25,7 @@ def group_notes(group: Group) -> list[str]:
             group, "tasks_without_trace", "WARNING: not trained, no trace survived: "
         ),
         *_tasks_not_trained_on(group, "tasks_without_split", "not trained on: "),
+        *_own_data(group),
         *_doubtful_measurements(group),
         *_rows_of_other_scenarios(group),
         *_reasons_for_no_retention(group),
@@ -49,6 +50,33 @@ def _conditions(group: Group) -> list[str]:
         f"{shared.get('threads', '-')} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
+
+
+def _own_data(group: Group) -> list[str]:
+    """Say on which data of the user's own rows were trained and calibrated, and how many examples
+    were left out because they hold evaluation items.
+    """
+    trained, calibrated = (group.shared.get(name) for name in ("training data", "calibration data"))
+    lines = [f"Trained on {trained}, in place of the tasks' train splits."] if trained else []
+    if calibrated:
+        lines.append(f"Calibrated on {calibrated}.")
+    return lines + [
+        f"{count:,} examples of {name} hold evaluation items and were left out."
+        for name, count in _dropped_examples(group).items()
+    ]
+
+
+def _dropped_examples(group: Group) -> dict[str, int]:
+    """Return how many examples of each data set were left out, of those that lost any."""
+    dropped: dict[str, int] = {}
+    for row in group.rows:
+        for record in row.records:
+            notes = record.cost.notes.get("train_data")
+            for name, counts in notes.items() if isinstance(notes, dict) else ():
+                count = counts.get("dropped_for_evaluation_text") if isinstance(counts, dict) else 0
+                if isinstance(count, int) and count:
+                    dropped[name] = count
+    return dropped
 
 
 def _task_notes(group: Group) -> list[str]:
