@@ -504,9 +504,7 @@ def best_labels(group: Group, task: str) -> frozenset[str]:
     teacher at chance, and where any row was trained once, since that tells nothing of its method.
     """
     rows = [
-        row
-        for row in group.rows
-        if row_block(row) not in (TEACHER, "control") and row.scores(task)
+        row for row in group.rows if row_block(row) not in (TEACHER, "control") and row.scores(task)
     ]
     some_unknown = teacher_at_chance(group, task) or any(
         row.trained_once or score.unpaired for row in rows for score in row.scores(task)
@@ -520,7 +518,9 @@ def best_labels(group: Group, task: str) -> frozenset[str]:
 
     best = max(rows, key=mean_score)
     others = [
-        row for row in rows if row is not best and _same_items([*best.scores(task), *row.scores(task)])
+        row
+        for row in rows
+        if row is not best and _same_items([*best.scores(task), *row.scores(task)])
     ]
     adjusted = stats.holm([_inferiority_test(row, best, task) for row in others])
     not_worse = [row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA]

@@ -1,4 +1,4 @@
-"""Claims about each family of methods, what others published, and what this study measures. No torch.
+"""Claims about families of methods, what others published, and what was measured. No torch.
 
 The claims are those that comparisons of compression methods keep repeating. The published figures
 and their sources stand in `harness/reporting/assets/published.json`. The column `measured` comes
@@ -7,7 +7,7 @@ from records alone.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Tables of what students can do: scores, retention, flips, diagnostics, row against row. No torch."""
+"""Tables of quality: scores, retention, flips, diagnostics, and row against row. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -211,9 +211,7 @@ def _perplexity_cells(row: ResultRow, teacher: ResultRow | None, task: str) -> _
         return cells | _ratio_cell(ratio)
     bare_ratio = mean / teacher_scores[0].value
     exact: _Exact = {columns.RATIO.name: bare_ratio}
-    return cells | {
-        columns.AGAINST_TEACHER: _Cell(columns.AGAINST_TEACHER.text(bare_ratio), exact)
-    }
+    return cells | {columns.AGAINST_TEACHER: _Cell(columns.AGAINST_TEACHER.text(bare_ratio), exact)}
 
 
 def _ratio_cell(ratio: Interval) -> _TaskCells:
@@ -410,9 +408,7 @@ def _row_difference(
     """
     scores = [*row.scores(task), *reference.scores(task)]
     same_items = len(scores) > 1 and len({score.items_digest for score in scores}) == 1
-    as_ratio = same_items and all(
-        score.lower_is_better and not score.unpaired for score in scores
-    )
+    as_ratio = same_items and all(score.lower_is_better and not score.unpaired for score in scores)
     if as_ratio:
         gap = figure_ratio(row, reference, task)
         quantity, difference = columns.GAP_AS_RATIO, Interval(None)

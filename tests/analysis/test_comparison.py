@@ -14,8 +14,8 @@ def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
     )
     text = report.markdown([*RECORDS, other])
     assert (
-        "stand in 2 tables, since a column never mixes: machine (another, 8 cores | made up, 2 "
-        "cores)" in text
+        "stand in 2 tables, because a table never mixes conditions. They differ in machine "
+        "(another, 8 cores | made up, 2 cores)." in text
     )
     newer = make("sft", 0.6, seed=1, tasks=("gsm8k-mini@2",))
     assert "tasks (gsm8k-mini@1 | gsm8k-mini@2)" in report.markdown([*RECORDS, newer])

@@ -27,7 +27,7 @@ def test_the_best_and_all_that_are_not_worse_are_bold():
         for line in text.split("**Speed")[0].splitlines()
         if line.startswith("|") and "**" in line
     }
-    assert bold == {"near", "best"} and "Bold: the best row that is no control" in text
+    assert bold == {"near", "best"} and "Bold: the best row, and all rows" in text
 
 
 def test_a_method_is_compared_with_its_controls():
@@ -196,7 +196,7 @@ def test_perplexities_stand_against_controls_by_their_ratio():
     [other] = [row for row in quality.against_table(found, "good").rows if row[0] == "plain"]
     assert other[-3].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
     [note] = [line for line in report.group_notes(found) if line.startswith("Teacher ")]
-    assert note.endswith("; nothing was trained.")
+    assert note.endswith(". Nothing was trained.")
 
 
 def test_fractions_have_retention_with_an_interval_and_no_flips():
@@ -206,7 +206,7 @@ def test_fractions_have_retention_with_an_interval_and_no_flips():
     assert (
         "90.0 % [" in text
         and "losses/wins" not in text
-        and "items carry numbers, so intervals are those of paired means" in text
+        and "items have numbers, so intervals are those of paired means" in text
     )
     assert "no retention" not in text
 
@@ -265,7 +265,7 @@ def test_parts_that_count_alike_are_weighed_in_every_table():
     text = report.markdown(
         [numbered("teacher", TEACHERS, **hits), numbered("int8", TEACHERS, **half)]
     )
-    assert "50.0 % [" in text and "its 2 tasks count alike, whatever their size" in text
+    assert "50.0 % [" in text and "its 2 subtasks have equal weights" in text
 
 
 def test_a_figure_of_all_items_has_retention_and_difference():
@@ -278,7 +278,7 @@ def test_a_figure_of_all_items_has_retention_and_difference():
     assert (
         "difference" in text
         and "100.0 % [" in text
-        and "all items make its f1 together" in text
+        and "f1 is one figure of all items together" in text
         and "losses/wins" not in text
     )
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
