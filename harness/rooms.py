@@ -34,7 +34,7 @@ FORBIDDEN_MODULES = tuple(
         "scoring.outcomes",
         "scoring.lm_eval_model",
         "scoring.request_tokens",
-        "scoring.journalled",
+        "scoring.cached_backend",
         "scoring.transformers_backend",
         "scoring.fidelity",
         "scoring.vllm_backend",

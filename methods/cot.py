@@ -73,7 +73,8 @@ class ChainOfThought(Trained):
         from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.terms import Term, hard_labels
-        from methods.training.traces import filter_traces, teacher_traces
+        from methods.training.trace_filter import filter_traces
+        from methods.training.traces import teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         written = teacher_traces(
@@ -84,7 +85,7 @@ class ChainOfThought(Trained):
             longest=self.longest,
         )
         kept, counts = filter_traces(
-            examples, written.texts, job, shortest=self.shortest, rejects=self._rejects
+            examples, written.texts, job, shortest=self.shortest, reject_wrong=self._rejects
         )
         pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
         terms: list[Term] = [hard_labels()]

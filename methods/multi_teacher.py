@@ -174,7 +174,7 @@ def validation_losses(
             cost["tokens"] += read
             cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
             loss = mean_cross_entropy(
-                held, head=head, pad=opened.pad_id, micro_batch_size=16, device=job.device
+                held, head=head, pad_id=opened.pad_id, micro_batch_size=16, device=job.device
             )
             found[teacher.name][name] = round(loss, 5)
         del opened, head

@@ -118,7 +118,7 @@ def save_without_blocks(
     _, blocks = named_blocks(making.model)
     kept = [at for at in range(len(blocks)) if at not in drop]
     before = sum(parameter.numel() for parameter in making.model.parameters())
-    model = with_blocks(making.model, kept, cut=making.method)
+    model = with_blocks(making.model, kept, label=making.method)
     model.generation_config = making.model.generation_config
     after = sum(parameter.numel() for parameter in model.parameters())
     if after >= before:

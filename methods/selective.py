@@ -82,7 +82,7 @@ class SelectiveDistillation(Distilled):
         if self.by in ("short", "long"):
             order = sorted(
                 range(len(examples)),
-                key=lambda index: encoded[index].trained,
+                key=lambda index: encoded[index].trained_tokens,
                 reverse=self.by == "long",
             )
             return [examples[index] for index in order], encoded, {}, []
@@ -107,8 +107,8 @@ class SelectiveDistillation(Distilled):
         for start in range(0, len(ordered), 32):
             part = ordered[start : start + 32]
             batch = batch_of([rows[index] for index in part], 0, job.device)
-            losses = label_loss(reader.read(batch, wanted.vocabulary), batch.ids[:, 1:][batch.mask])
-            each = losses.split([rows[index].trained for index in part])
+            losses = label_loss(reader.read(batch, wanted.vocabulary), batch.labels_N)
+            each = losses.split([rows[index].trained_tokens for index in part])
             found.update({index: float(one.mean()) for index, one in zip(part, each, strict=True)})
         return [found[index] for index in range(len(rows))]
 

@@ -59,8 +59,10 @@ class UniversalLogitDistillation(Trained):
             rows, too_long = aligned_rows(
                 tokenizer, theirs, pairs, longest=longest, their_longest=context, shown=shown
             )
-            counts["aligned"] = sum(len(row.other.pairs) for row in rows if row.other)
-            counts["positions"] = sum(row.trained for row in rows)
+            counts["aligned"] = sum(
+                len(row.teacher_tokens.pairs) for row in rows if row.teacher_tokens
+            )
+            counts["positions"] = sum(row.trained_tokens for row in rows)
             if rows and counts["aligned"] <= len(rows):
                 raise CellFailed(
                     "the two tokenizers share no boundary inside any training text; type --methods "
@@ -74,9 +76,9 @@ class UniversalLogitDistillation(Trained):
             assert teacher.logits_NV is not None
             ours, start = [], 0
             for row in at.batch.rows:
-                assert row.other is not None
-                ours += [start + own for own, _ in row.other.pairs]
-                start += row.trained
+                assert row.teacher_tokens is not None
+                ours += [start + own for own, _ in row.teacher_tokens.pairs]
+                start += row.trained_tokens
             index = torch.tensor(ours, device=at.labels_N.device)
             found = torch.zeros(len(at.labels_N), device=at.labels_N.device)
             return found.index_put(
@@ -84,7 +86,7 @@ class UniversalLogitDistillation(Trained):
             )
 
         terms = [hard_labels()]
-        terms += [Term("uld", self.uld_weight, value, counts=lambda row: len(row.other.pairs))]  # type: ignore[union-attr]
+        terms += [Term("uld", self.uld_weight, value, counts=aligned_positions)]
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
         return self.train(
             job,
@@ -94,6 +96,11 @@ class UniversalLogitDistillation(Trained):
             options=TrainOptions(encoder=encoder),
             notes=counts,
         )
+
+
+def aligned_positions(row: "TokenRow") -> int:
+    """Return how many positions of a row are compared with the teacher's."""
+    return len(row.teacher_tokens.pairs) if row.teacher_tokens else 0
 
 
 def aligned_rows(
@@ -129,7 +136,9 @@ def aligned_rows(
         ]
         shared = sorted(behind[0].keys() & behind[1].keys())
         matched = tuple((behind[0][at], behind[1][at]) for at in shared)
-        rows.append(replace(own, other=TeacherTokens(other.ids, other.trained_from, matched)))
+        rows.append(
+            replace(own, teacher_tokens=TeacherTokens(other.ids, other.trained_from, matched))
+        )
     return rows, too_long
 
 

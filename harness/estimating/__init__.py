@@ -1,8 +1,7 @@
-"""What a plan costs before it runs: memory, seconds, tokens, money, on this machine or on another.
-No torch.
+"""Estimates what a plan costs, on this machine or another: memory, time, tokens, money. No torch.
 
-`expect` looks models and tasks up for chains and planned cells; `estimate.estimate` answers, from a
-`workload` on some `hardware`, with `advice` from records beside it.
+`expect` looks up the models and tasks of chains and planned cells. `estimate.estimate` computes the
+stages of a `workload` on some `hardware`, and adds `advice` from records.
 """
 
 __all__ = ["advice", "estimate", "expect", "hardware", "workload"]

@@ -1,11 +1,10 @@
-"""Where a plan shall run: a GPU's data sheet, or this machine's CPU with the rates that its own
-records show. No torch.
-"""
+"""The hardware of an estimate: GPUs by data sheet, this machine by its records. No torch."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import NamedTuple
 
 from harness.errors import HarnessError, unknown
 from harness.machine.memory import device_bytes
@@ -14,35 +13,43 @@ from harness.records.record import RunRecord
 
 GIB = 2**30
 
-# Data sheets: GiB, dense bf16 (V100, T4: fp16) TFLOP/s, GB/s.
-GPUS: Mapping[str, tuple[float, float, float]] = {
-    "A100-80GB": (80, 312, 2039),
-    "A100-40GB": (40, 312, 1555),
-    "H100": (80, 989, 3350),
-    "H200": (141, 989, 4800),
-    "B200": (180, 2250, 8000),
-    "L40S": (48, 362, 864),
-    "L4": (24, 121, 300),
-    "A10G": (24, 70, 600),
-    "A6000": (48, 155, 768),
-    "RTX4090": (24, 165, 1008),
-    "RTX3090": (24, 71, 936),
-    "V100-32GB": (32, 125, 900),
-    "T4": (16, 65, 320),
-    "MI300X": (192, 1307, 5300),
+
+class DataSheet(NamedTuple):
+    """What a GPU's data sheet says."""
+
+    memory: float  # GiB
+    teraflops: float  # dense, bf16 (V100, T4: fp16)
+    bandwidth: float  # GB/s
+
+
+GPUS: Mapping[str, DataSheet] = {
+    "A100-80GB": DataSheet(80, 312, 2039),
+    "A100-40GB": DataSheet(40, 312, 1555),
+    "H100": DataSheet(80, 989, 3350),
+    "H200": DataSheet(141, 989, 4800),
+    "B200": DataSheet(180, 2250, 8000),
+    "L40S": DataSheet(48, 362, 864),
+    "L4": DataSheet(24, 121, 300),
+    "A10G": DataSheet(24, 70, 600),
+    "A6000": DataSheet(48, 155, 768),
+    "RTX4090": DataSheet(24, 165, 1008),
+    "RTX3090": DataSheet(24, 71, 936),
+    "V100-32GB": DataSheet(32, 125, 900),
+    "T4": DataSheet(16, 65, 320),
+    "MI300X": DataSheet(192, 1307, 5300),
 }
-# of the data sheet, in a plain PyTorch loop
+# shares of the data sheet that a plain PyTorch loop reaches
 _TRAIN_SHARE, _FORWARD_SHARE, _BANDWIDTH_SHARE = 0.35, 0.45, 0.6
-_CPU_FLOPS = 40e9  # a core, fp32, in training of small models
+_CPU_FLOPS = 40e9  # FLOP/s of a core, fp32, in training of small models
 _CPU_BANDWIDTH = 10e9  # bytes/s
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """Where it shall run: equal devices, and what each sustains."""
+    """Equal devices, and the rates that each of them sustains."""
 
     name: str
-    kind: str  # cpu, cuda
+    kind: str  # cpu or cuda
     count: int
     memory: float  # bytes of each
     train: float  # FLOP/s of each in training
@@ -52,71 +59,83 @@ class Hardware:
 
 
 def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
-    """Read `8x80GB`, `8xH100`, `cpu` (this machine), `cpu:8x32GB` (cores, memory). Raises
-    `HarnessError` with what is known.
+    """Parse `8xH100`, `8x80GB`, `cpu` (this machine) or `cpu:8x32GB` (cores, memory).
+
+    Raises `HarnessError` with the known names for anything else.
     """
     cpu = re.fullmatch(r"cpu(?::(\d+)x(\d+(?:\.\d+)?)GB)?", text, re.IGNORECASE)
-    if cpu and cpu[1] and not (int(cpu[1]) and float(cpu[2])):
-        raise HarnessError(
-            f"--hardware {text!r}: a machine has cores and memory; write for example cpu:8x32GB"
-        )
-    if cpu:
-        cores = int(cpu[1]) if cpu[1] else len(allowed_cpus())
-        memory = float(cpu[2]) * GIB if cpu[2] else float(device_bytes("cpu"))
-        plain = Hardware(
-            name=f"CPU, {cores} cores",
-            kind="cpu",
-            count=1,
-            memory=memory,
-            train=cores * _CPU_FLOPS,
-            forward=1.2 * cores * _CPU_FLOPS,
-            bandwidth=_CPU_BANDWIDTH,
-            source=f"a rule of thumb, {_CPU_FLOPS / 1e9:.0f} GFLOP/s a core: no record of this "
-            "machine",
-        )
-        return plain if cpu[1] else _with_measured_rates(plain, records)
+    if cpu is not None and cpu[1] is None:
+        this_cpu = _cpu(len(allowed_cpus()), float(device_bytes("cpu")))
+        return _with_measured_rates(this_cpu, records)
+    if cpu is not None:
+        if not (int(cpu[1]) and float(cpu[2])):
+            raise HarnessError(
+                f"--hardware {text!r}: a machine has at least one core, and memory; write for "
+                "example cpu:8x32GB"
+            )
+        return _cpu(int(cpu[1]), float(cpu[2]) * GIB)
     match = re.fullmatch(r"(\d+)x([\w-]+)", text)
     if not match or int(match[1]) < 1:
         raise HarnessError(
             f"--hardware {text!r} is not COUNTxGPU; write for example 8xH100, 8x80GB, cpu or "
             "cpu:8x32GB"
         )
-    count, asked = int(match[1]), match[2]
-    by_size = re.fullmatch(r"(\d+)GB?", asked, re.IGNORECASE)
-    fitting = [one for one, (size, _, _) in GPUS.items() if by_size and size == int(by_size[1])]
-    name = (
-        fitting[0] if fitting else next((one for one in GPUS if one.lower() == asked.lower()), None)
-    )
-    if name is None and by_size:
-        name = min(GPUS, key=lambda one: abs(GPUS[one][0] - int(by_size[1])))
-    kinds = [one for one in GPUS if one.lower().startswith(asked.lower())]
-    if name is None and kinds:
+    count, typed = int(match[1]), match[2]
+    by_size = re.fullmatch(r"(\d+)GB?", typed, re.IGNORECASE)
+    if by_size:
+        size = int(by_size[1])
+        name = min(GPUS, key=lambda gpu: abs(GPUS[gpu].memory - size))
+        return _gpus(count, f"{name}, taken for {typed}", GPUS[name]._replace(memory=float(size)))
+    name = _gpu_named(typed, count, text)
+    return _gpus(count, name, GPUS[name])
+
+
+def _gpu_named(typed: str, count: int, text: str) -> str:
+    """Return the name of a GPU in the table. Raises `HarnessError` for an unknown or short name."""
+    for name in GPUS:
+        if name.lower() == typed.lower():
+            return name
+    variants = [name for name in GPUS if name.lower().startswith(typed.lower())]
+    if variants:
         raise HarnessError(
             f"--hardware {text!r}: there are several; write "
-            f"{' or '.join(f'{count}x{one}' for one in kinds)}"
+            f"{' or '.join(f'{count}x{name}' for name in variants)}"
         )
-    if name is None:
-        raise unknown("GPU", asked, GPUS, hint="(or a size: 8x80GB)")
-    size, teraflops, bandwidth = GPUS[name]
-    size = float(by_size[1]) if by_size else size
+    raise unknown("GPU", typed, GPUS, hint="(or a size: 8x80GB)")
+
+
+def _cpu(cores: int, memory: float) -> Hardware:
+    """Return a CPU with the rates of a rule of thumb; memory in bytes."""
     return Hardware(
-        name=f"{count} x {name}" + (f", taken for {asked}" if by_size else ""),
+        name=f"CPU, {cores} cores",
+        kind="cpu",
+        count=1,
+        memory=memory,
+        train=cores * _CPU_FLOPS,
+        forward=1.2 * cores * _CPU_FLOPS,
+        bandwidth=_CPU_BANDWIDTH,
+        source=f"a rule of thumb, {_CPU_FLOPS / 1e9:.0f} GFLOP/s a core: no record of this machine",
+    )
+
+
+def _gpus(count: int, name: str, sheet: DataSheet) -> Hardware:
+    """Return GPUs with the rates that are reached in practice."""
+    return Hardware(
+        name=f"{count} x {name}",
         kind="cuda",
         count=count,
-        memory=size * GIB,
-        train=_TRAIN_SHARE * teraflops * 1e12,
-        forward=_FORWARD_SHARE * teraflops * 1e12,
-        bandwidth=_BANDWIDTH_SHARE * bandwidth * 1e9,
-        source=f"its data sheet ({teraflops:g} TFLOP/s, {bandwidth:g} GB/s) times "
-        f"{_TRAIN_SHARE:.0%} in training, {_FORWARD_SHARE:.0%} in "
-        f"forward passes, {_BANDWIDTH_SHARE:.0%} of the bandwidth in decoding",
+        memory=sheet.memory * GIB,
+        train=_TRAIN_SHARE * sheet.teraflops * 1e12,
+        forward=_FORWARD_SHARE * sheet.teraflops * 1e12,
+        bandwidth=_BANDWIDTH_SHARE * sheet.bandwidth * 1e9,
+        source=f"its data sheet ({sheet.teraflops:g} TFLOP/s, {sheet.bandwidth:g} GB/s) times "
+        f"{_TRAIN_SHARE:.0%} in training, {_FORWARD_SHARE:.0%} in forward passes, "
+        f"{_BANDWIDTH_SHARE:.0%} of the bandwidth in decoding",
     )
 
 
 def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
-    """Return this machine's CPU, or its GPU with the rates of the listed one that is nearest in
-    memory.
-    """
+    """Return this machine's CPU, or its GPU with the rates of the table's GPU of nearest memory."""
     if device == "cpu":
         return parse_hardware("cpu", records)
     memory = float(device_bytes(device))
@@ -124,45 +143,40 @@ def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
 
 
 def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
-    """Return the records that were made on a machine like this one, on its CPU, at no more threads
-    than are asked for.
-    """
-    here = machine_label()
-    threads = thread_count()
+    """Return the records of this CPU that used at most as many threads as a run uses now."""
+    this, threads = machine_label(), thread_count()
 
-    def fits(one: RunRecord) -> bool:
-        made = one.environment
+    def is_comparable(record: RunRecord) -> bool:
+        environment = record.environment
         return (
-            one.status == "success"
-            and one.conditions.device == "cpu"
-            and made is not None
-            and made.machine == here
-            and made.threads <= threads
+            record.status == "success"
+            and record.conditions.device == "cpu"
+            and environment is not None
+            and environment.machine == this
+            and environment.threads <= threads
         )
 
-    return [one for one in records if fits(one)]
+    return [record for record in records if is_comparable(record)]
 
 
-def _with_measured_rates(plain: Hardware, records: Sequence[RunRecord]) -> Hardware:
-    """Put this machine's measured rates in the place of the rules of thumb."""
-    here = records_of_this_machine(records)
-    train = [
-        one.cost.flops / (one.cost.seconds - one.cost.teacher_seconds)
-        for one in here
-        if one.cost.flops and one.cost.seconds > 1
+def _with_measured_rates(hardware: Hardware, records: Sequence[RunRecord]) -> Hardware:
+    """Replace the rates of a rule of thumb by the median rates of this machine's records."""
+    costs = [record.cost for record in records_of_this_machine(records)]
+    train_rates = [
+        cost.flops / (cost.seconds - cost.teacher_seconds)
+        for cost in costs
+        if cost.flops and cost.seconds > 1
     ]
-    forward = [
-        one.cost.teacher_flops / one.cost.teacher_seconds
-        for one in here
-        if one.cost.teacher_seconds > 1
+    forward_rates = [
+        cost.teacher_flops / cost.teacher_seconds for cost in costs if cost.teacher_seconds > 1
     ]
-    if not train:
-        return plain
-    rate = median(train)
+    if not train_rates:
+        return hardware
+    rate = median(train_rates)
     return replace(
-        plain,
+        hardware,
         train=rate,
-        forward=median(forward) if forward else 1.2 * rate,
-        source=f"{len(train)} trained rows measured on this machine ({rate / 1e9:.0f} GFLOP/s in "
-        "training)",
+        forward=median(forward_rates) if forward_rates else 1.2 * rate,
+        source=f"{len(train_rates)} trained rows measured on this machine "
+        f"({rate / 1e9:.0f} GFLOP/s in training)",
     )

@@ -1,11 +1,10 @@
-"""What a plan is asked about: the pair of models, the chain's stages and what each of them asks
-for, the data, the tasks.
-"""
+"""What is estimated: two models, the stages of a chain and what each needs, data and tasks."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.contract import Method
 from harness.errors import HarnessError
@@ -18,58 +17,77 @@ from harness.models.shape import (
 )
 from harness.planning.chain import can_be_stage
 
-# log-probabilities kept of a teacher's distribution: an fp16 value and an int32 id each
+# log-probabilities stored of a teacher's distribution: an fp16 value and an int32 id each
 TOP_K, TOP_K_BYTES = 64, 6
-# A training row: tokens on average, share of them trained, tokens on average in the longest batch
-# (GSM8K's train split has 190).
-ROW_TOKENS = {"mini": (84, 0.5, 125), "outside": (190, 0.6, 380)}
 
-# How much a task's item costs the scorer: tokens of its own prompt, shared prompt read once a task
-# (or subject), tokens written.
-ITEM_TOKENS: Mapping[str, tuple[int, int, int]] = {
-    "gsm8k": (75, 700, 130),
-    "gsm8k-cot": (75, 900, 110),
-    "mmlu": (105, 57 * 450, 0),
-    "mmlu-cloze": (130, 57 * 450, 0),
-    "gsm8k-mini": (60, 0, 43),
-    "mmlu-mini": (60, 0, 0),
-    "wikitext": (4_400, 0, 0),
+
+class RowTokens(NamedTuple):
+    """The tokens of a training row."""
+
+    mean: int
+    trained_share: float  # of the tokens, those with a loss
+    in_longest_batch: int  # mean over the rows of the batch with the longest rows
+
+
+# 190 is the mean of GSM8K's train split
+ROW_TOKENS = {"mini": RowTokens(84, 0.5, 125), "outside": RowTokens(190, 0.6, 380)}
+
+
+class ItemTokens(NamedTuple):
+    """The tokens that scoring one item of a task takes."""
+
+    prompt: int  # of the item alone
+    shared_prompt: int  # read once for all items of a task or subject
+    written: int
+
+
+ITEM_TOKENS: Mapping[str, ItemTokens] = {
+    "gsm8k": ItemTokens(75, 700, 130),
+    "gsm8k-cot": ItemTokens(75, 900, 110),
+    "mmlu": ItemTokens(105, 57 * 450, 0),
+    "mmlu-cloze": ItemTokens(130, 57 * 450, 0),
+    "gsm8k-mini": ItemTokens(60, 0, 43),
+    "mmlu-mini": ItemTokens(60, 0, 0),
+    "wikitext": ItemTokens(4_400, 0, 0),
 }
+OTHER_ITEM_TOKENS = ItemTokens(150, 0, 30)  # of a task that is not in the table
 
 
 _SIZE = r"(\d+(?:\.\d+)?)([MBT])"
 
 
 def is_size(text: str) -> bool:
-    """Tell whether a model is named by its size alone: 70B, 135M."""
+    """Tell whether a model is given by its size alone: 70B, 135M."""
     return re.fullmatch(_SIZE, text, re.IGNORECASE) is not None
 
 
 def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
-    """Read a size (70B, 135M) as the nearest public shape, or a model's own configuration from its
-    folder.
+    """Return the shape of a model: of a size (70B) the nearest public one, else from its folder.
+
+    `folder` returns the folder of a model's configuration.
     """
     size = re.fullmatch(_SIZE, text, re.IGNORECASE)
     if size:
         if float(size[1]) <= 0:
-            raise HarnessError(f"a model of {text} parameters is none; write for example 7B")
+            raise HarnessError(f"a model cannot have {text} parameters; write for example 7B")
         return shape_of_size(float(size[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[size[2].upper()])
     if re.fullmatch(r"\d+(\.\d+)?\w?", text):
         raise HarnessError(
-            f"{text!r} is no size of a model; write for example 7B or 135M, or name a model"
+            f"{text!r} is not the size of a model; write for example 7B or 135M, or name a model"
         )
-    found = Shape.of_folder(folder(text), name=text)
-    if found.experts > 1:
+    shape = Shape.of_folder(folder(text), name=text)
+    if shape.experts > 1:
         raise HarnessError(
-            f"{text} is a mixture of {found.experts} experts, and the plan's formulas are for "
-            "dense models"
+            f"{text} is a mixture of {shape.experts} experts, and the formulas of harness plan are "
+            "for dense models"
         )
-    return found
+    return shape
 
 
 def cut_parameters(folder: Path, shape: Shape) -> float:
-    """Return the parameters of a stored model once it is cut to a shape: the stored ones, by the
-    ratio of the two shapes.
+    """Return how many parameters a stored model has once it is cut to a shape.
+
+    It is the stored number, scaled by the ratio of the parameters of both shapes.
     """
     return parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
 
@@ -80,28 +98,28 @@ def _same_shape(shape: Shape) -> Shape:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What one stage of a chain asks of the machine."""
+    """What one stage of a chain needs."""
 
     trains: bool = False
-    reads_teacher: bool = False  # a forward pass of the teacher's at every seen token
-    # what no cache holds: its hidden states, its view of the student's own texts; or none is wanted
-    reads_live_teacher: bool = False
-    several_teachers: bool = False  # all of them are read
+    reads_teacher: bool = False  # a forward pass of the teacher for every token seen
+    # the teacher's cache is no help: hidden states, or the student's own texts, or it is off
+    reads_teacher_live: bool = False
+    several_teachers: bool = False  # all teachers are read
     writes_traces: bool = False
-    changes_weights: bool = False  # weights without training
-    bits: float | None = None  # of a weight afterwards
-    calibrates: tuple[int, int] = (0, 0)  # sequences and the tokens of each that are read first
-    starts_from_teacher: bool = False  # it starts from the teacher where it stands first
-    # from the shape that it is given to that of its student
+    changes_weights: bool = False  # without training
+    bits: float | None = None  # of each weight of its student
+    calibrates: tuple[int, int] = (0, 0)  # sequences, and tokens of each, that are read first
+    starts_from_teacher: bool = False  # if it is the first stage
+    # the shape of its student, from the shape that it starts with
     student_shape: Callable[[Shape], Shape] = _same_shape
 
 
 def workload_of(method: Method) -> Workload:
-    """Return what a method with its settings asks for, by its own declaration."""
+    """Return what a method with its settings needs, by its declared traits."""
     return Workload(
         trains=method.trains,
         reads_teacher=method.trains and (method.needs_same_vocabulary or method.reads_teacher_live),
-        reads_live_teacher=method.reads_teacher_live,
+        reads_teacher_live=method.reads_teacher_live,
         several_teachers=method.needs_several_teachers,
         writes_traces=method.writes_traces,
         changes_weights=can_be_stage(method) and not method.trains,
@@ -113,32 +131,37 @@ def workload_of(method: Method) -> Workload:
 
 
 def training_bytes(
-    work: Workload, parameters: float, teachers: Sequence[Path], dtype: str
+    workload: Workload, parameters: float, teachers: Sequence[Path], dtype: str
 ) -> float:
-    """Return the bytes that training holds whatever its batches: the states of a student, and
-    teachers that no cache stands for.
+    """Return the bytes that training needs whatever its batch size.
+
+    They are the training states of the student, and the weights of teachers that must be open.
     """
-    beside = (
-        [weight_bytes(folder, dtype) for folder in teachers] if work.reads_live_teacher else [0]
-    )
-    return TRAINING_BYTES_PER_WEIGHT * parameters + (
-        sum(beside) if work.several_teachers else min(beside)
-    )
+    student_bytes = TRAINING_BYTES_PER_WEIGHT * parameters
+    if not workload.reads_teacher_live:
+        return student_bytes
+    teacher_bytes = [weight_bytes(folder, dtype) for folder in teachers]
+    return student_bytes + (sum(teacher_bytes) if workload.several_teachers else min(teacher_bytes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EstimateRequest:
-    """What is to be estimated."""
+    """The models, chain, data and tasks that an estimate is for."""
 
     teacher: Shape
     student: Shape
     chain: tuple[str, ...]
-    budget: int  # seen tokens
+    budget: int  # tokens seen in training
     rows: int
     micro_batch_size: int = 16
-    samples: int = 1  # traces a row
-    items: Mapping[str, int]  # task -> items to score
-    mini: bool = False  # all tasks are the generated ones: short rows
+    samples: int = 1  # traces of each row
+    items: Mapping[str, int]  # task -> items that are scored
+    mini: bool = False  # all tasks are the generated ones, whose rows are short
     validation_rows: int = 200
-    grid: str = ""  # of the stopwatches; "": nothing is timed
+    grid: str = ""  # scenarios of the timing; "": nothing is timed
     rounds: int = 6
+
+    @property
+    def row_tokens(self) -> RowTokens:
+        """The tokens of a training row."""
+        return ROW_TOKENS["mini" if self.mini else "outside"]

@@ -343,7 +343,7 @@ def resident_bytes(model: Any) -> int:
     """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count
     once), and of what kernels hold beside.
     """
-    beside = sum(int(getattr(module, "held_bytes", 0)) for module in model.modules())
+    beside = sum(int(getattr(module, "kernel_bytes", 0)) for module in model.modules())
     return beside + _unique_bytes(
         tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors
     )

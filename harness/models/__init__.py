@@ -1,9 +1,9 @@
-"""Models on disk and in memory: names resolved, opened, shaped, packed, saved. torch inside
-functions, but for `packed`.
+"""Models on disk and in memory: found by name, opened, cut to students, packed, saved.
 
 `resolve.resolve` finds a model by name, `language_model.open_model` opens it, `shaping` cuts and
 saves students, `checkpoint` is a model's identity, `shape` its bytes and FLOPs by formula, `packed`
-the format of compressed students (importing it imports torch and registers the format).
+the format of compressed students. torch is imported inside functions, except by `packed`, which
+registers its format with transformers when it is imported.
 """
 
 __all__ = [

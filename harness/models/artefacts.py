@@ -1,5 +1,6 @@
-"""What lies in the cache folder: teacher's answers, traces, distributions, unpacked models; listed,
-verified, pruned. No torch.
+"""Lists, checks and removes what the cache folder holds. No torch.
+
+The cache holds teachers' answers, traces and distributions, learning rates and unpacked models.
 """
 
 import hashlib
@@ -31,7 +32,8 @@ KINDS = {
 }
 
 
-# of a teacher's cache: another one is named, as another one
+# Fields of a teacher's cache that whoever opens it compares with what is wanted: a difference is
+# reported as one, and not as damage.
 UNSIGNED_FIELDS = ("teacher", "dtype", "vocabulary", "k")
 
 
@@ -56,29 +58,32 @@ class CacheEntry:
 
 
 def cache_entries(cache: Path) -> Iterator[CacheEntry]:
-    """Yield every artefact, kind by kind; half-written ones (`.part`) too."""
+    """Yield every artefact, kind by kind, unfinished ones (`.part`) too."""
     for kind in KINDS:
-        places = sorted(
+        paths = sorted(
             (cache / kind).rglob("*.jsonl") if kind == "answers" else (cache / kind).glob("*")
         )
-        for path in places:
-            files = [path] if path.is_file() else [one for one in path.rglob("*") if one.is_file()]
+        for path in paths:
+            files = (
+                [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+            )
             if path.suffix == ".lock" or not files:
                 continue
             yield CacheEntry(
                 kind,
                 path,
-                sum(one.stat().st_size for one in files),
-                max(one.stat().st_mtime for one in files),
+                sum(file.stat().st_size for file in files),
+                max(file.stat().st_mtime for file in files),
             )
 
 
 def entry_damage(entry: CacheEntry) -> str:
-    """Return what is wrong with an artefact, "" where nothing is: by the digests that it carries,
-    else by its form.
+    """Return what is wrong with an artefact, "" for none.
+
+    Checked by the digests in it, or by its form where it holds none.
     """
     if entry.kind == "traces" and entry.path.suffix == ".part":
-        return ""  # a run that was killed, or still runs, goes on from it
+        return ""  # a killed or running run continues from it
     if entry.path.name.endswith(".part") or entry.path.name.startswith("."):
         return "half written"
     try:
@@ -86,98 +91,85 @@ def entry_damage(entry: CacheEntry) -> str:
             return folder_damage(entry.path)
         if entry.kind == "traces":
             document = read_object(entry.path)
-            whole = hashlib.sha256(document["payload"].encode()).hexdigest() == document["sha256"]
-            return "" if whole else "its digest does not match"
+            digest = hashlib.sha256(document["payload"].encode()).hexdigest()
+            return "" if digest == document["sha256"] else "its digest does not match"
         if entry.kind == "answers":
             return _first_bad_line(entry.path)
         if entry.kind == "rates":
             return "" if read_signed(entry.path)["losses"] else "no rate in it"
-        missing = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
-        return "no whole model" if missing else ""
+        is_incomplete = not (entry.path / "config.json").is_file() or not weight_files(entry.path)
+        return "an incomplete model" if is_incomplete else ""
     except (OSError, ValueError, KeyError, TypeError, AttributeError, HarnessError) as problem:
         return str(problem) or type(problem).__name__
 
 
 def _first_bad_line(path: Path) -> str:
-    """Return the first line that is not as it was written; a torn last one is what a kill leaves,
-    and is asked again.
+    """Return the first damaged line, "" for none.
+
+    A cut last line is no damage: a killed process leaves one, and its question is asked again.
     """
-    wrong = read_signed_lines(path)[1]
-    return wrong[0] if wrong else ""
+    problems = read_signed_lines(path)[1]
+    return problems[0] if problems else ""
 
 
-def signed_description(told: Mapping[str, Any]) -> str:
-    """Return a folder's description as JSON with its digest, of everything but what whoever opens
-    it compares with what is wanted.
-    """
-    return json.dumps({**told, "sha256": _digest(told)}, indent=1)
+def signed_description(description: Mapping[str, Any]) -> str:
+    """Return a folder's description as JSON, with a digest of all but `UNSIGNED_FIELDS`."""
+    return json.dumps({**description, "sha256": _digest(description)}, indent=1)
 
 
 def read_description(folder: Path) -> dict[str, Any]:
-    """Return what a folder's meta.json says. Raises `Unreadable` where it is not as it was
-    written.
+    """Return the description in a folder's meta.json.
+
+    Raises `Unreadable` where the file is damaged or its digest does not match.
     """
-    told = read_object(folder / "meta.json")
-    if (stated := told.pop("sha256", None)) != _digest(told):
+    description = read_object(folder / "meta.json")
+    if (stated_digest := description.pop("sha256", None)) != _digest(description):
         raise Unreadable(
-            f"meta.json: {'its digest does not match' if stated else 'it carries no digest'}"
+            f"meta.json: {'its digest does not match' if stated_digest else 'it carries no digest'}"
         )
-    return told
+    return description
 
 
-def _digest(told: Mapping[str, Any]) -> str:
-    return digest_of(
-        {
-            name: value
-            for name, value in json.loads(json.dumps(told)).items()
-            if name not in UNSIGNED_FIELDS
-        }
-    )
+def _digest(description: Mapping[str, Any]) -> str:
+    fields = json.loads(json.dumps(description))  # tuples become lists, as in a file
+    return digest_of({name: fields[name] for name in fields if name not in UNSIGNED_FIELDS})
 
 
 def folder_damage(folder: Path) -> str:
-    """Compare a folder's files with the digests in its meta.json; "" where all are as described."""
+    """Return which file differs from its digest in meta.json, "" where none does."""
     try:
         meta = read_description(folder)
-        changed = next(
-            (
-                name
-                for name, digest in meta["files"].items()
-                if file_digest(folder / name) != digest
-            ),
-            None,
-        )
+        for name, digest in meta["files"].items():
+            if file_digest(folder / name) != digest:
+                return f"{name} has changed"
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as problem:
         return str(problem) or type(problem).__name__
-    return f"{changed} has changed" if changed else ""
+    return ""
 
 
 def remove_unfinished(cache: Path) -> list[Path]:
-    """Delete what killed runs left half written, and return it; what a living one writes, or holds
-    the lock of, stays.
+    """Delete what killed processes left unfinished, and return the paths.
+
+    Files of a living process, and teachers' folders whose lock is held, stay.
     """
     from filelock import FileLock, Timeout
 
-    gone = leftovers.delete_abandoned(
-        [
-            cache,
-            *(cache / name for name in (*KINDS, "digests")),
-            *sorted((cache / "answers").glob("*")),
-        ]
-    )
-    for torn in sorted((cache / "teachers").glob(".*.part")):
-        lock = FileLock(torn.with_name(f"{torn.name[1:].partition('.')[0]}.lock"))
+    folders = [cache / name for name in (*KINDS, "digests")]
+    answers = sorted((cache / "answers").glob("*"))
+    removed = leftovers.delete_abandoned([cache, *folders, *answers])
+    for part in sorted((cache / "teachers").glob(".*.part")):
+        lock = FileLock(part.with_name(f"{part.name[1:].partition('.')[0]}.lock"))
         try:
             with lock.acquire(timeout=0):
-                shutil.rmtree(torn, ignore_errors=True)
-                gone.append(torn)
+                shutil.rmtree(part, ignore_errors=True)
+                removed.append(part)
         except Timeout:
             continue
-    return gone
+    return removed
 
 
 def remove_entry(entry: CacheEntry) -> None:
-    """Delete an artefact; whoever needs it makes it again."""
+    """Delete an artefact; the next run that needs it computes it again."""
     if entry.path.is_dir():
         shutil.rmtree(entry.path)
     else:

@@ -1,4 +1,4 @@
-"""Bounds the time of code that came with a model: a chat template may loop for ever. No torch."""
+"""Limits the time of code that came with a model, as a chat template may loop forever. No torch."""
 
 import ctypes
 import signal
@@ -9,13 +9,14 @@ from types import FrameType
 
 
 class TimeLimitExceeded(Exception):
-    """Code that was given a time took longer."""
+    """Code ran longer than its time limit."""
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `TooLong` inside the block once it has run for `seconds`: between two steps of Python
-    code, never inside a library's own.
+    """Raise `TimeLimitExceeded` inside the `with` block after `seconds`.
+
+    It is raised between two steps of Python code, never inside compiled code of a library.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         with _limit_by_alarm(seconds):
@@ -27,33 +28,34 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def _limit_by_alarm(seconds: float) -> Iterator[None]:
-    """Bound by the process's alarm clock, which belongs to the main thread; one that was running
-    goes on behind the block.
+    """Limit by the process's alarm clock, which only the main thread may use.
+
+    An alarm that was running before continues afterwards.
     """
 
     def over(number: int, frame: FrameType | None) -> None:
         raise TimeLimitExceeded
 
-    before = signal.signal(signal.SIGALRM, over)
-    left, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
+    previous_handler = signal.signal(signal.SIGALRM, over)
+    previous_seconds, _ = signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, left)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, previous_seconds)
+        signal.signal(signal.SIGALRM, previous_handler)
 
 
 @contextmanager
 def _limit_by_thread(seconds: float) -> Iterator[None]:
-    """Bound by a second thread, which raises in this one."""
-    mine, open_ = threading.get_ident(), threading.Lock()
+    """Limit by a second thread, which raises the exception in this one."""
+    thread, lock = threading.get_ident(), threading.Lock()
     done = False
 
     def over() -> None:
-        with open_:
+        with lock:
             if not done:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                    ctypes.c_ulong(mine), ctypes.py_object(TimeLimitExceeded)
+                    ctypes.c_ulong(thread), ctypes.py_object(TimeLimitExceeded)
                 )
 
     timer = threading.Timer(seconds, over)
@@ -62,6 +64,6 @@ def _limit_by_thread(seconds: float) -> Iterator[None]:
     try:
         yield
     finally:
-        with open_:
+        with lock:
             done = True
         timer.cancel()

@@ -1,6 +1,4 @@
-"""Identity of a model on disk: content digest and weight bytes; what is torn or not finite is found
-here.
-"""
+"""A model on disk: its content digest, its weight files, and how damage to them is found."""
 
 import math
 import re
@@ -33,22 +31,22 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def remembered_digest(path: Path, cache: Path) -> str:
-    """Return the sha256 of a large file, remembered in the cache by its path, size and time of
-    change.
-    """
+    """Return a large file's sha256; the cache remembers it by path, size and time of change."""
     status = path.stat()
-    note = cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    digest_file = (
+        cache / "digests" / digest_of(str(path.resolve()), status.st_size, status.st_mtime_ns)
+    )
     with suppress(OSError, ValueError):
-        if _SHA256.fullmatch(remembered := note.read_text(encoding="ascii").strip()):
-            return remembered
+        if _SHA256.fullmatch(text := digest_file.read_text(encoding="ascii").strip()):
+            return text
     digest = file_digest(path)
     with suppress(OSError):  # a cache that cannot be written to costs a second reading
-        write_atomically(note, digest)
+        write_atomically(digest_file, digest)
     return digest
 
 
 def read_model_json(path: Path) -> dict[str, Any]:
-    """Return what a JSON file of a model folder says; refuses one that is torn."""
+    """Return the object in a JSON file of a model folder; refuses a damaged file."""
     try:
         return untrusted.read_object(path, untrusted.MODEL_LIMITS)
     except untrusted.Unreadable as problem:
@@ -60,45 +58,42 @@ def read_model_json(path: Path) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """Return the weight files that transformers opens in a model folder, in name order."""
-    found, named = sorted(folder.glob("*.safetensors")), _indexed_names(folder)
-    return [path for path in found if path.name in named] if named else found
+    paths, names = sorted(folder.glob("*.safetensors")), _indexed_names(folder)
+    return [path for path in paths if path.name in names] if names else paths
 
 
 def _indexed_names(folder: Path) -> set[str]:
-    """Return the names by which a folder's weights are looked for, as transformers does; none where
-    any name will do.
-    """
+    """Return the weight files that transformers looks for, none where it takes any name."""
     if (folder / "model.safetensors").is_file():
         return {"model.safetensors"}
     if not (folder / INDEX).is_file():
         return set()
-    named = read_model_json(folder / INDEX).get("weight_map", {})
-    if not isinstance(named, dict) or not all(
-        isinstance(name, str) and Path(name).name == name for name in named.values()
+    weight_map = read_model_json(folder / INDEX).get("weight_map", {})
+    if not isinstance(weight_map, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in weight_map.values()
     ):
         raise HarnessError(
             f"{folder / INDEX} is damaged (its weight_map names no files); download or save the "
             "model again"
         )
-    return set(named.values())
+    return set(weight_map.values())
 
 
 def header_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """Return what a safetensors file's header says of each tensor; refuses a file that does not end
-    where its header says.
+    """Return a safetensors header's entry for each tensor: its dtype, shape and offsets.
+
+    Refuses a file whose size is not what its header says.
     """
     size = path.stat().st_size
     with path.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = stream.read(min(length, _LONGEST_HEADER))
     try:
-        told = untrusted.parse_json(
-            untrusted.decode_text(header, str(path), untrusted.DEFAULT_LIMITS),
-            str(path),
-            untrusted.DEFAULT_LIMITS,
-        )
-        found = {name: entry for name, entry in told.items() if name != "__metadata__"}
-        end = 8 + length + max((_end_of(entry) for entry in found.values()), default=0)
+        limits = untrusted.DEFAULT_LIMITS
+        text = untrusted.decode_text(header, str(path), limits)
+        header_object = untrusted.parse_json(text, str(path), limits)
+        entries = {name: entry for name, entry in header_object.items() if name != "__metadata__"}
+        end = 8 + length + max((_end_of(entry) for entry in entries.values()), default=0)
     except (ValueError, AttributeError, LookupError, TypeError):
         raise HarnessError(
             f"{path} is damaged (it has no safetensors header); download or save the model again"
@@ -108,12 +103,13 @@ def header_entries(path: Path) -> dict[str, dict[str, Any]]:
             f"{path} is damaged ({size:,} bytes, its header says {end:,}); download or save the "
             "model again"
         )
-    return found
+    return entries
 
 
 def _end_of(entry: Mapping[str, Any]) -> int:
-    """Return where a tensor's bytes end behind the header; raises one of Python's own errors where
-    its line is none.
+    """Return where a tensor's bytes end behind the header.
+
+    Raises a built-in error where the entry describes no tensor.
     """
     begin, end = entry["data_offsets"]
     count = math.prod(entry["shape"])
@@ -129,9 +125,7 @@ def _end_of(entry: Mapping[str, Any]) -> int:
 
 
 def refuse_damaged(folder: Path) -> None:
-    """Refuse a model folder whose configuration or weights are torn or missing; no tensor
-    is read.
-    """
+    """Refuse a model folder with a damaged or missing configuration or weights; reads no tensor."""
     refuse_malformed(folder, read_model_json(folder / "config.json"))
     files = weight_files(folder)
     missing = sorted(_indexed_names(folder) - {path.name for path in files})
@@ -144,70 +138,63 @@ def refuse_damaged(folder: Path) -> None:
         header_entries(path)
 
 
-def same_weights(left: Path, right: Path) -> bool:
-    """Tell whether two model folders hold the same numbers under the same names, in whatever types
-    and files; one tensor at a time.
+def same_weights(folder: Path, other_folder: Path) -> bool:
+    """Tell whether two model folders hold the same numbers by the same names.
+
+    Types and the split into files may differ. One tensor at a time is read.
     """
     import torch
     from safetensors import safe_open
 
-    with ExitStack() as opened:
-        ours, theirs = (
-            {
-                name: tensors
-                for tensors in [
-                    opened.enter_context(safe_open(path, framework="pt"))
-                    for path in weight_files(folder)
-                ]
-                for name in tensors.keys()  # noqa: SIM118  no mapping
-            }
-            for folder in (left, right)
-        )
+    with ExitStack() as stack:
 
-        def same(name: str) -> bool:
-            one, other = ours[name].get_tensor(name), theirs[name].get_tensor(name)
-            return bool(
-                torch.equal(one, other)
-                if one.dtype == other.dtype
-                else torch.equal(one.float(), other.float())
-            )
+        def open_files(model_folder: Path) -> dict[str, Any]:
+            """Return the opened file that holds each tensor, by the tensor's name."""
+            paths = weight_files(model_folder)
+            files = [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
+            return {name: file for file in files for name in file.keys()}  # noqa: SIM118  no mapping
 
-        return ours.keys() == theirs.keys() and all(map(same, ours))
+        files, other_files = open_files(folder), open_files(other_folder)
+
+        def is_same(name: str) -> bool:
+            tensor = files[name].get_tensor(name)
+            other_tensor = other_files[name].get_tensor(name)
+            if tensor.dtype != other_tensor.dtype:
+                tensor, other_tensor = tensor.float(), other_tensor.float()
+            return bool(torch.equal(tensor, other_tensor))
+
+        return files.keys() == other_files.keys() and all(map(is_same, files))
 
 
 def first_non_finite(tensors: "Iterable[tuple[str, torch.Tensor]]") -> str | None:
-    """Return where the first NaN or infinity stands among named tensors, as `name[row, column] is
-    nan (n of m numbers)`; None without one.
+    """Return where the first NaN or infinity stands in named tensors, None without one.
 
-    One pass over the numbers, no copy of them. Integers are always finite; what a library packed is
-    looked at unpacked.
+    It reads as `name[row, column] is nan (n of its m numbers are not finite)`. One pass over the
+    numbers, without a copy. Integers are always finite; packed tensors of a library are unpacked
+    first.
     """
     for name, tensor in tensors:
-        if (
-            (tensor.is_floating_point() or tensor.is_complex())
-            and tensor.numel()
-            and not _all_finite(tensor)
-        ):
-            return _non_finite_in(name, tensor)
+        has_fractions = tensor.is_floating_point() or tensor.is_complex()
+        if has_fractions and tensor.numel() and not _all_finite(tensor):
+            return _describe_non_finite(name, tensor)
     return None
 
 
 def _all_finite(tensor: "torch.Tensor") -> bool:
-    """Tell whether a tensor's numbers are all finite: NaN and infinities both show in the
-    extremes.
-    """
+    """Tell whether a tensor's numbers are all finite: NaN and infinities show in its extremes."""
     import torch
 
     tensor = _comparable(tensor)
     if tensor.is_complex():
         tensor = torch.view_as_real(tensor)
-    low, high = torch.aminmax(tensor)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
+    lowest, highest = torch.aminmax(tensor)
+    return bool(torch.isfinite(lowest) & torch.isfinite(highest))
 
 
 def _comparable(tensor: "torch.Tensor") -> "torch.Tensor":
-    """Return a tensor whose numbers torch can compare: a library's packed subclass unpacked,
-    eight-bit floats widened.
+    """Return a tensor whose numbers torch can compare.
+
+    A library's packed subclass is unpacked, floats of eight bits become fp32.
     """
     tensor = tensor.detach()
     if hasattr(tensor, "dequantize") and type(tensor).__module__.partition(".")[0] != "torch":
@@ -215,35 +202,31 @@ def _comparable(tensor: "torch.Tensor") -> "torch.Tensor":
     return tensor.float() if tensor.is_floating_point() and tensor.dtype.itemsize == 1 else tensor
 
 
-def _non_finite_in(name: str, tensor: "torch.Tensor") -> str:
+def _describe_non_finite(name: str, tensor: "torch.Tensor") -> str:
+    """Return where a tensor's first NaN or infinity stands and how many there are."""
     import torch
 
     plain = _comparable(tensor)
-    bad = ~torch.isfinite(plain)
-    place = [int(index) for index in bad.nonzero()[0]]
-    value = plain[tuple(place)].item()
-    return (
-        f"{name}{place if place else ''} is {value} ({int(bad.sum()):,} of its {plain.numel():,} "
-        "numbers are not finite)"
-    )
+    is_bad = ~torch.isfinite(plain)
+    position = [int(index) for index in is_bad.nonzero()[0]]
+    value = plain[tuple(position)].item()
+    count = f"{int(is_bad.sum()):,} of its {plain.numel():,} numbers are not finite"
+    return f"{name}{position if position else ''} is {value} ({count})"
 
 
 def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
-    """Return the content digest of a model folder: weights, configuration and tokenizer, by name
-    and bytes.
+    """Return the content digest of a model folder: weights, configuration, tokenizer.
 
-    Weights are read now, or remembered where a `cache` is given.
+    Made of the files' names and bytes. Weights are read, or their digests remembered in `cache`.
     """
     files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
     return digest_of([(path.name, _file_digest(path, cache)) for path in files])
 
 
 def _file_digest(path: Path, cache: Path | None) -> str:
-    return (
-        file_digest(path)
-        if cache is None or path.suffix != ".safetensors"
-        else remembered_digest(path, cache)
-    )
+    if cache is None or path.suffix != ".safetensors":
+        return file_digest(path)
+    return remembered_digest(path, cache)
 
 
 def describe(
@@ -254,8 +237,9 @@ def describe(
     note: str = "",
     cache: Path | None = None,
 ) -> Checkpoint:
-    """Return the `Checkpoint` of a saved model folder; the digest is computed from its bytes now,
-    or remembered in `cache`.
+    """Return the `Checkpoint` of a saved model folder.
+
+    Its digest is read from the files, or remembered in `cache`.
     """
     return Checkpoint(
         path=folder,
@@ -268,14 +252,15 @@ def describe(
 
 
 def model_class(folder: Path) -> Any:
-    """Return the class that opens a folder's model: for causal language models, else for models
-    that read images beside text.
+    """Return the class that opens a folder's model.
+
+    The one for causal language models, else the one for models that read images beside text.
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
-    kind = type(AutoConfig.from_pretrained(folder))
-    image = (
-        kind not in AutoModelForCausalLM._model_mapping
-        and kind in AutoModelForImageTextToText._model_mapping
+    config_class = type(AutoConfig.from_pretrained(folder))
+    reads_images = (
+        config_class not in AutoModelForCausalLM._model_mapping
+        and config_class in AutoModelForImageTextToText._model_mapping
     )
-    return AutoModelForImageTextToText if image else AutoModelForCausalLM
+    return AutoModelForImageTextToText if reads_images else AutoModelForCausalLM

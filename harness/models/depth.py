@@ -1,9 +1,9 @@
-"""Cuts in depth: the same decoder with fewer blocks, renumbered, and compared with the whole one
-whose other blocks are bypassed.
+"""Cuts in depth: the same decoder with fewer blocks, compared with its base.
 
-What a configuration says of single blocks (layer types, mixtures only in some, windows) is carried
-over by the block it is said of. What depends on a block's number in a way that no configuration can
-say (DiffLlama's lambda) makes a cut another model: it is refused.
+Settings of a configuration that speak of single blocks (layer types, mixtures in some, windows)
+follow the kept blocks. Where a block's number changes what it computes and no configuration can say
+so (DiffLlama's lambda), the cut would be another model: it is refused. The result is compared with
+the base whose dropped blocks are bypassed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,9 +21,9 @@ from harness.models.blocks import (
     probe_ids,
 )
 
-# settings that count blocks beside `num_hidden_layers` (xLSTM)
+# Settings that count blocks, beside `num_hidden_layers` (xLSTM has one).
 BLOCK_COUNT_SETTINGS = ("num_blocks", "num_layers", "n_layers", "n_layer")
-# Settings that list block numbers; others that hold one entry a block are told by their length.
+# Settings that list block numbers. Lists with one entry for each block are known by their length.
 BLOCK_LIST_SETTINGS = (
     "mlp_only_layers",
     "moe_layers",
@@ -32,8 +32,8 @@ BLOCK_LIST_SETTINGS = (
     "hybrid_layer_ids",
     "attention_layers_idx",
 )
-# Settings that hold for the blocks before a number (or from it on): how many of the kept ones stand
-# before it is the new number.
+# Settings with a block number, for the blocks before it or from it on. The new number is how many
+# kept blocks stand before it.
 FIRST_BLOCK_SETTINGS = (
     "first_k_dense_replace",
     "moe_layer_start_index",
@@ -43,140 +43,138 @@ FIRST_BLOCK_SETTINGS = (
 )
 
 
-def with_blocks(model: Any, kept: Sequence[int], *, copy: bool = True, cut: str = "depth") -> Any:
-    """Return a model of these blocks alone, in this order, renumbered (keys and values are cached
-    by number); random without `copy`.
+def with_blocks(
+    model: Any, kept_blocks: Sequence[int], *, copy: bool = True, label: str = "depth"
+) -> Any:
+    """Return a model of the kept blocks alone, in this order, renumbered; random without `copy`.
 
-    Raises `CellFailed` naming the cut and what differs where that is not the model with its other
-    blocks bypassed.
+    They are renumbered because keys and values are cached by number. Raises `CellFailed` with
+    `label` and the difference where the result is not the base with its other blocks bypassed.
     """
     from transformers import AutoModelForCausalLM
 
     prefix, blocks = named_blocks(model)
-    config = _shallower_config(model, kept, len(blocks), cut)
+    config = _shallower_config(model, kept_blocks, len(blocks), label)
     try:
         small = AutoModelForCausalLM.from_config(config, dtype=next(model.parameters()).dtype)
     except Exception as problem:  # a configuration that its class does not take: whatever it raises
         raise CellFailed(
-            f"{cut}: {type(model).__name__} cannot be built of blocks {list(kept)} of "
+            f"{label}: {type(model).__name__} cannot be built of blocks {list(kept_blocks)} of "
             f"{len(blocks)}: {in_one_line(problem)}"
         ) from problem
-    if len(named_blocks(small)[1]) != len(kept):
+    built = len(named_blocks(small)[1])
+    if built != len(kept_blocks):
         raise CellFailed(
-            f"{cut}: {type(model).__name__} counts its blocks by another setting than "
-            "num_hidden_layers and was built with "
-            f"{len(named_blocks(small)[1])} for {len(kept)}; use {alternative_to_depth(cut)}"
+            f"{label}: {type(model).__name__} counts its blocks by another setting than "
+            f"num_hidden_layers and was built with {built} for {len(kept_blocks)}; "
+            f"use {alternative_to_depth(label)}"
         )
     small = small.to(next(model.parameters()).device).eval()
     if not copy:
         return small
-    _copy_weights(model, small, prefix, kept, cut)
-    _refuse_changed(model, small, kept, cut)
+    _copy_weights(model, small, prefix, kept_blocks, label)
+    _refuse_changed(model, small, kept_blocks, label)
     return small
 
 
-def alternative_to_depth(cut: str) -> str:
-    """Name the cut in width that may be had in place of one in depth."""
-    return (
-        "prune-width"
-        if cut.startswith("prune")
-        else cut.replace("depth", "width").replace("scratch", "width")
-    )
+def alternative_to_depth(label: str) -> str:
+    """Return the cut in width to suggest where this cut in depth is refused."""
+    if label.startswith("prune"):
+        return "prune-width"
+    return label.replace("depth", "width").replace("scratch", "width")
 
 
-def _shallower_config(model: Any, kept: Sequence[int], count: int, cut: str) -> Any:
-    text = model.config.get_text_config()
-    if text.num_hidden_layers != count:
+def _shallower_config(model: Any, kept: Sequence[int], count: int, label: str) -> Any:
+    """Return the configuration of the kept blocks."""
+    text_config = model.config.get_text_config()
+    if text_config.num_hidden_layers != count:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} has a list of {count} blocks and its configuration "
-            f"says {text.num_hidden_layers}; none of them "
-            "can be dropped here"
+            f"{label}: {type(model).__name__} has a list of {count} blocks and its configuration "
+            f"says {text_config.num_hidden_layers}; none of them can be dropped here"
         )
-    told = text.to_dict()
-    changes: dict[str, Any] = {
-        "num_hidden_layers": len(kept),
-        **_per_block_settings(told, kept, count),
-    }
+    changes = {"num_hidden_layers": len(kept)}
+    changes |= _per_block_settings(text_config.to_dict(), kept, count)
     return edited_config(model.config, changes, tied=is_tied(model))
 
 
-def _per_block_settings(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
-    """Return those settings of a configuration that speak of single blocks, for the kept ones
-    alone.
-    """
+def _per_block_settings(
+    values: Mapping[str, Any], kept: Sequence[int], count: int
+) -> dict[str, Any]:
+    """Return the settings that speak of single blocks, changed to the kept blocks."""
     changes: dict[str, Any] = {}
-    for name, value in told.items():
+    for name, value in values.items():
         if name in BLOCK_COUNT_SETTINGS and value == count:
             changes[name] = len(kept)
         elif name in FIRST_BLOCK_SETTINGS and isinstance(value, int):
-            changes[name] = sum(at < value for at in kept)
+            changes[name] = sum(number < value for number in kept)
         elif isinstance(value, list | tuple) and value:
-            new = _renumbered_list(name, list(value), kept, count)
-            changes.update({} if new is None else {name: new})
+            kept_values = _renumbered_list(name, list(value), kept, count)
+            changes.update({} if kept_values is None else {name: kept_values})
     for name, rule in _RULES.items():
-        if told.get(name) is not None:
-            changes.update(rule(told, kept, count))
+        if values.get(name) is not None:
+            changes.update(rule(values, kept, count))
     return changes
 
 
 def _renumbered_list(
     name: str, value: list[Any], kept: Sequence[int], count: int
 ) -> list[Any] | None:
-    """Return a list of block numbers, or of one entry a block, for the kept blocks; None for any
-    other list.
+    """Return a setting's list of block numbers, or of one entry a block, for the kept blocks.
+
+    None for any other list.
     """
-    numbers = all(type(one) is int and 0 <= one < count for one in value)
+    are_numbers = all(type(entry) is int and 0 <= entry < count for entry in value)
     if name in BLOCK_LIST_SETTINGS or (
-        numbers and name.endswith(("layers_idx", "layer_idxs", "layer_ids", "layer_indices"))
+        are_numbers and name.endswith(("layers_idx", "layer_idxs", "layer_ids", "layer_indices"))
     ):
         return [new for new, old in enumerate(kept) if old in value]
-    return [value[at] for at in kept] if len(value) == count else None
+    return [value[number] for number in kept] if len(value) == count else None
 
 
 def _decoder_sparse_step(
-    told: Mapping[str, Any], kept: Sequence[int], count: int
+    values: Mapping[str, Any], kept: Sequence[int], count: int
 ) -> dict[str, Any]:
-    """Every n-th block is a mixture (Qwen2-MoE's family): the dense ones are listed instead."""
-    only = told.get("mlp_only_layers") or []
+    """List the dense blocks where every n-th block is a mixture (Qwen2-MoE's family)."""
+    dense_blocks = values.get("mlp_only_layers") or []
     dense = [
         new
         for new, old in enumerate(kept)
-        if old in only or (old + 1) % told["decoder_sparse_step"]
+        if old in dense_blocks or (old + 1) % values["decoder_sparse_step"]
     ]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense}
 
 
-def _attention_types(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
-    """GPT-Neo: [[kinds, how often], ...], spelt out."""
-    every = [
-        kind for kinds, times in told["attention_types"] for _ in range(times) for kind in kinds
+def _attention_types(values: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+    """Write out GPT-Neo's [[types, repeats], ...] for the kept blocks."""
+    types = [
+        kind for kinds, times in values["attention_types"] for _ in range(times) for kind in kinds
     ]
     return {
-        "attention_types": [[[every[at]], 1] for at in kept],
-        "attention_layers": [every[at] for at in kept],
+        "attention_types": [[[types[number]], 1] for number in kept],
+        "attention_layers": [types[number] for number in kept],
     }
 
 
 def _moe_layer_end_index(
-    told: Mapping[str, Any], kept: Sequence[int], count: int
+    values: Mapping[str, Any], kept: Sequence[int], count: int
 ) -> dict[str, Any]:
-    """ERNIE: mixtures up to a number, that one among them; -1 is the last block."""
-    end = told["moe_layer_end_index"] % count
-    return {"moe_layer_end_index": sum(at <= end for at in kept) - 1}
+    """ERNIE: the last block that is a mixture; -1 is the last block of all."""
+    last = values["moe_layer_end_index"] % count
+    return {"moe_layer_end_index": sum(number <= last for number in kept) - 1}
 
 
 def _num_kv_shared_layers(
-    told: Mapping[str, Any], kept: Sequence[int], count: int
+    values: Mapping[str, Any], kept: Sequence[int], count: int
 ) -> dict[str, Any]:
-    """Gemma 3n: the last blocks read the keys and values of earlier ones."""
-    first = count - told["num_kv_shared_layers"]
-    return {"num_kv_shared_layers": sum(at >= first for at in kept)}
+    """Gemma 3n: how many last blocks read the keys and values of earlier ones."""
+    first = count - values["num_kv_shared_layers"]
+    return {"num_kv_shared_layers": sum(number >= first for number in kept)}
 
 
-def _block_types(told: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
-    """RecurrentGemma: a pattern of block types, repeated; spelt out."""
-    kinds = list(told["block_types"])
-    return {"block_types": [kinds[at % len(kinds)] for at in kept]}
+def _block_types(values: Mapping[str, Any], kept: Sequence[int], count: int) -> dict[str, Any]:
+    """RecurrentGemma: write out its repeated pattern of block types for the kept blocks."""
+    pattern = list(values["block_types"])
+    return {"block_types": [pattern[number % len(pattern)] for number in kept]}
 
 
 _RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[int], int], dict[str, Any]]] = {
@@ -188,69 +186,64 @@ _RULES: Mapping[str, Callable[[Mapping[str, Any], Sequence[int], int], dict[str,
 }
 
 
-def _copy_weights(model: Any, small: Any, prefix: str, kept: Sequence[int], cut: str) -> None:
-    """Copy every weight of the kept blocks and of what stands around them; refuses weights that
-    would be lost or made up.
+def _copy_weights(model: Any, small: Any, prefix: str, kept: Sequence[int], label: str) -> None:
+    """Copy the weights of the kept blocks and of all outside the blocks.
+
+    Raises `CellFailed` where a weight would be left over or left unset.
     """
-    source, wanted = model.state_dict(), small.state_dict()
-    renamed = {name: _old_name(name, prefix, kept) for name in wanted}
-    odd = next(
-        (
-            new
-            for new, old in renamed.items()
-            if old not in source or source[old].shape != wanted[new].shape
-        ),
-        None,
-    )
-    if odd:
-        there = (
-            f"of shape {tuple(source[renamed[odd]].shape)}" if renamed[odd] in source else "missing"
-        )
+    source, target = model.state_dict(), small.state_dict()
+    old_names = {name: _old_name(name, prefix, kept) for name in target}
+    for new, old in old_names.items():
+        if old in source and source[old].shape == target[new].shape:
+            continue
+        problem = f"of shape {tuple(source[old].shape)}" if old in source else "missing"
         raise CellFailed(
-            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has {odd} of shape "
-            f"{tuple(wanted[odd].shape)}, and {renamed[odd]} is "
-            f"{there} in the model that it is cut from: what a block is depends on its place; keep "
-            f"other blocks, or use {alternative_to_depth(cut)}"
+            f"{label}: a {type(model).__name__} of blocks {list(kept)} has {new} of shape "
+            f"{tuple(target[new].shape)}, and {old} is {problem} in the model that it is cut "
+            "from: what a block is depends on its place; keep other blocks, or use "
+            f"{alternative_to_depth(label)}"
         )
-    dropped = tuple(
-        f"{prefix}.{at}." for at in range(len(named_blocks(model)[1])) if at not in kept
-    )
-    lost = {name for name in source.keys() - set(renamed.values()) if not name.startswith(dropped)}
+    count = len(named_blocks(model)[1])
+    dropped = tuple(f"{prefix}.{number}." for number in range(count) if number not in kept)
+    unused = source.keys() - set(old_names.values())
+    lost = {name for name in unused if not name.startswith(dropped)}
     if lost:
         raise CellFailed(
-            f"{cut}: a {type(model).__name__} of blocks {list(kept)} has no place for {min(lost)}; "
-            "keep other blocks"
+            f"{label}: a {type(model).__name__} of blocks {list(kept)} has no place for "
+            f"{min(lost)}; keep other blocks"
         )
-    small.load_state_dict({new: source[old] for new, old in renamed.items()})
+    small.load_state_dict({new: source[old] for new, old in old_names.items()})
 
 
 def _old_name(name: str, prefix: str, kept: Sequence[int]) -> str:
+    """Return the name that a weight of the shorter model has in its base."""
     if not name.startswith(f"{prefix}."):
         return name
     number, dot, rest = name.removeprefix(f"{prefix}.").partition(".")
     return f"{prefix}.{kept[int(number)]}{dot}{rest}" if number.isdigit() else name
 
 
-def _refuse_changed(model: Any, small: Any, kept: Sequence[int], cut: str) -> None:
-    _, before = named_blocks(model)
-    _, after = named_blocks(small)
-    dropped = [at for at in range(len(before)) if at not in kept]
-    told = ""
-    for new, old in enumerate(kept):
-        said = differing_constant(
-            after[new], before[old], places=(new, old), counts=(len(after), len(before))
-        )
-        told = told or (f"of block {old}, {said}" if said else "")
-    if not told:
+def _refuse_changed(model: Any, small: Any, kept: Sequence[int], label: str) -> None:
+    """Raise `CellFailed` where the shorter model is not its base with dropped blocks bypassed."""
+    _, blocks = named_blocks(model)
+    _, small_blocks = named_blocks(small)
+    dropped = [number for number in range(len(blocks)) if number not in kept]
+    counts = len(small_blocks), len(blocks)
+    constants = {
+        old: differing_constant(small_blocks[new], blocks[old], places=(new, old), counts=counts)
+        for new, old in enumerate(kept)
+    }
+    differences = (f"of block {old}, {constant}" for old, constant in constants.items() if constant)
+    difference = next(differences, "")
+    if not difference:
         ids = probe_ids(model)
-        base = block_updates(model, ids, kept, bypassed_blocks(before, dropped))
-        ours = block_updates(small, ids, range(len(kept)))
-        told = first_difference(
-            ours, base, kept, dtype=str(next(model.parameters()).dtype).removeprefix("torch.")
-        )
-    if told:
+        base_updates = block_updates(model, ids, kept, bypassed_blocks(blocks, dropped))
+        updates = block_updates(small, ids, range(len(kept)))
+        dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+        difference = first_difference(updates, base_updates, kept, dtype=dtype)
+    if difference:
         raise CellFailed(
-            f"{cut}: {type(model).__name__} without its blocks {dropped} is not that model with "
-            f"those blocks bypassed ({told}): what a block does depends on its place; "
-            f"keep other blocks, or use {alternative_to_depth(cut)}"
+            f"{label}: {type(model).__name__} without its blocks {dropped} is not that model with "
+            f"those blocks bypassed ({difference}): what a block does depends on its place; "
+            f"keep other blocks, or use {alternative_to_depth(label)}"
         )

@@ -1,8 +1,7 @@
-"""What a model folder from elsewhere must hold before a library opens it: JSON files that are JSON,
-counts that are counts. No torch.
+"""Checks a model folder from elsewhere before a library opens it: JSON, and counts. No torch.
 
-Libraries read such files with whatever their language raises; here a folder that cannot be opened
-is one line with the file and the field.
+A library raises any error over such files. Here a folder that cannot be opened gives one line with
+the file and the field.
 """
 
 from collections.abc import Iterator, Mapping
@@ -51,17 +50,15 @@ _REMEDY = "download or save the model again"
 
 
 def refuse_malformed(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse a model folder whose files are no JSON objects, or whose configuration states counts
-    that are none.
-    """
+    """Refuse a model folder with a file that is no JSON object, or a count that is no number."""
     for place, part in _config_parts(config):
         for name in _COUNT_SETTINGS:
-            if (
-                wrong := _count_problem(
-                    part.get(name), least=1 if name in _POSITIVE_SETTINGS else 0
+            least = 1 if name in _POSITIVE_SETTINGS else 0
+            problem = _count_problem(part.get(name), least=least)
+            if problem:
+                raise HarnessError(
+                    f"{folder / 'config.json'}: {place}{name} is {problem}; {_REMEDY}"
                 )
-            ) and part.get(name) is not None:
-                raise HarnessError(f"{folder / 'config.json'}: {place}{name} is {wrong}; {_REMEDY}")
     if not isinstance(config.get("model_type", ""), str):
         raise HarnessError(
             f"{folder / 'config.json'}: model_type is {describe_json_type(config['model_type'])}, "
@@ -73,25 +70,19 @@ def refuse_malformed(folder: Path, config: Mapping[str, Any]) -> None:
 
 
 def _config_parts(config: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield a configuration, and its language model's part, each with the prefix of its names."""
     yield "", config
     if isinstance(config.get("text_config"), Mapping):
         yield "text_config.", config["text_config"]
 
 
 def _count_problem(value: Any, *, least: int) -> str:
-    """Say what a value is that is no count, nor a list of them, one a layer; "" where it is."""
-    values = value if isinstance(value, list) else [value]
-    wrong = next(
-        (
-            one
-            for one in values
-            if one is not None and (type(one) is not int or not least <= one < _MAX_COUNT)
-        ),
-        None,
-    )
-    return (
-        "" if wrong is None else f"{repr(wrong)[:40]}, where a whole number from {least} on belongs"
-    )
+    """Return what is wrong with a count, or with one of a list for each layer; "" for nothing."""
+    for count in value if isinstance(value, list) else [value]:
+        is_count = type(count) is int and least <= count < _MAX_COUNT
+        if count is not None and not is_count:
+            return f"{repr(count)[:40]}, where a whole number from {least} on belongs"
+    return ""
 
 
 def _refuse_file(path: Path) -> None:
@@ -108,22 +99,23 @@ def _refuse_file(path: Path) -> None:
 
 
 def refuse_malformed_gguf(path: Path) -> None:
-    """Refuse a GGUF file whose header is none: its mark, its version, counts of tensors and keys
-    that the file could hold.
+    """Refuse a file whose header is not that of a GGUF file.
+
+    Checked are its magic number, its version, and counts of tensors and keys that the file could
+    hold.
     """
     try:
         with path.open("rb") as stream:
-            head = stream.read(24)
+            header = stream.read(24)
     except OSError as problem:
         raise HarnessError(f"{path}: cannot be read ({problem.strerror})") from problem
-    if len(head) < 24 or head[:4] != b"GGUF":
+    if len(header) < 24 or header[:4] != b"GGUF":
         raise HarnessError(
-            f"{path} is no GGUF file (it begins with {head[:4]!r}); download it again"
+            f"{path} is no GGUF file (it begins with {header[:4]!r}); download it again"
         )
-    version, (tensors, keys) = (
-        int.from_bytes(head[4:8], "little"),
-        (int.from_bytes(head[at : at + 8], "little") for at in (8, 16)),
-    )
+    version = int.from_bytes(header[4:8], "little")
+    tensors = int.from_bytes(header[8:16], "little")
+    keys = int.from_bytes(header[16:24], "little")
     size = path.stat().st_size
     if version not in (2, 3):
         raise HarnessError(

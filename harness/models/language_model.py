@@ -42,38 +42,40 @@ class LanguageModel:
 
     @property
     def dtype(self) -> str:
-        """The type that it computes in: "float32", "bfloat16"; what a comparison of two ways to
-        compute must allow for follows from it.
-        """
+        """The type that it computes in, as "float32"; tolerances of comparisons depend on it."""
         return self.autocast or str(self.model.dtype).removeprefix("torch.")
 
     @property
     def pad_id(self) -> int:
-        """An id for padding, which is always masked: the tokenizer's where the embedding table has
-        it, else any that it has.
+        """An id for padding, which is always masked.
+
+        The tokenizer's, if the embedding has a row for it, else any id.
         """
-        listed = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
+        candidates = (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id)
         return next(
-            (int(token) for token in listed if token is not None and 0 <= token < self.vocabulary),
+            (
+                int(token)
+                for token in candidates
+                if token is not None and 0 <= token < self.vocabulary
+            ),
             0,
         )
 
     @property
     def eos_ids(self) -> frozenset[int]:
         """Every id that ends an answer: the tokenizer's and the generation config's."""
-        listed = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = listed if isinstance(listed, list) else [listed]
-        return frozenset(int(i) for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        stated = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = [*(stated if isinstance(stated, list) else [stated]), self.tokenizer.eos_token_id]
+        return frozenset(int(token) for token in ids if token is not None)
 
     def encode(self, text: str, *, special: bool | None = None) -> list[int]:
-        """Encode as the tokenizer would by default; a text that already starts with BOS (a chat
-        template's) gets no second one.
-        """
+        """Encode a text as the tokenizer does by default, but with no second BOS."""
         return encode_prompt(self.tokenizer, text, special=special)
 
-    def refuse_unknown(self, ids: Sequence[int]) -> None:
-        """Refuse token ids that the embedding table does not have, as a tokenizer gives them that
-        was added to without resizing.
+    def refuse_unknown_ids(self, ids: Sequence[int]) -> None:
+        """Refuse token ids without a row in the embedding.
+
+        A tokenizer gives such ids if tokens were added to it and the model was not resized.
         """
         if ids and max(ids) >= self.vocabulary:
             token = max(ids)
@@ -86,74 +88,67 @@ class LanguageModel:
 
     @property
     def text_config(self) -> Any:
-        """The configuration of the language model, which models with a vision or audio tower keep
-        inside their own.
-        """
+        """The configuration of the language model, without vision or audio parts."""
         return text_config(self.model.config)
 
     @property
     def placeholders(self) -> frozenset[int]:
-        """Ids that stand for an image or a sound: a text that holds one is refused by the model for
-        want of it.
-        """
-        named = {
+        """Ids that stand for an image or a sound: the model fails on a text that holds one."""
+        token_ids = {
             key: value
             for key, value in self.model.config.to_dict().items()
             if key.endswith(("_token_id", "_token_index"))
         }
-        spoken = ("bos_", "eos_", "pad_", "sep_", "unk_", "decoder_")
+        text_prefixes = ("bos_", "eos_", "pad_", "sep_", "unk_", "decoder_")
         return frozenset(
             value
-            for key, value in named.items()
-            if isinstance(value, int) and not key.startswith(spoken)
+            for key, value in token_ids.items()
+            if isinstance(value, int) and not key.startswith(text_prefixes)
         )
 
     @property
     def vocabulary(self) -> int:
-        """Rows of the embedding table: the ids that the model can be shown."""
-        table = (
-            self.model.get_input_embeddings()
-            if hasattr(self.model, "get_input_embeddings")
-            else None
-        )
-        return int(self.text_config.vocab_size if table is None else table.weight.shape[0])
+        """Rows of the embedding: how many ids the model accepts."""
+        get_embedding = getattr(self.model, "get_input_embeddings", lambda: None)
+        embedding = get_embedding()
+        return int(self.text_config.vocab_size if embedding is None else embedding.weight.shape[0])
 
     @property
     def context(self) -> int:
-        """The longest sequence that the model was built for, in tokens, by lm-eval's rule:
-        configuration, tokenizer, 2,048.
+        """The longest sequence that the model was built for, in tokens.
+
+        By lm-eval's rule: what the configuration says, else the tokenizer, else 2,048.
         """
-        told = (
+        lengths = (
             getattr(self.text_config, name, None)
             for name in ("n_positions", "max_position_embeddings", "n_ctx")
         )
-        length = next((value for value in told if value is not None), None)
+        length = next((value for value in lengths if value is not None), None)
         if length is None:
             length = self.tokenizer.model_max_length
         return int(length) if length is not None and length < _NO_LIMIT else DEFAULT_CONTEXT
 
 
 def text_config(config: Any) -> Any:
-    """Return the part of a configuration that describes the language model: itself, unless there
-    are towers beside it.
-    """
+    """Return the part of a configuration that describes the language model, or all of it."""
     return config.get_text_config(decoder=True) if hasattr(config, "get_text_config") else config
 
 
-MAX_TEMPLATE_SECONDS = 10.0  # of one prompt: the longest of real templates takes milliseconds
-MAX_TEMPLATE_CHARACTERS = 200_000  # beside ten times what is shown
+MAX_TEMPLATE_SECONDS = 10.0  # for one prompt: the slowest real templates take milliseconds
+MAX_TEMPLATE_CHARACTERS = 200_000  # of one prompt, plus ten times its contents
 
 
-def render_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: bool = False) -> str:
-    """Render a conversation as the tokenizer's template does, the same on every day; `goes_on`
-    leaves the last turn open to be continued.
+def render_chat(
+    tokenizer: Any, turns: Sequence[dict[str, str]], *, continue_last: bool = False
+) -> str:
+    """Render a conversation by the tokenizer's template, the same on every day.
 
-    A template that asks for the date is told `TODAY`: with the real one, yesterday's prompts,
-    digests and caches would not be today's.
+    `continue_last` leaves the last turn open to be continued. A template that asks for the date
+    gets `TEMPLATE_DATE`: with the real one, prompts, digests and caches would change every day.
     """
-    told: dict[str, str] = {}
+    template_options: dict[str, str] = {}
     if tokenizer.chat_template:  # mistral-common's tokenizers have none and write no date
-        told = {
+        template_options = {
             "chat_template": _date_macro() + tokenizer.get_chat_template(),
             "date_string": TEMPLATE_DATE.strftime("%d %b %Y"),
         }
@@ -162,32 +157,33 @@ def render_chat(tokenizer: Any, turns: Sequence[dict[str, str]], *, goes_on: boo
             text: str = tokenizer.apply_chat_template(
                 turns,
                 tokenize=False,
-                add_generation_prompt=not goes_on,
-                continue_final_message=goes_on,
-                **told,
+                add_generation_prompt=not continue_last,
+                continue_final_message=continue_last,
+                **template_options,
             )
     except TimeLimitExceeded:
         raise CellFailed(
             f"the chat template takes more than {MAX_TEMPLATE_SECONDS:g} s for one prompt; type "
             "--chat-template off"
         ) from None
-    # Jinja's sandbox bounds ranges, and Python calls
+    # Jinja's sandbox limits the length of ranges, Python the depth of calls.
     except (MemoryError, RecursionError, OverflowError) as problem:
         raise CellFailed(
             f"the chat template cannot be used ({in_one_line(problem)}); type --chat-template off"
         ) from problem
-    shown = sum(len(str(turn.get("content", ""))) for turn in turns)
-    if len(text) > MAX_TEMPLATE_CHARACTERS + 10 * shown:
+    content_length = sum(len(str(turn.get("content", ""))) for turn in turns)
+    if len(text) > MAX_TEMPLATE_CHARACTERS + 10 * content_length:
         raise CellFailed(
-            f"the chat template writes {len(text):,} characters around {shown:,}; type "
+            f"the chat template writes {len(text):,} characters around {content_length:,}; type "
             "--chat-template off"
         )
     return text
 
 
 def _date_macro() -> str:
-    """Return a Jinja macro that hides the template's `strftime_now`: transformers passes texts to a
-    template, and no functions.
+    """Return a Jinja macro that replaces the template's `strftime_now`.
+
+    A macro, because transformers passes texts to a template and no functions.
     """
     codes = "".join(
         f".replace('%{code}', '{TEMPLATE_DATE.strftime(f'%{code}')}')" for code in _DATE_CODES
@@ -219,8 +215,9 @@ def open_model(
 
 @contextmanager
 def one_line_open_errors(name: str) -> Iterator[None]:
-    """Turn what a library raises over a model's files into one line; want of memory and of kernels
-    stays what it is.
+    """Turn what a library raises over a model's files into one line with the model's name.
+
+    Errors about memory and kernels pass unchanged.
     """
     try:
         yield
@@ -233,12 +230,10 @@ def one_line_open_errors(name: str) -> Iterator[None]:
 
 
 def refuse_non_finite(model: Any, name: str) -> None:
-    """Refuse a model that holds a number which is none: whatever is computed with it would be noise
-    that looks like a result.
-    """
+    """Refuse a model with a NaN or an infinity: its scores would look like results."""
     # a buffer that is never saved may hold a mask of infinities
-    kept = model.state_dict(keep_vars=True).keys()
-    buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in kept)
+    saved_names = model.state_dict(keep_vars=True).keys()
+    buffers = ((key, buffer) for key, buffer in model.named_buffers() if key in saved_names)
     place = first_non_finite((*model.named_parameters(), *buffers))
     if place:
         raise CellFailed(
@@ -256,8 +251,8 @@ def tokenizer_of(folder: Path, **options: Any) -> Any:
     """Open the tokenizer of a folder, as transformers does.
 
     transformers notes in it how it was opened (from a folder, with the Hub switched off) and writes
-    that into every tokenizer that is saved: students of one training would have other bytes, and
-    another digest, where HF_HUB_OFFLINE is set.
+    that into every tokenizer that is saved. Students of one training would have other bytes, and
+    another digest, where HF_HUB_OFFLINE is set; so the notes are removed.
     """
     from transformers import AutoTokenizer
 
@@ -268,18 +263,16 @@ def tokenizer_of(folder: Path, **options: Any) -> Any:
 
 
 def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
-    """Return the dtype in which a checkpoint's largest matrix of floats lies on disk: a student is
-    saved in its base's.
-    """
+    """Return the dtype of a checkpoint's largest float matrix on disk; students are saved in it."""
     import torch
 
-    floats = {
+    dtypes = {
         "F64": torch.float64,
         "F32": torch.float32,
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
     _, kind = max(
-        (count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in floats
+        (count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in dtypes
     )
-    return floats[kind]
+    return dtypes[kind]

@@ -1,60 +1,61 @@
-"""How many bits the matrices of a model's blocks take in its files, and how many of their weights
-are zero, counted there.
-"""
+"""Counts the bits and the zeros of the matrices in a model's blocks, in its files."""
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.models.checkpoint import header_entries, weight_files
 
 _BLOCK = re.compile(r"\.(layers|h|blocks)\.\d+\.")
-_ROW_BITS = 64  # of a row's scale and zero, at most, where one is kept for each row
-# what a library keeps beside a matrix at most: a code book, its own description
-_MATRIX_BYTES = 512
+_MAX_ROW_BITS = 64  # of the scale and zero of one row
+# beside one matrix: a library's code book, its description of the matrix
+_MAX_MATRIX_BYTES = 512
 
 
-def bits_in_file(base: Path, student: Path) -> tuple[float | None, float]:
-    """Return the bits of a weight in the student's packed matrices, and how far a declared number
-    may be from them; None: no packed one.
+class FileBits(NamedTuple):
+    """Bits of a weight in packed matrices."""
 
-    A packed matrix is one of the base's blocks that has other types or shapes in the student; all
-    tensors whose names begin with its module's count, its bias left out. A declared number cannot
-    know how wide rows are: it may miss the scale and zero of the narrowest row, and what a library
-    keeps beside the smallest matrix.
+    bits: float | None  # None where no matrix is packed
+    tolerance: float  # by how much a declared number may differ
+
+
+def bits_in_file(base: Path, student: Path) -> FileBits:
+    """Return the bits of a weight in a student's packed matrices, as its files hold them.
+
+    A packed matrix is one of the base's blocks that has another type or shape in the student. All
+    tensors whose names begin with its module's count, except its bias. A declared number of bits
+    cannot know how wide rows are: it may miss the scale and zero of the narrowest row, and what a
+    library keeps beside the smallest matrix. That is the tolerance.
     """
-    before, after = _tensors(base), _tensors(student)
-    stored = weights = 0
-    narrowest = smallest = 2**62
-    for name, entry in before.items():
-        if (
-            len(entry["shape"]) != 2
-            or not _BLOCK.search(name)
-            or after.get(name, {}).get("dtype") in ("F32", "F16", "BF16")
-        ):
+    base_entries, entries = _entries(base), _entries(student)
+    stored_bits = weights = 0
+    fewest_columns = fewest_weights = 2**62
+    for name, base_entry in base_entries.items():
+        is_float = entries.get(name, {}).get("dtype") in ("F32", "F16", "BF16")
+        if len(base_entry["shape"]) != 2 or not _BLOCK.search(name) or is_float:
             continue
         module = name.removesuffix("weight")
-        own = [
-            one
-            for other, one in after.items()
-            if other.startswith(module) and other != f"{module}bias"
+        offsets = [
+            entry["data_offsets"]
+            for tensor, entry in entries.items()
+            if tensor.startswith(module) and tensor != f"{module}bias"
         ]
-        # factors in its stead
-        if not own or any(other.startswith(f"{module}up.") for other in after):
+        is_factored = any(tensor.startswith(f"{module}up.") for tensor in entries)
+        if not offsets or is_factored:
             continue
-        rows, columns = entry["shape"]
-        stored += 8 * sum(end - begin for begin, end in (one["data_offsets"] for one in own))
+        rows, columns = base_entry["shape"]
+        stored_bits += 8 * sum(end - begin for begin, end in offsets)
         weights += rows * columns
-        narrowest, smallest = min(narrowest, columns), min(smallest, rows * columns)
+        fewest_columns = min(fewest_columns, columns)
+        fewest_weights = min(fewest_weights, rows * columns)
     if not weights:
-        return None, 0.0
-    return stored / weights, _ROW_BITS / narrowest + 8 * _MATRIX_BYTES / smallest
+        return FileBits(None, 0.0)
+    tolerance = _MAX_ROW_BITS / fewest_columns + 8 * _MAX_MATRIX_BYTES / fewest_weights
+    return FileBits(stored_bits / weights, tolerance)
 
 
 def zeros_in_blocks(folder: Path) -> float | None:
-    """Return the share of zeros in the float matrices of a model's blocks; None where it
-    has none.
-    """
+    """Return the share of zeros in the float matrices of a model's blocks, None if it has none."""
     from safetensors import safe_open
 
     zeros = count = 0
@@ -68,7 +69,7 @@ def zeros_in_blocks(folder: Path) -> float | None:
     return zeros / count if count else None
 
 
-def _tensors(folder: Path) -> dict[str, Any]:
+def _entries(folder: Path) -> dict[str, Any]:
     return {
         name: entry for path in weight_files(folder) for name, entry in header_entries(path).items()
     }

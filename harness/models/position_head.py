@@ -1,4 +1,4 @@
-"""Logits of a causal language model at wanted positions alone: its head is handed no others."""
+"""Logits of a causal language model at selected positions alone, without those of all others."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,53 +7,53 @@ if TYPE_CHECKING:
 
 
 class PositionHead:
-    """Makes logits at the wanted positions only, with gradients where the caller's mode keeps them.
+    """Computes logits at selected positions only.
 
-    Everything behind the head (scales, caps) is the model's own. Logits of a whole batch would be
-    the largest tensor of a step.
+    A hook hands the model's head the selected states alone, since logits of a whole batch would be
+    the largest tensor of a step. Everything behind the head (scales, caps) is the model's own.
+    Gradients are kept where the caller's mode keeps them.
     """
 
     def __init__(self, model: Any) -> None:
-        self._wanted: torch.Tensor | None = None
+        self._selected: torch.Tensor | None = None  # (B, T-1), during a call of `logits_at`
         self.model = model
         head = model.get_output_embeddings()
         self._hook = head.register_forward_pre_hook(self._select) if head is not None else None
 
-    def _select(self, head: Any, given: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if (
-            self._wanted is None
-            or not given
-            or given[0].ndim != 3
-            or given[0].shape[1] != self._wanted.shape[1] + 1
-        ):
+    def _select(self, head: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        selected = self._selected
+        if selected is None or not arguments:
             return None
-        return (given[0][:, :-1][self._wanted][None], *given[1:])
+        states, *others = arguments
+        if states.ndim != 3 or states.shape[1] != selected.shape[1] + 1:
+            return None
+        return (states[:, :-1][selected][None], *others)
 
-    def at(
+    def logits_at(
         self,
         ids_BT: "torch.Tensor",
         attention_BT: "torch.Tensor",
-        wanted: "torch.Tensor",
+        selected: "torch.Tensor",
         *,
         through: Any = None,
     ) -> "torch.Tensor":
         """Return logits (N, V) at the positions (B, T-1) that are wanted; `through` is the wrapped
         model, where training wraps it.
         """
-        self._wanted = wanted
+        self._selected = selected
         try:
             logits = (through or self.model)(
                 input_ids=ids_BT, attention_mask=attention_BT, use_cache=False
             ).logits
         finally:
-            self._wanted = None
-        count = int(wanted.sum())
-        selected: torch.Tensor = (
-            logits[0] if logits.shape[:2] == (1, count) else logits[:, :-1][wanted]
+            self._selected = None
+        count = int(selected.sum())
+        result: torch.Tensor = (
+            logits[0] if logits.shape[:2] == (1, count) else logits[:, :-1][selected]
         )
-        return selected
+        return result
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hook from the model."""
         if self._hook is not None:
             self._hook.remove()

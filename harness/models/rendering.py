@@ -1,25 +1,29 @@
-"""How training items and prompts are shown to a model: as plain text, or as a conversation in its
-chat template. No torch at import.
+"""How training items and prompts are shown to a model: as plain text or as a chat.
+
+torch is imported inside functions.
 """
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.contract import Checkpoint, Example, Prompting
 
 
-def rendering_of(
-    prompting: Prompting, base: Checkpoint
-) -> tuple[Callable[[Example], Example], Callable[[Any, str], str]]:
-    """Return how training items are shown to the student, and prompts to a model by its tokenizer:
-    as the scorer shows them.
-    """
+class Rendering(NamedTuple):
+    """How a model is shown training items and prompts."""
+
+    render: Callable[[Example], Example]  # by the student's tokenizer
+    show: Callable[[Any, str], str]  # (tokenizer, plain prompt) -> what its model is shown
+
+
+def rendering_of(prompting: Prompting, base: Checkpoint) -> Rendering:
+    """Return how training items and prompts are shown to models, as the scorer shows them."""
     if not prompting.chat:
-        return (lambda example: example), (lambda tokenizer, prompt: prompt)
+        return Rendering(lambda example: example, lambda tokenizer, prompt: prompt)
     from harness.models.language_model import render_chat, student_tokenizer
 
-    own = student_tokenizer(base)
+    base_tokenizer = student_tokenizer(base)
     system = [{"role": "system", "content": prompting.system}] if prompting.system else []
 
     def show(tokenizer: Any, prompt: str) -> str:
@@ -29,10 +33,10 @@ def rendering_of(
         completion, answer = example.completion.lstrip(), example.answer.lstrip()
         return replace(
             example,
-            prompt=show(own, example.prompt),
+            prompt=show(base_tokenizer, example.prompt),
             plain=example.prompt,
             completion=completion,
             answer=answer,
         )
 
-    return render, show
+    return Rendering(render, show)

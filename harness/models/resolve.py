@@ -1,4 +1,4 @@
-"""From a name to a model's folder: embedded pair, folder, GGUF file, Hub id."""
+"""Finds a model by name: one of the embedded pair, a folder, a GGUF file, a Hub id."""
 
 import difflib
 import re
@@ -24,12 +24,8 @@ if TYPE_CHECKING:
 
 
 EMBEDDED = Path(__file__).parents[1] / "embedded"
-
-
 EMBEDDED_MODELS = ("tiny", "tiny-math")
-
-
-# of a GGUF file, kept to the last bit; fewer bits were rounded far more than bf16 is
+# GGUF types whose values are kept exactly; the others were rounded far more than bf16 rounds.
 EXACT_GGUF_TYPES = ("F32", "F16", "BF16", "Q8_0")
 
 
@@ -39,8 +35,9 @@ def is_embedded(name: str) -> bool:
 
 
 def resolve(name: str, *, cache: Path) -> Checkpoint:
-    """Find the model that the user named and return its checkpoint, unpacking a GGUF file into
-    `cache` once.
+    """Return the checkpoint of the model that the user named.
+
+    A GGUF file is unpacked into `cache` once.
     """
     if is_embedded(name):
         folder = EMBEDDED / name
@@ -56,8 +53,8 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
         return _unpack_gguf(path, cache)
     if path.is_dir():
         if not (path / "config.json").is_file():
-            inside = sorted(p.name for p in path.glob("*.gguf"))
-            hint = f"; it holds {inside[0]}: name that file" if inside else ""
+            gguf_names = sorted(gguf_path.name for gguf_path in path.glob("*.gguf"))
+            hint = f"; it holds {gguf_names[0]}: name that file" if gguf_names else ""
             raise HarnessError(f"folder {name} holds no model (config.json is missing){hint}")
         if not any(path.glob("*.safetensors")):
             raise _no_safetensors_error(name, path)
@@ -68,20 +65,16 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
     return _from_hub(name)
 
 
-# opening one runs what it says
+# Opening a pickle runs the program in it.
 _PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.pkl", "*.ckpt", "*.pickle")
 
 
 def _no_safetensors_error(name: str, folder: Path) -> HarnessError:
-    """Return the line for a folder without safetensors; weights that are pickles are named and
-    never opened.
-    """
-    pickled = next(
-        (path.name for pattern in _PICKLE_PATTERNS for path in sorted(folder.glob(pattern))), ""
-    )
-    told = f": {pickled} is a pickle, which is a program, and is not opened" if pickled else ""
+    """Return the error for a folder without safetensors; it names pickles, which stay closed."""
+    pickles = [path.name for pattern in _PICKLE_PATTERNS for path in sorted(folder.glob(pattern))]
+    note = f": {pickles[0]} is a pickle, which is a program, and is not opened" if pickles else ""
     return HarnessError(
-        f"folder {name} holds no *.safetensors weights{told}; save it with save_pretrained()"
+        f"folder {name} holds no *.safetensors weights{note}; save it with save_pretrained()"
     )
 
 
@@ -89,36 +82,33 @@ _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
 def _is_hub_id(name: str) -> bool:
-    """Tell whether a name may be a Hub id: org/name, or a single name (gpt2) that is not nearly an
-    embedded one, @revision behind it.
+    """Tell whether a name may be a Hub id: org/name or one word, with or without @revision.
+
+    A single word that is close to an embedded model's name is taken for a slip.
     """
-    alone = "/" not in name.partition("@")[0]
-    return _HUB_ID.fullmatch(name) is not None and not (
-        alone and difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5)
-    )
+    if _HUB_ID.fullmatch(name) is None:
+        return False
+    has_owner = "/" in name.partition("@")[0]
+    return has_owner or not difflib.get_close_matches(name, EMBEDDED_MODELS, n=1, cutoff=0.5)
 
 
 def _unknown_model_error(name: str) -> HarnessError:
-    return unknown(
-        "model",
-        name,
-        EMBEDDED_MODELS,
-        hint="(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 "
-        "or org/name@revision)",
+    hint = (
+        "(a model is an embedded name, a folder, a .gguf file or a Hub id like org/name, gpt2 or "
+        "org/name@revision)"
     )
+    return unknown("model", name, EMBEDDED_MODELS, hint=hint)
 
 
 def _split_revision(name: str) -> tuple[str, dict[str, str]]:
-    """Split a Hub id into its repository and the revision that is asked for, if any."""
-    found = _HUB_ID.fullmatch(name)
-    assert found is not None
-    return found["id"], {"revision": found["revision"]} if found["revision"] else {}
+    """Split a Hub id into its repository and its revision, an argument of the Hub's functions."""
+    match = _HUB_ID.fullmatch(name)
+    assert match is not None
+    return match["id"], {"revision": match["revision"]} if match["revision"] else {}
 
 
 def configuration_folder(name: str, *, cache: Path) -> Path:
-    """Return a folder with a model's configuration and, where that is free, nothing else: no
-    weights are fetched, opened or hashed.
-    """
+    """Return a folder with a model's configuration, without reading any weights where possible."""
     path = Path(name).expanduser()
     if is_embedded(name):
         return EMBEDDED / name
@@ -131,35 +121,35 @@ def configuration_folder(name: str, *, cache: Path) -> Path:
         try:
             return Path(hf_hub_download(repository, "config.json", **revision)).parent
         except Exception as problem:
-            told = (
-                "the configuration of {name!r} is not to be had from the Hub ({reason}); give a "
-                "folder or a size: 7B"
+            message = (
+                "the Hub does not give the configuration of {name!r} ({reason}); give a folder or "
+                "a size: 7B"
             )
-            raise _hub_error(name, problem, told) from problem
-    # a GGUF file is unpacked once, as any run on it would; names that mean nothing are refused
+            raise _hub_error(name, problem, message) from problem
+    # A GGUF file is unpacked, as any run would do once; names without a model are refused.
     return resolve(name, cache=cache).path
 
 
 def _from_hub(name: str) -> Checkpoint:
+    """Download a model from the Hub, or find it in the Hub's cache; return its checkpoint."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        wanted = ["*.safetensors", "*.json", "*.model", "*.jinja"]
+        patterns = ["*.safetensors", "*.json", "*.model", "*.jinja"]
         repository, revision = _split_revision(name)
-        folder = Path(
-            snapshot_download(
-                repository, allow_patterns=wanted, ignore_patterns=["consolidated*"], **revision
-            )
+        snapshot = snapshot_download(
+            repository, allow_patterns=patterns, ignore_patterns=["consolidated*"], **revision
         )
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as problem:
         if "/" not in name:
             raise _unknown_model_error(name) from problem
-        told = (
-            "model {name!r} is neither a folder here nor to be had from the Hub ({reason}); give a "
+        message = (
+            "model {name!r} is no folder here, and the Hub does not give it ({reason}); give a "
             "folder or a .gguf file"
         )
-        raise _hub_error(name, problem, told) from problem
+        raise _hub_error(name, problem, message) from problem
+    folder = Path(snapshot)
     if not any(folder.glob("*.safetensors")):
         raise HarnessError(
             f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are "
@@ -167,20 +157,19 @@ def _from_hub(name: str) -> Checkpoint:
         )
     # The snapshot folder is named by the commit: the Hub's own content address.
     refuse_malformed(folder, read_model_json(folder / "config.json"))
-    size = sum(path.stat().st_size for path in weight_files(folder))
-    note = _packed_note(folder)
     return Checkpoint(
         path=folder,
         name=name,
         digest=f"hub:{repository}@{folder.name}",
-        bytes_on_disk=size,
-        note=note,
+        bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
+        note=_packed_note(folder),
     )
 
 
-def _hub_error(name: str, problem: Exception, told: str) -> HarnessError:
-    """Return the line for a model that the Hub does not give: a name without a slash is more likely
-    a slip than one of the Hub's few.
+def _hub_error(name: str, problem: Exception, message: str) -> HarnessError:
+    """Return the error for a model that the Hub does not give.
+
+    A name without a slash is more likely a slip than one of the Hub's few such models.
     """
     from huggingface_hub.errors import GatedRepoError
 
@@ -191,11 +180,11 @@ def _hub_error(name: str, problem: Exception, told: str) -> HarnessError:
         )
     if "/" not in name.partition("@")[0]:
         return _unknown_model_error(name)
-    return HarnessError(told.format(name=name, reason=str(problem).splitlines()[0][:120]))
+    return HarnessError(message.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 
 def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
-    """Save a GGUF file once as plain safetensors (its quantised weights dequantised to floats)."""
+    """Save a GGUF file once as plain safetensors, its quantized weights as floats."""
     try:
         import gguf  # noqa: F401
     except ImportError as problem:
@@ -203,80 +192,75 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
             "opening a .gguf file needs the gguf package; type: pip install "
             "'compression-harness[gguf]'"
         ) from problem
-    kind = gguf_type(path)
+    tensor_type = gguf_type(path)
     key = remembered_digest(path, cache)
-    exact = kind in EXACT_GGUF_TYPES
-    folder = cache / "gguf" / (f"{key[:32]}-exact" if exact else key[:32])
+    is_exact = tensor_type in EXACT_GGUF_TYPES
+    folder = cache / "gguf" / (f"{key[:32]}-exact" if is_exact else key[:32])
     if not (folder / "config.json").exists():
-        import torch
-        from transformers import AutoModelForCausalLM, GgufConfig
-
-        # dequantize=True: never stays packed. Then the mark goes, or save_pretrained refuses it as
-        # quantised.
-        with one_line_open_errors(path.name):
-            model = AutoModelForCausalLM.from_pretrained(
-                path.parent,
-                gguf_file=path.name,
-                dtype=torch.float32,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-            tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
-        model.hf_quantizer = None
-        model.is_quantized = False
-        model.quantization_method = None
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        dtype = smallest_exact_dtype(model) if exact else torch.bfloat16
-        model = model.to(dtype)
-        model.config.dtype = dtype
-
-        def write(fresh: Path) -> None:
-            model.save_pretrained(fresh)
-            tokenizer.save_pretrained(fresh)
-
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        save_atomically(folder, write)
+        _save_as_floats(path, folder, is_exact=is_exact)
     checkpoint = describe(folder, name=path.stem, cache=cache)
-    floats = str(stored_dtype(checkpoint)).removeprefix("torch.")
-    return replace(
-        checkpoint,
-        note=f"unpacked from GGUF {kind}, {'kept in' if exact else 'rounded to'} {floats}",
-    )
+    dtype = str(stored_dtype(checkpoint)).removeprefix("torch.")
+    change = "kept in" if is_exact else "rounded to"
+    return replace(checkpoint, note=f"unpacked from GGUF {tensor_type}, {change} {dtype}")
+
+
+def _save_as_floats(path: Path, folder: Path, *, is_exact: bool) -> None:
+    """Save a GGUF file's model in the smallest exact float type, or in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM, GgufConfig
+
+    with one_line_open_errors(path.name):
+        model = AutoModelForCausalLM.from_pretrained(
+            path.parent,
+            gguf_file=path.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),  # to floats, whatever the type
+        )
+        tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
+    # Without these marks save_pretrained would refuse the model as quantized.
+    model.hf_quantizer = None
+    model.is_quantized = False
+    model.quantization_method = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    dtype = smallest_exact_dtype(model) if is_exact else torch.bfloat16
+    model = model.to(dtype)
+    model.config.dtype = dtype
+
+    def write(part: Path) -> None:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(folder, write)
 
 
 def smallest_exact_dtype(model: Any) -> "torch.dtype":
-    """Return the smallest type of floats that holds every weight of a model as it is: bfloat16 or
-    float16, else float32.
-    """
+    """Return the smallest float type that holds every weight exactly: bf16, fp16, else fp32."""
     import torch
 
     def holds(dtype: "torch.dtype") -> bool:
         return all(
-            bool(torch.equal(one.to(dtype).to(one.dtype), one))
-            for one in model.state_dict().values()
-            if one.is_floating_point()
+            bool(torch.equal(tensor.to(dtype).to(tensor.dtype), tensor))
+            for tensor in model.state_dict().values()
+            if tensor.is_floating_point()
         )
 
     return next((dtype for dtype in (torch.bfloat16, torch.float16) if holds(dtype)), torch.float32)
 
 
 def gguf_type(path: Path) -> str:
-    """Read the commonest tensor type of a GGUF file (Q4_1, Q8_0, F16...); refuses a file whose
-    header is none.
-    """
+    """Return the commonest tensor type of a GGUF file, as "Q4_1"; refuses a damaged file."""
     from collections import Counter
 
     import gguf
 
     refuse_malformed_gguf(path)
     try:
-        counts = Counter(
-            tensor.tensor_type.name
-            for tensor in gguf.GGUFReader(path).tensors
-            if len(tensor.shape) > 1
-        )
+        tensors = gguf.GGUFReader(path).tensors
+        counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
         return str(counts.most_common(1)[0][0])
-    # what the reader raises for a torn file, by where it is torn
+    # one of these for a damaged file, depending on where it is damaged
     except (ValueError, IndexError, KeyError, OSError) as problem:
         raise HarnessError(
             f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again"
@@ -284,27 +268,26 @@ def gguf_type(path: Path) -> str:
 
 
 def quantized_by(folder: Path) -> str:
-    """Return which library packed a model folder's weights, as its configuration says; "" for plain
-    floats.
-    """
-    told = read_model_json(folder / "config.json").get("quantization_config") or {}
-    if not isinstance(told, dict):
+    """Return which library packed a model folder's weights, "" for plain floats."""
+    quantization = read_model_json(folder / "config.json").get("quantization_config") or {}
+    if not isinstance(quantization, dict):
         raise HarnessError(
             f"{folder / 'config.json'}: quantization_config is no object; download or save the "
             "model again"
         )
-    if told.get("quant_method") == "compression-harness":
+    if quantization.get("quant_method") == "compression-harness":
         try:
-            kinds = sorted({str(spec["kind"]) for spec in told["modules"].values()})
+            kinds = sorted({str(spec["kind"]) for spec in quantization["modules"].values()})
         except (AttributeError, LookupError, TypeError) as problem:
             raise HarnessError(
                 f"{folder / 'config.json'}: its packed modules are not described; save the model "
                 "again"
             ) from problem
         return "float" if kinds == ["float"] else "+".join(kinds)
-    return str(told.get("quant_method") or "")
+    return str(quantization.get("quant_method") or "")
 
 
 def _packed_note(folder: Path) -> str:
+    """Return the note on a quantized checkpoint, "" for plain floats."""
     packed = quantized_by(folder)
     return f"quantized ({packed})" if packed not in ("", "float") else ""

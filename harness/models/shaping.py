@@ -18,47 +18,47 @@ if TYPE_CHECKING:
     import torch
 
 
-# (model, share kept, the recipe as typed) -> the smaller model
+# (model, share kept, what the user typed) -> the smaller model
 CutFunction = Callable[[Any, float, str], Any]
 
 
 class StudentCut(NamedTuple):
     """A student's starting point as it is typed: `depth:0.5`."""
 
-    kind: str
-    share: float  # kept, above 0 and at most 1
+    kind: str  # of CUT_KINDS
+    share: float  # of the blocks or channels that are kept, above 0 and at most 1
 
     @property
     def draws_weights(self) -> bool:
-        """Tell whether weights are drawn from a seed: each seed starts from others."""
+        """Tell whether weights are drawn from a seed, so that each seed starts from others."""
         return CUT_KINDS[self.kind].draws_weights
 
     def shape_of(self, base: Shape) -> Shape:
-        """Return the shape of the student that is cut out of a base model's."""
+        """Return the shape of the student that is cut from a base of this shape."""
         return CUT_KINDS[self.kind].shape(base, self.share)
 
 
 @dataclass(frozen=True)
 class CutKind:
-    """One way to make a smaller model of a base model: all that the harness asks about it."""
+    """One way to make a smaller model of a base model: all that the harness needs to know of it."""
 
     cut: CutFunction
     shape: Callable[[Shape, float], Shape]
     draws_weights: bool = False
 
 
-def _cut_depth(model: Any, share: float, cut: str, *, copy: bool) -> Any:
+def _cut_depth(model: Any, share: float, label: str, *, copy: bool) -> Any:
     from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
     _, blocks = named_blocks(model)
-    return with_blocks(model, kept_blocks(len(blocks), share), copy=copy, cut=cut)
+    return with_blocks(model, kept_blocks(len(blocks), share), copy=copy, label=label)
 
 
-def _cut_width(model: Any, share: float, cut: str) -> Any:
+def _cut_width(model: Any, share: float, label: str) -> Any:
     from harness.models.width import narrow_model
 
-    return narrow_model(model, share, cut=cut)
+    return narrow_model(model, share, label=label)
 
 
 CUT_KINDS: dict[str, CutKind] = {
@@ -69,62 +69,60 @@ CUT_KINDS: dict[str, CutKind] = {
 
 
 def parse_student_cut(text: str) -> StudentCut | None:
-    """Split `depth:0.5` into its parts; None when the text names a model instead."""
+    """Parse `depth:0.5`; None where the text names a model instead."""
     kind, colon, share = text.partition(":")
     if not colon or "/" in text or "\\" in text:
         return None
     if kind not in CUT_KINDS:
-        written = ", ".join(f"{name}:0.5" for name in CUT_KINDS)
+        examples = ", ".join(f"{name}:0.5" for name in CUT_KINDS)
         raise unknown(
             "student recipe",
             kind,
             tuple(CUT_KINDS),
-            hint=f"(write {written}, a folder or a Hub id)",
+            hint=f"(write {examples}, a folder or a Hub id)",
         )
     try:
-        value = float(share)
+        kept_share = float(share)
     except ValueError:
-        value = -1.0
-    if not 0 < value <= 1:
+        kept_share = -1.0
+    if not 0 < kept_share <= 1:
         raise HarnessError(
             f"student {text!r}: the share kept must be above 0 and at most 1; write for example "
             f"{kind}:0.5"
         )
-    return StudentCut(kind, value)
+    return StudentCut(kind, kept_share)
 
 
 def student_of(
     recipe: str, base: Checkpoint, *, seed: int, device: str, dtype: str
 ) -> LanguageModel:
-    """Open the student's starting point: a cut of `base` (depth, width, scratch), or `base` itself.
+    """Open the student's starting point: a cut of `base`, or `base` itself.
 
-    depth:s keeps a share s of the blocks, evenly spaced, first and last among them; width:s keeps
-    the share s of each feed-forward's channels with the largest weight norms; scratch:s has the
-    shape of depth:s and random weights drawn from `seed`. Raises `CellFailed` where a cut is not
-    what its recipe says.
+    depth:s keeps a share s of the blocks, evenly spaced, first and last among them. width:s keeps
+    the share s of each feed-forward's channels with the largest weight norms. scratch:s has the
+    shape of depth:s and random weights drawn from `seed`. Raises `CellFailed` where the cut does
+    not compute what its base does without the dropped parts.
     """
     import torch
 
     opened = open_model(base, device=device, dtype=dtype)
-    parsed = parse_student_cut(recipe)
-    if parsed is None:
+    cut = parse_student_cut(recipe)
+    if cut is None:
         return opened
-    packed = quantized_by(base.path)
-    if packed:
+    packing = quantized_by(base.path)
+    if packing:
         raise CellFailed(
-            f"student {recipe}: {base.name} is packed ({packed}) and cannot be cut; start from the "
-            "floats that it was made of"
+            f"student {recipe}: {base.name} is packed ({packing}) and cannot be cut; start from "
+            "the floats that it was made of"
         )
     torch.manual_seed(seed)
-    model = CUT_KINDS[parsed.kind].cut(opened.model, parsed.share, recipe)
+    model = CUT_KINDS[cut.kind].cut(opened.model, cut.share, recipe)
     model.generation_config = opened.model.generation_config
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
 
 def random_weights(student: LanguageModel, *, seed: int) -> LanguageModel:
-    """Return a model of the same shape whose weights are drawn from `seed`, as its class
-    initialises them.
-    """
+    """Return a model of the same shape with random weights, drawn from `seed` as its class does."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -139,11 +137,14 @@ def random_weights(student: LanguageModel, *, seed: int) -> LanguageModel:
 
 
 def kept_blocks(count: int, share: float) -> list[int]:
-    """Return the indices of the evenly spaced blocks that a share keeps (at least one, rounded half
-    up).
+    """Return the numbers of the evenly spaced blocks that a share keeps.
+
+    Their count is rounded half up, and at least one.
     """
-    keep = max(1, int(count * share + 0.5))
-    return [int(i * (count - 1) / (keep - 1) + 0.5) for i in range(keep)] if keep > 1 else [0]
+    kept = max(1, int(count * share + 0.5))
+    if kept == 1:
+        return [0]
+    return [int(index * (count - 1) / (kept - 1) + 0.5) for index in range(kept)]
 
 
 def save_student(
@@ -154,10 +155,10 @@ def save_student(
     dtype: "torch.dtype",
     parents: tuple[str, ...],
 ) -> Checkpoint:
-    """Save a student whole or not at all, with its tokenizer; return its checkpoint. What is saved
-    is opened again and compared.
+    """Save a student with its tokenizer, completely or not at all; return its checkpoint.
 
-    The digest is the digest of the bytes written: same seed, same machine, same digest.
+    The saved model is opened again and compared. The digest is that of the bytes written: the same
+    seed on the same machine gives the same digest.
     """
     from harness.models.blocks import is_tied
     from harness.models.packed import is_plain, refuse_changed_by_saving
@@ -172,16 +173,16 @@ def save_student(
     refuse_non_finite(model, name)
     for config in (model.config, model.config.get_text_config()):
         if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
-            # the file held a head of its own, and the configuration said otherwise
+            # the file held a separate head, though the configuration said that it is tied
             config.tie_word_embeddings = False
 
-    def write(fresh: Path) -> None:
-        model.save_pretrained(fresh)
-        student.tokenizer.save_pretrained(fresh)
-        for path in weight_files(fresh):
-            path.chmod(0o644)  # safetensors writes for the owner alone
+    def write(part: Path) -> None:
+        model.save_pretrained(part)
+        student.tokenizer.save_pretrained(part)
+        for path in weight_files(part):
+            path.chmod(0o644)  # safetensors lets only the owner read
         refuse_changed_by_saving(
-            fresh, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model)
+            part, model.state_dict(), name=name, dtype=dtype, tied=is_tied(model)
         )
 
     save_atomically(folder, write)
@@ -189,15 +190,16 @@ def save_student(
 
 
 def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
-    """Copy a checkpoint's files whole: what is packed is not written again, since kernels lay its
-    weights out anew.
+    """Copy a checkpoint's files.
+
+    Packed weights cannot be saved again, since kernels lay them out anew in memory.
     """
     import shutil
 
-    def write(fresh: Path) -> None:
+    def write(part: Path) -> None:
         for path in base.path.iterdir():
             if path.is_file():
-                shutil.copyfile(path, fresh / path.name)
+                shutil.copyfile(path, part / path.name)
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=(base.digest,))

@@ -1,65 +1,58 @@
-"""What a model keeps between two steps, by whatever name it hands it back: keys and values, windows
-of them, states of recurrent layers.
-"""
+"""What a model keeps between two steps: keys and values, windows of them, recurrent states."""
 
 import inspect
 from collections.abc import Collection, Iterator, Mapping
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
-# as transformers' versions and families call it
+# The cache's name in outputs of transformers' versions and families.
 CACHE_NAMES = ("cache", "past_key_values", "cache_params", "state")
 
 
 def forward_arguments(model: Any) -> frozenset[str] | None:
-    """Return the names of the arguments that a model's forward takes, None where a wrapper hides
-    them.
-    """
+    """Return the names of the arguments of a model's forward, None where a wrapper hides them."""
     for forward in (model.forward, type(model).forward):
-        named = inspect.signature(forward).parameters
-        if "input_ids" in named:
-            return frozenset(named)
+        parameters = inspect.signature(forward).parameters
+        if "input_ids" in parameters:
+            return frozenset(parameters)
     return None
 
 
-def cache_arguments(out: Any, named: Collection[str] | None) -> dict[str, Any]:
-    """Return the cache in a model's output, by the name under which the next step hands it back; {}
-    where there is none.
+def cache_arguments(output: Any, accepted: Collection[str] | None) -> dict[str, Any]:
+    """Return the cache in a model's output as keyword arguments of the next step, {} without one.
 
-    An output may show one cache under several names, of which the forward takes one.
+    An output may hold one cache under several names, of which the forward accepts one.
     """
-    names = (
-        name
-        for name in CACHE_NAMES
-        if (named is None or name in named) and name in out and out[name] is not None
-    )
-    return {name: out[name] for name in (names if named is not None else islice(names, 1))}
+    names = [name for name in CACHE_NAMES if name in output and output[name] is not None]
+    if accepted is None:
+        names = names[:1]
+    return {name: output[name] for name in names if accepted is None or name in accepted}
 
 
 def cache_tensors(cache: Any) -> "Iterator[torch.Tensor]":
-    """Yield every tensor that a cache holds, in layers of whatever kind, in dictionaries and lists,
-    each object once.
+    """Yield every tensor in a cache, in layers of any kind, dictionaries and lists.
+
+    Each object is visited once.
     """
     import torch
 
-    seen: set[int] = set()
-    waiting = [cache]
-    while waiting:
-        part = waiting.pop()
-        if isinstance(part, torch.Tensor):
-            yield part
-        elif id(part) not in seen and not isinstance(part, str | type | torch.nn.Module):
-            seen.add(id(part))
-            waiting += _children(part)
+    visited: set[int] = set()
+    pending = [cache]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif id(value) not in visited and not isinstance(value, str | type | torch.nn.Module):
+            visited.add(id(value))
+            pending += _children(value)
 
 
-def _children(part: Any) -> list[Any]:
-    """Return what a container or an object of a cache's own classes holds."""
-    if isinstance(part, Mapping):
-        return list(part.values())
-    if isinstance(part, list | tuple | set):
-        return list(part)
-    return list(getattr(part, "__dict__", {}).values())
+def _children(value: Any) -> list[Any]:
+    """Return what a container, or an object of a cache's own classes, holds."""
+    if isinstance(value, Mapping):
+        return list(value.values())
+    if isinstance(value, list | tuple | set):
+        return list(value)
+    return list(getattr(value, "__dict__", {}).values())

@@ -1,4 +1,4 @@
-"""What a plan holds: models, stages and cells, each with its key."""
+"""The parts of a plan: models, stages and cells, each with its key."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +14,7 @@ from harness.records.record import TEACHER
 
 
 class PlannedModel(BaseModel):
-    """A checkpoint as it travels to the cell's process."""
+    """A checkpoint, in the form in which it is passed to the process of a cell."""
 
     model_config = ConfigDict(frozen=True)
     path: Path
@@ -25,7 +25,7 @@ class PlannedModel(BaseModel):
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "PlannedModel":
-        """Take a checkpoint's identity."""
+        """Return the planned model of a checkpoint."""
         return cls(
             path=checkpoint.path.resolve(),
             name=checkpoint.name,
@@ -35,7 +35,7 @@ class PlannedModel(BaseModel):
         )
 
     def checkpoint(self) -> Checkpoint:
-        """Return the checkpoint again."""
+        """Return the checkpoint that this model was planned from."""
         return Checkpoint(
             path=self.path,
             name=self.name,
@@ -45,7 +45,7 @@ class PlannedModel(BaseModel):
         )
 
     def reference(self) -> ModelReference:
-        """Return which model it is, without where it lies."""
+        """Return what a record says of the model: everything except its path."""
         return ModelReference(
             name=self.name,
             digest=self.digest,
@@ -58,22 +58,22 @@ class PlannedStage(BaseModel):
     """One method of a chain; a lone method is a chain of one stage."""
 
     model_config = ConfigDict(frozen=True)
-    key: str  # of the student that it makes: chains that begin alike share it
-    label: str  # the chain up to here
+    key: str  # of its student: chains that begin with the same stages share it
+    label: str  # of the chain up to and including this stage
     method: str
     settings: dict[str, JsonValue]
     family: str
     trains: bool
-    starts_from: Start  # where it is the first stage
+    starts_from: Start  # if it is the first stage
     simulated: bool = False
 
 
 class PlannedCell(BaseModel):
-    """One row at one seed: what its process is told."""
+    """One row at one seed: what a process computes."""
 
     model_config = ConfigDict(frozen=True)
     key: str
-    student_key: str  # of the last stage; "" for a teacher's row
+    student_key: str  # key of the last stage; "" for a teacher's row
     label: str
     method: str
     settings: dict[str, JsonValue]
@@ -81,18 +81,16 @@ class PlannedCell(BaseModel):
     family: str
     is_control: bool
     controls: tuple[str, ...]
-    handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
+    handed_on: dict[str, JsonValue] = {}  # settings that its controls inherit
     trains: bool
-    # floats that stand for packed weights: scored, neither weighed nor timed
+    # its packed weights are stored as floats: it is scored, but not weighed or timed
     simulated: bool = False
     seed: int | None
-    teacher: int = 0  # which teacher a row of TEACHER scores
+    teacher: int = 0  # index of the teacher that a teacher's row scores
 
     @property
     def is_teacher(self) -> bool:
-        """Tell whether this is the first teacher's own row: the one that every other row is
-        compared with.
-        """
+        """Tell whether this is the first teacher's row: all other rows are compared with it."""
         return self.method == TEACHER and self.teacher == 0
 
 
@@ -101,17 +99,18 @@ class Plan:
     """All cells of a run, in the order in which they are computed."""
 
     config: RunConfig
-    conditions: Conditions  # of all its rows: those of one cell are `conditions_of`
+    conditions: Conditions  # of all rows; `conditions_of` gives those of one cell
     suites: Mapping[str, Suite]
-    teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
+    teachers: tuple[PlannedModel, ...]  # the teachers of the conditions, with their paths
     student_base: PlannedModel
     grid: str
     cells: tuple[PlannedCell, ...]
     threads: int = 1  # of each cell
-    # of each key, by name: why something is made anew
+    # key -> its parts by name, to say why something is computed again
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    hub_data: bool = False  # items come from the Hub, so cells may ask it, wherever the models lie
+    request: Mapping[str, object] = field(default_factory=dict)  # what identities are made of
+    hub_data: bool = False  # items come from the Hub, so cells may contact it
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:
-        """Return the conditions of a cell: only what trains has a learning rate to tune."""
+        """Return the conditions of a cell: `tuned` holds only for cells that train."""
         return self.conditions.model_copy(update={"tuned": self.conditions.tuned and cell.trains})

@@ -1,9 +1,8 @@
-"""Chains of methods, `prune-depth+response+int8`: how they are written, and which stage may come
-before which. No torch.
+"""Chains of methods such as `prune-depth+response+int8`: syntax and allowed orders. No torch.
 
-Every stage is asked about every stage before it. The order that published evidence supports is cut,
-distil, quantize (Minitron, Muralidharan et al., 2024; Kim et al., 2025, arXiv 2511.19495); what it
-refuses cannot be computed, or undoes the stage before.
+Every stage is checked against every stage before it. The order that published evidence supports is
+prune, distil, quantize (Minitron, Muralidharan et al., 2024; Kim et al., 2025, arXiv 2511.19495).
+An order is refused if it cannot be computed, or if a stage would undo an earlier one.
 """
 
 import re
@@ -13,14 +12,10 @@ from harness.contract import Method
 from harness.errors import HarnessError
 from harness.planning.spec import split_outside_brackets
 
-_FAMILY_ORDER = {
-    "pruning": "prune",
-    "low-rank": "factorise",
-    "distillation": "distil",
-    "quantization": "quantize",
-}
+# kinds of stages in the order that a refused chain is advised
+_FAMILY_ORDER = ("pruning", "low-rank", "distillation", "quantization")
 
-# (earlier, later) -> why not; all other pairs may stand in one chain
+# (earlier kind, later kind) -> why the later stage cannot follow; all other pairs are allowed
 _REFUSED_ORDERS = {
     (
         "quantization",
@@ -45,95 +40,102 @@ def split_chain(spec: str) -> list[str]:
 
 
 def stage_kind(method: Method | type[Method]) -> str:
-    """Return what a method is to a chain: whatever trains distils, be it a control or not."""
+    """Return a method's kind as a stage: "distillation" if it trains, else its family."""
     return "distillation" if method.trains else str(method.family)
 
 
 def can_be_stage(method: Method | type[Method]) -> bool:
-    """Tell whether a method changes what it is given: one that does not has no place in a chain."""
+    """Tell whether a method changes the model that it gets: only then it can be a stage."""
     return stage_kind(method) in _FAMILY_ORDER
 
 
 def check_chain(names: Sequence[str], methods: Sequence[Method]) -> None:
-    """Refuse an order that cannot work, naming both stages and an order that does."""
+    """Refuse a chain that cannot work: name the stages that conflict, and an order that works."""
     spec = "+".join(names)
     repeated = next((name for name in names if names.count(name) > 1), None)
     if repeated:
-        raise HarnessError(f"chain {spec}: {repeated} stands in it twice; name every method once")
-    kinds = [stage_kind(method) for method in methods]
-    for name, kind in zip(names, kinds, strict=True):
-        if kind not in _FAMILY_ORDER:
+        raise HarnessError(f"chain {spec}: {repeated} is in it twice; name every method once")
+    for position, (name, method) in enumerate(zip(names, methods, strict=True)):
+        if not can_be_stage(method):
             raise HarnessError(
                 f"chain {spec}: {name} changes nothing, so it cannot be a stage; drop it"
             )
-        if names.index(name) and methods[names.index(name)].discards_weights:
+        if position and method.discards_weights:
             raise HarnessError(
-                f"chain {spec}: {name}[start=random] would throw away the stages before it; put it "
+                f"chain {spec}: {name}[start=random] would discard the stages before it; put it "
                 "first"
             )
-    for later in range(len(kinds)):
+    for later in range(len(methods)):
         for earlier in range(later):
-            why = _REFUSED_ORDERS.get((kinds[earlier], kinds[later]))
-            both = [one for one in (methods[earlier], methods[later]) if one.leaves_zeros]
-            if len(both) == 2 and both[1].zero_share <= both[0].zero_share:
-                why = (
-                    f"the zeros of {names[earlier]} are as many already; give {names[later]} a "
-                    "larger ratio, or drop one"
-                )
-            pattern = methods[earlier].zero_pattern
-            if pattern != "unstructured" and methods[later].drops_inputs:
-                why = (
-                    f"dropping channels would break its groups of pattern {pattern}; put "
-                    f"{names[later]} first"
-                )
-            if kinds[later] == "low-rank" and methods[earlier].leaves_zeros:
-                why = (
-                    "the factors of a matrix with zeros have none of them; prune channels or "
-                    "blocks instead"
-                )
-            if not why and not methods[earlier].keeps_architecture and methods[later].needs_plain:
-                why = "it needs the architecture's own shapes, and those are no longer there"
-            if why:
-                ordered = sorted(
-                    range(len(names)), key=lambda at: list(_FAMILY_ORDER).index(kinds[at])
-                )
-                better = "+".join(names[at] for at in ordered)
-                hint = (
-                    f"; type {better}" if better != spec and len(set(kinds)) == len(kinds) else ""
-                )
+            if reason := _conflict(names, methods, earlier, later):
                 raise HarnessError(
-                    f"chain {spec}: {names[later]} cannot follow {names[earlier]}: {why}{hint}"
+                    f"chain {spec}: {names[later]} cannot follow {names[earlier]}: {reason}"
+                    f"{_better_order(names, methods)}"
                 )
+
+
+def _conflict(
+    names: Sequence[str], methods: Sequence[Method], earlier: int, later: int
+) -> str | None:
+    """Return why the stage `later` cannot follow the stage `earlier`; None if it can."""
+    first, second = methods[earlier], methods[later]
+    if second.leaves_zeros and first.leaves_zeros and second.zero_share <= first.zero_share:
+        reason = (
+            f"{names[earlier]} leaves as many zeros already; give {names[later]} a larger ratio, "
+            "or drop one of them"
+        )
+    else:
+        reason = _REFUSED_ORDERS.get((stage_kind(first), stage_kind(second)), "")
+    if first.zero_pattern != "unstructured" and second.drops_inputs:
+        reason = (
+            f"dropping channels would break its groups of pattern {first.zero_pattern}; put "
+            f"{names[later]} first"
+        )
+    if stage_kind(second) == "low-rank" and first.leaves_zeros:
+        reason = (
+            "the factors of a matrix with zeros contain no zeros; prune channels or blocks instead"
+        )
+    if not reason and not first.keeps_architecture and second.needs_plain:
+        reason = "it needs the shapes of the original architecture, which an earlier stage changed"
+    return reason or None
+
+
+def _better_order(names: Sequence[str], methods: Sequence[Method]) -> str:
+    """Return advice to type the stages in the usual order; "" if that order is no help."""
+    kinds = [stage_kind(method) for method in methods]
+    ordered = sorted(range(len(names)), key=lambda position: _FAMILY_ORDER.index(kinds[position]))
+    if ordered == [*range(len(names))] or len(set(kinds)) < len(kinds):
+        return ""
+    return f"; type {'+'.join(names[position] for position in ordered)}"
 
 
 def companion_chains(
     parts: Sequence[str], methods: Sequence[Method], method_named: Callable[[str], type[Method]]
 ) -> list[tuple[str, ...]]:
-    """Return the chains that must stand beside this one, as parts: what each stage gave, and what
-    it would have been without.
+    """Return the chains, as parts, that show what each stage of this chain contributes.
 
-    The chain up to its last stage, the last stage alone (where it needs no stage before it), the
-    chain without its training, and for the last stage each of its controls that can be a stage in
-    its place; `method_named` gives a control's class.
+    They are the chain without its last stage, its last stage alone (unless that trains), the chain
+    without its training, and the chain with its last stage replaced by each control of that stage.
+    `method_named` returns the class of a control.
     """
     if len(parts) == 1:
         return []
     kinds = [stage_kind(method) for method in methods]
-    found = [tuple(parts[:-1])]
+    chains = [tuple(parts[:-1])]
     if kinds[-1] != "distillation":
-        found.append((parts[-1],))
+        chains.append((parts[-1],))
     untrained = tuple(
         part for part, kind in zip(parts, kinds, strict=True) if kind != "distillation"
     )
     if untrained and len(untrained) < len(parts):
-        found.append(untrained)
-    stages = [control for control in methods[-1].controls if can_be_stage(method_named(control))]
-    found += [
-        (*parts[:-1], control) for control in stages if control not in map(without_settings, parts)
-    ]
-    return list(dict.fromkeys(found))
+        chains.append(untrained)
+    names = [*map(without_settings, parts)]
+    for control in methods[-1].controls:
+        if control not in names and can_be_stage(method_named(control)):
+            chains.append((*parts[:-1], control))
+    return list(dict.fromkeys(chains))
 
 
 def without_settings(label: str) -> str:
-    """Return a row's name without its settings."""
+    """Return a row's label without the settings in brackets."""
     return re.sub(r"\[[^\]]*\]", "", label)

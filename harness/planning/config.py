@@ -1,6 +1,4 @@
-"""What a run is asked to do: one frozen object, built alike from flags, from a TOML file and from
-Python.
-"""
+"""The configuration of a run: one frozen object, built from flags, a TOML file or Python."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -24,7 +22,7 @@ from harness.planning.fields import Spelling, with_environment
 from harness.planning.spec import parse_limit, parse_set, parse_teachers, split_list, split_teachers
 from harness.renames.options import current_options
 
-# seen tokens: under a minute of training for the embedded student on two cores
+# tokens seen in training: under a minute for the embedded student on two cores
 EMBEDDED_BUDGET = 250_000
 OUTSIDE_BUDGET = 1_000_000
 
@@ -33,22 +31,20 @@ Count = Annotated[int, Field(ge=1)]
 _SECONDS_IN = {"": 1, "s": 1, "m": 60, "min": 60, "h": 3600}
 
 
-def parse_seconds(given: object) -> object:
-    """Read `90`, `90s`, `30m` or `2h` as seconds; what is no text comes back as it is."""
-    if not isinstance(given, str):
-        return given
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(s|m|min|h|)\s*", given)
+def parse_seconds(value: object) -> object:
+    """Parse `90`, `90s`, `30m` or `2h` as seconds; a value that is no text is returned as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?)\s*(s|m|min|h|)\s*", value)
     if not match:
         raise ValueError("give seconds, minutes or hours: 90s, 30m, 2h")
     return float(match[1]) * _SECONDS_IN[match[2]]
 
 
 def _list_reader(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Spelling]:
-    """Return what reads a list written as one text, in a run file or in Python, and as texts typed
-    once or several times.
-    """
+    """Return the readers of a list: from one text (run file, Python), and from typed options."""
     return (
-        BeforeValidator(lambda given: tuple(split(given)) if isinstance(given, str) else given),
+        BeforeValidator(lambda value: tuple(split(value)) if isinstance(value, str) else value),
         Spelling(read=lambda texts: tuple(part for text in texts for part in split(text))),
     )
 
@@ -58,26 +54,25 @@ Teachers = Annotated[tuple[str, ...], *_list_reader(lambda text: split_teachers(
 
 
 class _Settings(BaseModel):
-    """A part of a configuration. A field is the one place of a setting: every door reads its name,
-    type, bounds, default and help there.
+    """A part of a configuration.
+
+    A setting is defined once, as a field: command line, run files and Python take its name, type,
+    bounds, default and help from there.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     @field_validator("*", mode="before")
     @classmethod
-    def _writable(cls, value: object) -> object:
-        if any(
-            "\0" in str(one)
-            for one in (value if isinstance(value, (list, tuple)) else [value])
-            if isinstance(one, (str, Path))
-        ):
-            raise ValueError("it holds a NUL character, which no name or path may")
+    def _without_nul(cls, value: object) -> object:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        if any("\0" in str(item) for item in items if isinstance(item, (str, Path))):
+            raise ValueError("it contains a NUL character, which no name or path may contain")
         return value
 
 
 class RowSettings(_Settings):
-    """Which rows a run has and what trains them."""
+    """Which rows a run has, and how they are trained."""
 
     methods: Names = Field(
         default=("cot", "response"),
@@ -101,7 +96,7 @@ class RowSettings(_Settings):
     budget: Annotated[
         Annotated[int, Field(ge=100)] | None,
         Spelling(default=f"{EMBEDDED_BUDGET} for the embedded pair, else {OUTSIDE_BUDGET}"),
-    ] = Field(default=None, description="Seen tokens of each trained row.")
+    ] = Field(default=None, description="Tokens seen by each trained row in training.")
     rows: Count = Field(default=2_000, description="Distinct training items.")
     tune: bool = Field(
         default=False,
@@ -117,7 +112,7 @@ class RowSettings(_Settings):
     @classmethod
     def _some(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if not names:
-            raise ValueError("nothing is named; leave it out for its default")
+            raise ValueError("it is empty; leave it out to use its default")
         return names
 
     @field_validator("methods", "suite", "teacher")
@@ -125,9 +120,9 @@ class RowSettings(_Settings):
     def _each_once(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         if any(not name.strip() for name in names):
             raise ValueError("a name is empty")
-        if double := next((name for at, name in enumerate(names) if name in names[:at]), ""):
+        if repeated := next((name for name in names if names.count(name) > 1), ""):
             raise ValueError(
-                f"{double} is named twice; name it once (more trainings of a row: --seeds 3)"
+                f"{repeated} is named twice; name it once (to train a row several times: --seeds 3)"
             )
         return names
 
@@ -140,17 +135,17 @@ class RowSettings(_Settings):
 
     @property
     def teacher_names(self) -> tuple[str, ...]:
-        """The teachers without their weights."""
+        """The names of the teachers, without their weights."""
         return parse_teachers(self.teacher)[0]
 
     @property
     def teacher_weights(self) -> tuple[float, ...]:
-        """The teachers' weights, which sum to 1; none where none is given."""
+        """The weights of the teachers, which sum to 1; empty if none was given."""
         return parse_teachers(self.teacher)[1]
 
 
 class ScoringSettings(_Settings):
-    """On what rows are made and scored, and how prompts are shown."""
+    """The device of a run, its items, and how prompts are rendered."""
 
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="{choices}.")
     dtype: Annotated[
@@ -159,11 +154,11 @@ class ScoringSettings(_Settings):
     ] = Field(default="auto", description="{choices}.")
     chat_template: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Show prompts in the chat template: auto (where the teacher is from outside "
-        "and has one), on, off.",
+        description="Render prompts with the chat template: auto (if the teacher has one and is "
+        "not embedded), on, off.",
     )
     system: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
-        default=None, description="A system prompt, shown with every item of a chat model."
+        default=None, description="A system prompt for every item of a chat model."
     )
     limit: Annotated[
         Count | dict[str, Count] | None,
@@ -172,9 +167,8 @@ class ScoringSettings(_Settings):
         ),
     ] = Field(
         default=None,
-        description="Score a seeded sample of N items of each task, or of those named "
-        "(gsm8k=20,mmlu=100): a trial, marked so in "
-        "records and tables.",
+        description="Score a seeded sample of N items of each task, or of the tasks named "
+        "(gsm8k=20,mmlu=100): a trial, marked as such in records and tables.",
     )
     include_path: Path | None = Field(
         default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME."
@@ -182,19 +176,18 @@ class ScoringSettings(_Settings):
 
 
 class WorkSettings(_Settings):
-    """How a cell goes about its work: what its process is given of a configuration, beside its
-    conditions.
-    """
+    """How a cell computes: the settings that its process gets beside its conditions."""
 
     batch_size: Annotated[int, Field(ge=1, le=4096)] | Literal["auto"] = Field(
         default="auto",
-        description="auto (by memory) or the items scored at once; changes speed and memory, not "
+        description="Items scored at once, or auto (by memory); changes speed and memory, not "
         "answers.",
     )
+    # training and timing always use transformers
     backend: Literal["transformers", "vllm"] = Field(
         default="transformers",
-        description="What scores: transformers, or vllm where it is installed.",
-    )  # training and timing stay with transformers
+        description="What scores: transformers, or vllm if it is installed.",
+    )
     noise: Annotated[int, Field(ge=0)] = Field(
         default=100,
         description="Items on which the teacher is scored again at another dtype: the noise floor.",
@@ -211,86 +204,87 @@ class WorkSettings(_Settings):
         Literal["", "tensorboard", "wandb", "trackio"], Spelling(default="none", may_be_empty=True)
     ] = Field(
         default="",
-        description="Show training steps in tensorboard, wandb or trackio, where it is installed.",
+        description="Show training steps in tensorboard, wandb or trackio, if it is installed.",
     )
     force: bool = Field(default=False, description="Compute finished cells again.")
 
 
 class RunConfig(WorkSettings, ScoringSettings, RowSettings):
-    """Everything that decides a run. Two equal configurations plan the same cells.
+    """Everything that decides a run: two equal configurations plan the same cells.
 
-    Its parts, and in them the fields, stand in `--help` in the order of this file: bases count from
-    the last to the first.
+    `--help` lists the fields in the order of this file, hence the order of the base classes:
+    pydantic takes their fields from the last to the first.
     """
 
     out: Path = Field(
-        default=Path("results/runs"), description="Where cells, students and runs are kept."
+        default=Path("results/runs"), description="Folder for cells, students and runs."
     )
     cache: Annotated[
         Path | None, Spelling(default="$HARNESS_CACHE or the platform's cache folder")
-    ] = Field(default=None, description="Where the teacher's work is kept.")
+    ] = Field(default=None, description="Folder for what teachers have computed.")
     data_dir: Annotated[
         Path | None, Spelling(default="$HARNESS_DATA_DIR", environment="HARNESS_DATA_DIR")
-    ] = Field(default=None, description="Folder with the benchmarks' files.")
+    ] = Field(default=None, description="Folder with the files of the benchmarks.")
     cell_timeout: Annotated[
         Annotated[float, Field(gt=0, allow_inf_nan=False), BeforeValidator(parse_seconds)] | None,
         Spelling(default="none", metavar="SECONDS | 30m | 2h"),
-    ] = Field(default=None, description="End a cell that takes longer: 90s, 30m, 2h.")
+    ] = Field(default=None, description="Stop a cell that takes longer: 90s, 30m, 2h.")
     allow_task_code: bool = Field(
-        # task files of one's own are programs: they run only where they were asked for by name
+        # a user's task files are programs: they run only if the user allows it
         default=False,
-        description="Let the task files of --include-path run: they are programs.",
+        description="Allow the task files of --include-path to run: they are programs.",
     )
     wait: bool = Field(
-        default=True, description="Wait for cells that another run is computing, or leave them."
+        default=True, description="Wait for cells that another run is computing, or skip them."
     )
 
     @property
     def cache_folder(self) -> Path:
-        """The cache that this run reads and fills."""
+        """The cache folder of this run."""
         return self.cache or default_cache()
 
     @property
     def work(self) -> WorkSettings:
-        """The part that a cell's process is given."""
+        """The settings that the process of a cell gets."""
         return WorkSettings.model_validate(self.model_dump(include=set(WorkSettings.model_fields)))
 
 
 def build_config(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
-    """Check values and return the configuration; unknown keys and values out of range are the
-    user's to mend.
+    """Return the configuration of these values, completed from environment variables.
 
-    What nobody gave and a variable of the environment does is taken from there.
+    `where` is the run file, for messages. Raises `HarnessError` for unknown settings and for values
+    out of range.
     """
-    known = RunConfig.model_fields
+    settings = RunConfig.model_fields
     values = current_options(values, where=where)
-    for key in values:
-        if key not in known:
-            raise unknown(f"setting{' in ' + where if where else ''}", key, known)
+    for name in values:
+        if name not in settings:
+            raise unknown(f"setting{' in ' + where if where else ''}", name, settings)
     try:
         return RunConfig.model_validate(with_environment(RunConfig, values))
     except ValidationError as problem:
         first = problem.errors()[0]
         name = str(first["loc"][0])
-        told = " or ".join(
-            one["msg"].removeprefix("Value error, ").lower()
-            for one in problem.errors()
-            if one["loc"][0] == name
+        reasons = " or ".join(
+            error["msg"].removeprefix("Value error, ").lower()
+            for error in problem.errors()
+            if error["loc"][0] == name
         )
         flag = f"--{name.replace('_', '-')}"
         raise HarnessError(
-            f"{where + ': ' if where else ''}{flag} {first['input']!r}: {told}; see harness run "
+            f"{where + ': ' if where else ''}{flag} {first['input']!r}: {reasons}; see harness run "
             "--help"
         ) from problem
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
-    """Read a run file. Its keys are the long flags; `[set.response]` tables hold methods'
-    settings.
+    """Return the settings of a run file.
+
+    Its keys are the long flags; tables `[set.METHOD]` contain the settings of methods.
     """
     if not path.exists():
         raise HarnessError(
-            f"no run file at {path}; give a TOML file with for example: methods = ['cot', "
+            f"there is no run file {path}; give a TOML file with for example: methods = ['cot', "
             "'response']"
         )
     values = untrusted.read_toml(path)
@@ -300,13 +294,11 @@ def read_run_file(path: Path) -> dict[str, Any]:
 
 
 def merge_values(first: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of two doors: what was given later wins; methods' settings come together,
-    one by one.
-    """
-    both = {**first, **later}
+    """Return both values; later ones override first ones, settings of methods one by one."""
+    merged = {**first, **later}
     if isinstance(first.get("set"), Mapping) and "set" in later:
         methods = dict.fromkeys((*first["set"], *later["set"]))
-        both["set"] = {
+        merged["set"] = {
             name: {**first["set"].get(name, {}), **later["set"].get(name, {})} for name in methods
         }
-    return both
+    return merged

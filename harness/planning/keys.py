@@ -1,8 +1,7 @@
-"""Keys of students and cells, by content: everything that can change a number, each part under its
-name. No torch.
+"""Keys of students and cells: a digest of everything that can change a number. No torch.
 
-A key is a digest of its parts. They are kept beside what was made, so that a later run can say
-which of them is another one.
+The parts of a key are stored beside the cell or student, each under its name, so that a later run
+can say which of them changed.
 """
 
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from harness.contract import Task
 from harness.files.closure import OURS, Memo, code_digests, own_code_digest
 from harness.files.digests import digest_of
 
+# open, cut and save models; find training rows and render them
 MODEL_MODULES = (
     "harness.models.language_model",
     "harness.models.resolve",
@@ -21,7 +21,7 @@ MODEL_MODULES = (
     "harness.data.source",
     "harness.data.examples",
     "harness.models.rendering",
-)  # opens, cuts and saves models; finds training rows and shows them
+)
 SCORING_MODULES = (
     "harness.scoring.score",
     "harness.scoring.lm_eval_model",
@@ -29,39 +29,39 @@ SCORING_MODULES = (
     "harness.models.rendering",
 )
 TIMING_MODULES = ("harness.measuring.measure", "harness.measuring.worker")
+# they call the other modules: only their own files count, without their imports
 CELL_MODULES = tuple(
     f"harness.running.{name}" for name in ("cell", "job", "loaded", "student", "evaluation")
-)  # how the others are called: each its own file, without what it imports beside them
+)
 
 
 @dataclass(frozen=True)
 class CodeDigests:
-    """The code behind a run's students and scores, as digests by file."""
+    """The code behind a run's students and scores, as file -> digest."""
 
     tasks: Mapping[str, Task]
     _students: dict[tuple[type[Any], bool], dict[str, str]] = field(default_factory=dict)
     _memo: Memo = field(default_factory=dict)
 
     def for_scores(self, *, backend: str, measured: bool) -> dict[str, str]:
-        """Return what asks a model, grades, compares with the teacher and, where it is, times."""
+        """Return the code that scores, grades, compares with the teacher and, if asked, times."""
         modules = [
             *SCORING_MODULES,
             *(TIMING_MODULES if measured else ()),
             *(("harness.scoring.vllm_backend",) if backend == "vllm" else ()),
         ]
-        own = {
-            name: digest
+        cell_code = {
+            file: digest
             for module in CELL_MODULES
-            for name, digest in own_code_digest(module).items()
+            for file, digest in own_code_digest(module).items()
         }
-        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | own
+        return code_digests(*modules, *map(type, self.tasks.values()), memo=self._memo) | cell_code
 
     def for_student(self, method: Any) -> dict[str, str]:
-        """Return what makes a student: its method, what opens and saves models and, where it reads
-        items, the tasks'.
+        """Return the code that makes a student: of the method, and of opening and saving models.
 
-        A grader counts only for methods that it chooses training text for, or of which nothing is
-        known.
+        The code of the tasks is included for methods that read items. Their graders are included
+        only for methods that choose training text by grades, and for methods of plug-ins.
         """
         kind, grades = type(method), method.writes_traces or not _is_ours(method)
         if (kind, grades) not in self._students:
@@ -81,15 +81,17 @@ def _is_ours(method: Any) -> bool:
 
 
 def reads_items(method: Any) -> bool:
-    """Tell whether a method's student may depend on the tasks' items: it trains, calibrates, or
-    comes from elsewhere.
+    """Tell whether a student may depend on the tasks' items.
+
+    It may if its method trains, calibrates, or comes from a plug-in.
     """
     return bool(method.trains or method.calibrates or not _is_ours(method))
 
 
 def lm_eval_parts(tasks: Mapping[str, Task]) -> dict[str, object]:
-    """Return what makes the items of lm-eval's own tasks: its version, and the files that define
-    them with the number of shots.
+    """Return what decides the items of lm-eval's tasks: its version, and digests of their files.
+
+    An empty dict if no task is one of lm-eval's.
     """
     definitions = {
         name: digest
@@ -100,18 +102,23 @@ def lm_eval_parts(tasks: Mapping[str, Task]) -> dict[str, object]:
 
 
 def lm_eval_version() -> str:
-    """Return the version of lm-eval that builds the prompts, "" where it is not installed."""
+    """Return the version of lm-eval that builds the prompts; "" if it is not installed."""
     try:
         return metadata.version("lm-eval")
     except metadata.PackageNotFoundError:
         return ""
 
 
+def identity_of(kind: str, label: str, seed: object, request: Mapping[str, object]) -> str:
+    """Return the digest of what a user asked for: it stays when code or versions change."""
+    return digest_of(kind, label, seed, request)[:24]
+
+
 @dataclass(frozen=True)
 class KeyBuilder:
-    """Makes keys, and keeps what each was made of."""
+    """Builds keys, and keeps the parts of each key."""
 
-    # what the user asked for, by name: cells that differ in it are other cells, not old ones
+    # what the user asked for, by name: cells that differ here are different cells, not old ones
     request: Mapping[str, object]
     parts: dict[str, dict[str, Any]] = field(default_factory=dict)
 
@@ -120,21 +127,21 @@ class KeyBuilder:
         kind: str,
         label: str,
         seed: int | None,
-        held: Mapping[str, object],
+        contents: Mapping[str, object],
         *,
         students: tuple[str, ...] = (),
     ) -> str:
-        """Return the key of everything in `held`; `students` are those that a cell scores, stage by
-        stage.
+        """Return the key of `contents`, and keep its parts.
+
+        `students` are the keys of the students of a cell's stages, in order.
         """
-        key = digest_of(kind, *students[-1:], held)
-        identity = digest_of(kind, label, seed, self.request)[:24]
+        key = digest_of(kind, *students[-1:], contents)
         self.parts[key] = {
-            "identity": identity,
+            "identity": identity_of(kind, label, seed, self.request),
             "kind": kind,
             "label": label,
             "seed": seed,
             "students": list(students),
-            "held": dict(held),
+            "held": dict(contents),
         }
         return key

@@ -1,8 +1,7 @@
-"""From a configuration to cells: which rows, at which seeds, and a key for each by content. No
-torch.
+"""Turns a configuration into a plan: which rows, at which seeds, with a key for each. No torch.
 
-A key holds everything that can change what it stands for, and nothing else: each part is put
-together here, under its name.
+A key contains everything that can change the student or cell that it names, and nothing else. The
+parts of all keys are put together here, each under its name.
 """
 
 import os
@@ -36,13 +35,14 @@ from harness.registry import settings_with_defaults
 
 
 def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
-    """Plan models, rows, controls and seeds; refuse here what cannot work, before anything is
-    computed.
+    """Plan models, rows, controls and seeds.
+
+    Raises `HarnessError` for everything that cannot work, before anything is computed.
     """
     if not config.methods:
         raise HarnessError(
-            "no method is asked for; write for example --methods cot,response (harness list "
-            "methods shows them)"
+            "no method is given; write for example --methods cot,response (harness list methods "
+            "shows all)"
         )
     rows = build_rows(config, resolved.methods)
     check_teachers(rows, resolved.teachers)
@@ -50,8 +50,8 @@ def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
     check_vocabularies(rows, models)
     check_start(rows, models)
     setup = Setup.of(config, resolved, models)
-    book = KeyBuilder(_user_request(setup))
-    planner = _Planner(setup, CodeDigests(resolved.tasks), book)
+    key_builder = KeyBuilder(_user_request(setup))
+    planner = _Planner(setup, CodeDigests(resolved.tasks), key_builder)
     return Plan(
         config=config,
         conditions=setup.conditions(),
@@ -61,13 +61,15 @@ def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
         grid=setup.grid,
         cells=(*planner.teacher_cells(), *(cell for row in rows for cell in planner.cells_of(row))),
         threads=setup.threads,
-        parts=book.parts,
+        parts=key_builder.parts,
+        request=key_builder.request,
     )
 
 
 def _user_request(setup: Setup) -> dict[str, object]:
-    """Return what the user asked for, by name: a cell that differs in it is another cell, not an
-    old one.
+    """Return what the user asked for, by name: the part of a cell's identity that all rows share.
+
+    A cell with another request is a different cell, not an older version of the same one.
     """
     config = setup.config
     return {
@@ -93,11 +95,12 @@ def _prompt_parts(setup: Setup) -> list[bool | str | None]:
 
 
 def _student_parts(setup: Setup) -> dict[str, object]:
-    """Return what the keys of all students hold; what is at its default is left out, so that older
-    keys stand.
+    """Return what the keys of all students contain.
+
+    Settings at their defaults are left out, so that keys of older versions stay valid.
     """
     config, resolved, models = setup.config, setup.resolved, setup.models
-    held: dict[str, object] = {
+    parts: dict[str, object] = {
         "teachers": [teacher.digest for teacher in models.teachers],
         "base": models.base.digest,
         "recipe": config.student if models.recipe else "whole",
@@ -107,22 +110,22 @@ def _student_parts(setup: Setup) -> dict[str, object]:
         "train": setup.versions,
     }
     if resolved.device == "cpu":
-        held["threads"] = setup.threads  # they decide the order of sums
+        parts["threads"] = setup.threads  # decides the order of sums
     if resolved.data:
-        held["data"] = resolved.data
+        parts["data"] = resolved.data
     if config.teacher_weights:
-        held["weights"] = list(config.teacher_weights)
+        parts["weights"] = list(config.teacher_weights)
     if config.tune:
-        held["tune"] = True
+        parts["tune"] = True
     if setup.prompting != Prompting():
-        held["prompting"] = _prompt_parts(setup)
-    return held
+        parts["prompting"] = _prompt_parts(setup)
+    return parts
 
 
 def _score_parts(setup: Setup, code: CodeDigests) -> dict[str, object]:
-    """Return what the keys of all cells hold beside their students."""
+    """Return what the keys of all cells contain beside the keys of their students."""
     config = setup.config
-    held: dict[str, object] = {
+    parts: dict[str, object] = {
         "tasks": setup.versions,
         "code": code.for_scores(
             backend=config.backend, measured=bool(setup.grid) and setup.measures
@@ -130,45 +133,47 @@ def _score_parts(setup: Setup, code: CodeDigests) -> dict[str, object]:
         "lm-eval": lm_eval_version(),
         **lm_eval_parts(setup.resolved.tasks),
         "measure": setup.measures,
-        "grid": [[str(scenario) for scenario in parse_grid(setup.grid)], config.rounds]
-        if setup.grid
-        else "none",
+        "grid": _grid_parts(setup),
         "machine": _machine_parts(setup),
     }
-    if config.limit:  # none, or of no task: everything is scored
-        held["limit"] = config.limit
-    held["noise"] = config.noise
+    if config.limit:  # without a limit, all items are scored
+        parts["limit"] = config.limit
+    parts["noise"] = config.noise
     if config.backend != "transformers":
-        held["backend"] = config.backend
-    return held
+        parts["backend"] = config.backend
+    return parts
+
+
+def _grid_parts(setup: Setup) -> object:
+    """Return the timing scenarios and rounds; "none" if nothing is timed."""
+    if not setup.grid:
+        return "none"
+    return [[str(scenario) for scenario in parse_grid(setup.grid)], setup.config.rounds]
 
 
 def _machine_parts(setup: Setup) -> list[str | int | None]:
-    """Return what of this machine a cell's key holds, for its speeds: the processor; on a GPU also
-    card, driver and CUDA.
-    """
+    """Return what decides a cell's speeds: processor, threads, and the GPU with driver and CUDA."""
     gpu = gpu_of(setup.resolved.device)
     return [processor_label(), os.cpu_count(), setup.threads, *([str(gpu)] if gpu else [])]
 
 
 class _Planner:
-    """Makes the cells of a plan: keys follow from what it holds, and from nothing else."""
+    """Builds the cells of a plan. Their keys depend on its attributes and on nothing else."""
 
-    def __init__(self, setup: Setup, code: CodeDigests, book: KeyBuilder) -> None:
-        self.setup, self.code, self.key_builder = setup, code, book
+    def __init__(self, setup: Setup, code: CodeDigests, key_builder: KeyBuilder) -> None:
+        self.setup, self.code, self.key_builder = setup, code, key_builder
         self.student_parts: Mapping[str, object] = _student_parts(setup)
         self.score_parts: Mapping[str, object] = _score_parts(setup, code)
 
     def teacher_cells(self) -> Iterator[PlannedCell]:
-        """Yield the rows of the first teacher and of each other one beside it."""
+        """Yield one cell for each teacher, the first teacher's before the others."""
         models = {name: self.student_parts[name] for name in ("teachers", "device", "dtype")}
-        given = {"data": self.setup.resolved.data, "prompting": _prompt_parts(self.setup)}
+        inputs = {"data": self.setup.resolved.data, "prompting": _prompt_parts(self.setup)}
         for index, teacher in enumerate(self.setup.models.teachers):
             label = TEACHER if index == 0 else f"{TEACHER} {teacher.name}"
+            contents = {**models, **self.score_parts, **inputs, "teacher": index}
             yield PlannedCell(
-                key=self.key_builder.make_key(
-                    "cell", label, None, {**models, **self.score_parts, **given, "teacher": index}
-                ),
+                key=self.key_builder.make_key("cell", label, None, contents),
                 student_key="",
                 label=label,
                 method=TEACHER,
@@ -182,10 +187,9 @@ class _Planner:
             )
 
     def cells_of(self, row: PlannedRow) -> Iterator[PlannedCell]:
-        """Yield a row's cells: one for each seed where a stage draws, else one."""
-        for seed in (
-            range(1, self.setup.config.seeds + 1) if any(map(self._draws, row.methods)) else (None,)
-        ):
+        """Yield a row's cells: one for each seed if a stage depends on the seed, else one."""
+        is_random = any(map(self._is_random, row.methods))
+        for seed in range(1, self.setup.config.seeds + 1) if is_random else (None,):
             stages = self._stages(row, seed)
             students = tuple(stage.key for stage in stages)
             yield PlannedCell(
@@ -206,36 +210,40 @@ class _Planner:
                 seed=seed,
             )
 
-    def _draws(self, method: Method, at: int = 0) -> bool:
-        """Tell whether the student that a method makes as a chain's stage of this number depends on
-        the seed.
+    def _is_random(self, method: Method, position: int = 0) -> bool:
+        """Tell whether the student of a method depends on the seed.
+
+        `position` is the method's place in its chain: only a first stage can start from new
+        random weights.
         """
-        from_nothing = (
-            at == 0 and self.setup.models.draws_weights and method.starts_from == "student"
+        new_weights = (
+            position == 0 and self.setup.models.draws_weights and method.starts_from == "student"
         )
-        return method.trains or method.draws_random_numbers or from_nothing
+        return method.trains or method.draws_random_numbers or new_weights
 
     def _stages(self, row: PlannedRow, seed: int | None) -> tuple[PlannedStage, ...]:
-        """Plan a row's stages. A stage's key holds its parent's: chains that begin alike share what
-        they begin with.
-        """
-        planned: list[PlannedStage] = []
-        for at, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
-            drawn = seed if self._draws(method, at) else None
-            label = "+".join(map(label_of, row.names[: at + 1], row.methods[: at + 1]))
-            held = self._held(name, method, seed=drawn, parent=planned[-1].key if at else "")
-            planned.append(
-                _planned_stage(
-                    self.key_builder.make_key("student", label, drawn, held), label, name, method
-                )
-            )
-        return tuple(planned)
+        """Plan the stages of a row.
 
-    def _held(
+        A stage's key contains the key of the stage before it, so chains that begin with the same
+        stages share the students of those stages.
+        """
+        stages: list[PlannedStage] = []
+        for position, (name, method) in enumerate(zip(row.names, row.methods, strict=True)):
+            stage_seed = seed if self._is_random(method, position) else None
+            end = position + 1
+            label = "+".join(map(label_of, row.names[:end], row.methods[:end]))
+            parent = stages[-1].key if stages else ""
+            contents = self._key_contents(name, method, seed=stage_seed, parent=parent)
+            key = self.key_builder.make_key("student", label, stage_seed, contents)
+            stages.append(_planned_stage(key, label, name, method))
+        return tuple(stages)
+
+    def _key_contents(
         self, name: str, method: Method, *, seed: int | None, parent: str
     ) -> dict[str, object]:
-        """Return what the key of a student holds: `seed` is None where nothing is drawn, `parent`
-        "" in a chain's first stage.
+        """Return what the key of a student contains.
+
+        `seed` is None if the student does not depend on it; `parent` is "" for a first stage.
         """
         return {
             **self.student_parts,

@@ -1,8 +1,6 @@
-"""The rows of a run: every chain that is asked for, and beside it the controls that it needs, each
-row once. No torch.
+"""The rows of a run: every chain that the user named, and the controls that they need. No torch.
 
-A row's label says what it is: its methods, with the settings that differ from their defaults in
-brackets.
+A row's label names its methods, and in brackets their settings that differ from the defaults.
 """
 
 import dataclasses
@@ -24,7 +22,7 @@ NamedMethod = tuple[str, Any]  # a method's name, and the method built from its 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One row: its methods in order, one for most rows, several for a chain."""
+    """One row before it has keys: its methods in order, several for a chain."""
 
     label: str
     names: tuple[str, ...]
@@ -43,12 +41,12 @@ class PlannedRow:
 
     @property
     def family(self) -> str:
-        """The family of its method; chains are a family of their own."""
+        """The family of its method; "chain" for a chain."""
         return self.last.family if len(self.methods) == 1 else "chain"
 
     @property
     def settings(self) -> dict[str, JsonValue]:
-        """Settings with defaults expanded; a chain's by method."""
+        """All settings with their defaults filled in; those of a chain by method."""
         if len(self.methods) == 1:
             return settings_with_defaults(self.last)
         return {
@@ -58,7 +56,7 @@ class PlannedRow:
 
     @property
     def inherited_by_controls(self) -> dict[str, JsonValue]:
-        """The settings that the row's controls take over."""
+        """The settings that the row's controls inherit."""
         method = type(self.last)
         inherited = current_settings(
             method.__name__, self.last.control_settings(), settings_of_class(method)
@@ -70,35 +68,35 @@ class PlannedRow:
 
     @property
     def trains(self) -> bool:
-        """Tell whether a stage spends the token budget."""
+        """Tell whether any stage spends the token budget."""
         return any(method.trains for method in self.methods)
 
 
 def build_rows(config: RowSettings, methods: Registry) -> list[PlannedRow]:
-    """Build every chain that is asked for, then the controls that they need, each row once."""
+    """Build the row of every chain that is named, then the rows of their controls, each once."""
     for name in config.set:
         if name not in methods:
             raise unknown("method", name, methods.table, hint="(in --set)")
-    book = _RowBuilder(config, methods)
+    builder = _RowBuilder(config, methods)
     for spec in config.methods:
-        book.add([book.stage(*parse_method(part)) for part in split_chain(spec)])
+        builder.add([builder.stage(*parse_method(part)) for part in split_chain(spec)])
     if config.controls:
-        book.add_controls()
-    _refuse_unused_settings(config, book.rows.values())
-    # what a chain begins with is scored before the chain
-    return sorted(book.rows.values(), key=lambda row: len(row.methods))
+        builder.add_controls()
+    _refuse_unused_settings(config, builder.rows.values())
+    # the stages that a chain begins with are scored before the chain
+    return sorted(builder.rows.values(), key=lambda row: len(row.methods))
 
 
 @dataclass(frozen=True)
 class _RowBuilder:
-    """The rows so far by label, and how to build another one."""
+    """Builds rows, and keeps those built so far by label."""
 
     config: RowSettings
     methods: Registry
     rows: dict[str, PlannedRow] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Mapping[str, JsonValue]) -> NamedMethod:
-        """Build a method; settings that stand in the row's name win over those of `--set`."""
+        """Build a method; settings in the row's name override those of `--set`."""
         name = self.methods.canonical(name)
         return name, self.methods.build(
             name,
@@ -109,52 +107,45 @@ class _RowBuilder:
         )
 
     def add(self, stages: Sequence[NamedMethod]) -> PlannedRow | None:
-        """Add a row; None where it stands already."""
+        """Add a row and return it; None if there is a row of the same label."""
         names, methods = tuple(name for name, _ in stages), tuple(method for _, method in stages)
         parts = tuple(map(label_of, names, methods))
+        controls = methods[-1].controls
         if len(parts) > 1:
             check_chain(names, methods)
-        chains = tuple(
-            "+".join(map(without_settings, chain))
-            for chain in companion_chains(parts, methods, self.methods.load)
-        )
-        row = PlannedRow(
-            "+".join(parts), names, methods, chains if len(parts) > 1 else methods[-1].controls
-        )
-        return None if self.rows.setdefault(row.label, row) is not row else row
+            companions = companion_chains(parts, methods, self.methods.load)
+            controls = tuple("+".join(map(without_settings, chain)) for chain in companions)
+        row = PlannedRow("+".join(parts), names, methods, controls)
+        if row.label in self.rows:
+            return None
+        self.rows[row.label] = row
+        return row
 
     def add_controls(self) -> None:
-        """Add the controls of every row, then theirs."""
+        """Add the controls of every row, and the controls of those controls."""
         pending = list(self.rows.values())
         while pending:
             for stages in self._controls_of(pending.pop(0)):
-                # its own form: a variant that was asked for beside it is another row
-                added = self.add(stages)
-                pending += [added] if added else []
+                # a variant with other settings that the user named is another row
+                control = self.add(stages)
+                pending += [control] if control else []
 
     def _controls_of(self, row: PlannedRow) -> Iterator[list[NamedMethod]]:
-        """Yield the controls of a row, as stages that are built: settings that the row hands on are
-        theirs too.
-        """
-        own = {
+        """Yield the controls of a row as built stages, with the settings that they inherit."""
+        stages_by_label = {
             label_of(name, method): (name, method)
             for name, method in zip(row.names, row.methods, strict=True)
         }
         if len(row.methods) == 1:
             yield from ([self._control(name, row)] for name in row.controls)
-        for parts in companion_chains(tuple(own), row.methods, self.methods.load):
-            yield [own[part] if part in own else self._control(part, row) for part in parts]
+        for parts in companion_chains(tuple(stages_by_label), row.methods, self.methods.load):
+            yield [stages_by_label.get(part) or self._control(part, row) for part in parts]
 
     def _control(self, name: str, row: PlannedRow) -> NamedMethod:
-        known = {setting.name for setting in dataclasses.fields(self.methods.load(name))}
-        return self.stage(
-            name,
-            {
-                key: value
-                for key, value in self.methods.current(name, row.inherited_by_controls).items()
-                if key in known
-            },
-        )
+        """Build a control with those settings that it inherits from the row and has itself."""
+        fields = {setting.name for setting in dataclasses.fields(self.methods.load(name))}
+        inherited = self.methods.current(name, row.inherited_by_controls)
+        return self.stage(name, {key: value for key, value in inherited.items() if key in fields})
 
 
 def _refuse_unused_settings(config: RowSettings, rows: Iterable[PlannedRow]) -> None:
@@ -167,7 +158,7 @@ def _refuse_unused_settings(config: RowSettings, rows: Iterable[PlannedRow]) -> 
 
 
 def label_of(name: str, method: Any) -> str:
-    """Return the label of one method: settings that differ from the defaults stand in brackets."""
+    """Return the label of one method, with the settings that differ from defaults in brackets."""
     defaults = settings_with_defaults(type(method)())
     differing = [
         f"{key}={_setting_text(value)}"
@@ -178,11 +169,10 @@ def label_of(name: str, method: Any) -> str:
 
 
 def _setting_text(value: object) -> str:
-    """Return a setting's value as it stands in a label: a list's items joined by +, and no comma,
-    which ends a row.
+    """Return a setting's value as text for a label.
+
+    It contains no comma, which would separate two settings: items of a list are joined by +.
     """
-    return (
-        "+".join(map(str, value))
-        if isinstance(value, (list, tuple))
-        else str(value).replace(",", "+")
-    )
+    if isinstance(value, (list, tuple)):
+        return "+".join(map(str, value))
+    return str(value).replace(",", "+")

@@ -1,5 +1,6 @@
-"""What all rows of a plan have in common: models, tasks, prompts, budget, threads; what cannot work
-with them is refused here. No torch.
+"""What all rows of a plan share: models, tasks, prompts, budget and threads. No torch.
+
+Combinations of models and rows that cannot work are refused here.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,58 +26,52 @@ from harness.registry import Registry
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedNames:
-    """What the names of a configuration stand for, here and now."""
+    """The objects that the names of a configuration stand for."""
 
     teachers: Sequence[Checkpoint]
     methods: Registry
     suites: Mapping[str, Suite]
-    tasks: Mapping[str, Task]  # of all suites: their code and versions are in the keys
+    tasks: Mapping[str, Task]  # of all suites, by name
     device: str
     dtype: str
-    data: str  # digest of the files that the tasks read, "" where they read none
+    data: str  # digest of the files that the tasks read; "" if they read none
     text: str = ""  # digest of free text for calibration
 
 
 @dataclass(frozen=True)
 class RunModels:
-    """The teachers of a run, the first before all, and the model that its students start from."""
+    """The teachers of a run, and the model that its students start from."""
 
     teachers: tuple[PlannedModel, ...]
     base: PlannedModel
-    recipe: StudentCut | None  # how students are cut from the base; None: they start from it whole
-    # the recipe as it was typed, or the base's name; never a path: it stands in records and tables
+    recipe: (
+        StudentCut | None
+    )  # how students are cut from the base; None if they start from all of it
+    # the recipe as it was typed, or the base's name: records show it, so it is never a path
     student: str
 
     @classmethod
     def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "RunModels":
-        """Resolve the model that students start from: the first teacher where `--student` is a
-        recipe.
-        """
+        """Resolve the model that students start from: the first teacher, or `--student`."""
         planned = tuple(map(PlannedModel.of, teachers))
-        recipe = parse_student_cut(config.student)
-        base = (
-            planned[0]
-            if recipe
-            else PlannedModel.of(resolve(config.student, cache=config.cache_folder))
-        )
-        return cls(planned, base, recipe, config.student if recipe else base.name)
+        if recipe := parse_student_cut(config.student):
+            return cls(planned, planned[0], recipe, config.student)
+        base = PlannedModel.of(resolve(config.student, cache=config.cache_folder))
+        return cls(planned, base, None, base.name)
 
     @property
     def draws_weights(self) -> bool:
-        """Tell whether a student starts from weights that are drawn, in a shape cut from the
-        base's.
-        """
+        """Tell whether students start from new random weights."""
         return self.recipe is not None and self.recipe.draws_weights
 
 
 def check_teachers(rows: Sequence[PlannedRow], teachers: Sequence[Checkpoint]) -> None:
-    """Refuse two teachers that are one, and one teacher where a method needs several."""
+    """Refuse equal teachers, and a single teacher if a method needs several."""
     names = [teacher.name for teacher in teachers]
-    if len(set(names)) < len(names) or len({teacher.digest for teacher in teachers}) < len(
-        teachers
-    ):
+    digests = {teacher.digest for teacher in teachers}
+    if len(set(names)) < len(names) or len(digests) < len(teachers):
         raise HarnessError(
-            f"--teacher: {', '.join(names)}: two teachers have one name or the same weights; "
+            f"--teacher: {', '.join(names)}: two teachers have the same name or the same weights; "
             "rename a folder, or drop one"
         )
     several = [
@@ -89,26 +84,23 @@ def check_teachers(rows: Sequence[PlannedRow], teachers: Sequence[Checkpoint]) -
 
 
 def check_vocabularies(rows: Sequence[PlannedRow], models: RunModels) -> None:
-    """Refuse teachers whose tokens are not the student's, where a method compares their
-    distributions.
-    """
+    """Refuse teachers with another vocabulary than the student's, if a method compares both."""
     if not any(method.needs_same_vocabulary for row in rows for method in row.methods):
         return
     base = models.base
     for teacher in models.teachers:
         if teacher.digest == base.digest:
             continue
-        ours, theirs = token_map(base.path), token_map(teacher.path)
-        if ours is not None and theirs is not None:
-            common_vocabulary(
-                ours, theirs, names=(f"student {base.name}", f"teacher {teacher.name}")
-            )
+        student_tokens, teacher_tokens = token_map(base.path), token_map(teacher.path)
+        if student_tokens is not None and teacher_tokens is not None:
+            names = (f"student {base.name}", f"teacher {teacher.name}")
+            common_vocabulary(student_tokens, teacher_tokens, names=names)
 
 
 def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
-    """Refuse a base in packed weights, where a row cuts or trains it."""
+    """Refuse a base with packed weights if a row cuts or trains it."""
     cuts = models.recipe is not None
-    starting = next(
+    label = next(
         (
             row.label
             for row in rows
@@ -116,43 +108,43 @@ def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
         ),
         "",
     )
-    if starting and (packed := quantized_by(models.base.path)) not in ("", "float"):
+    if label and (packed := quantized_by(models.base.path)) not in ("", "float"):
         raise HarnessError(
-            f"{starting} starts from {models.base.name}, which is quantized ({packed}) and can be "
-            "neither cut nor trained; "
-            "type --student with a model in floats"
+            f"{label} starts from {models.base.name}, which is quantized ({packed}) and can "
+            "neither be cut nor trained; give --student a model whose weights are floats"
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What all rows of a plan have in common, decided once."""
+    """What all rows of a plan share, decided once."""
 
     config: RunConfig
     resolved: ResolvedNames
     models: RunModels
-    budget: int  # seen tokens of a row that trains
+    budget: int  # tokens that each trained row sees
     prompting: Prompting
     threads: int
-    grid: str  # of the timing; "" where nothing is timed
+    grid: str  # scenarios of the timing; "" if nothing is timed
 
     @classmethod
     def of(cls, config: RunConfig, resolved: ResolvedNames, models: RunModels) -> "Setup":
-        """Decide what the configuration leaves open. Raises `HarnessError` for a template or a
-        limit of what is not there.
+        """Decide what the configuration leaves open.
+
+        Raises `HarnessError` for a chat template that a model lacks, and for a limit of an unknown
+        task.
         """
+        default_budget = EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET
+        default_grid = GRIDS[resolved.device.partition(":")[0]]
         prompting = Prompting(chat=_uses_chat_template(config, models), system=config.system)
         setup = cls(
             config=config,
             resolved=resolved,
             models=models,
-            budget=config.budget
-            or (EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET),
+            budget=config.budget or default_budget,
             prompting=prompting,
             threads=_shared_threads(models, resolved.device),
-            grid=""
-            if config.grid == "none"
-            else config.grid or GRIDS[resolved.device.partition(":")[0]],
+            grid="" if config.grid == "none" else config.grid or default_grid,
         )
         for name in config.limit if isinstance(config.limit, dict) else ():
             if name not in setup.versions:
@@ -161,7 +153,7 @@ class Setup:
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions of all tasks by name, in the order of the suites."""
+        """The version of each task by its name, in the order of the suites."""
         names = dict.fromkeys(
             task for suite in self.resolved.suites.values() for task in suite.tasks
         )
@@ -173,7 +165,7 @@ class Setup:
         return any(suite.measure for suite in self.resolved.suites.values())
 
     def conditions(self) -> Conditions:
-        """Return the conditions of all rows, as records hold them."""
+        """Return the conditions of all rows, as records contain them."""
         config, models = self.config, self.models
         return Conditions(
             suites=tuple(self.resolved.suites),
@@ -194,8 +186,9 @@ class Setup:
 
 
 def _shared_threads(models: RunModels, device: str) -> int:
-    """Return the threads of a run's cells, one number for all rows of a table: by its largest
-    model; on a GPU as they were.
+    """Return how many threads each cell uses: on a CPU it follows from the largest model.
+
+    It is the same for all rows, so that their times can be compared.
     """
     if device != "cpu":
         return thread_count()
@@ -205,30 +198,32 @@ def _shared_threads(models: RunModels, device: str) -> int:
 
 
 def _uses_chat_template(config: RunConfig, models: RunModels) -> bool:
-    """Decide once for all rows whether prompts are shown in the chat template."""
-    without = [
+    """Decide for all rows whether prompts are rendered with the chat template."""
+    models_without = [
         model.name
         for model in (models.teachers[0], models.base)
         if not has_chat_template(model.path)
     ]
-    if config.chat_template == "on" and without:
+    if config.chat_template == "on" and models_without:
         raise HarnessError(
-            f"--chat-template on: the tokenizer of {without[0]} has no chat template; type "
+            f"--chat-template on: the tokenizer of {models_without[0]} has no chat template; type "
             "--chat-template off"
         )
     chat = config.chat_template == "on" or (
-        config.chat_template == "auto" and not without and not is_embedded(config.teacher_names[0])
+        config.chat_template == "auto"
+        and not models_without
+        and not is_embedded(config.teacher_names[0])
     )
     if config.system is not None and not chat:
         raise HarnessError(
-            "--system needs a chat template, and none is used here; drop it, or type "
+            "--system needs a chat template, and this run uses none; drop --system, or type "
             "--chat-template on"
         )
     return chat
 
 
 def has_chat_template(folder: Path) -> bool:
-    """Tell from a model folder's files whether its tokenizer has a chat template."""
+    """Tell whether the tokenizer in a model folder has a chat template, without opening it."""
     if (folder / "chat_template.jinja").exists():
         return True
     try:

@@ -1,4 +1,4 @@
-"""What users type for a run, parsed: lists, methods with settings, teachers with shares, limits."""
+"""Parses what users type: lists, methods with settings, teachers with weights, limits."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -11,12 +11,13 @@ from harness.files.untrusted import parse_word
 
 
 def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Read `tiny=0.7,tiny-math=0.3` into names and weights (none where none is given); weights sum
-    to 1 afterwards.
+    """Return the names and the weights of teachers such as `tiny=0.7`.
+
+    The weights sum to 1; there are none if none was given.
     """
     names, weights = [], []
     for spec in specs:
-        # a path that is there wins
+        # a path that exists is a path, also if it ends like a weight
         weighted = re.search(r"=[\d.]+$", spec) and not Path(spec).exists()
         name, equals, weight = spec.rpartition("=") if weighted else (spec, "", "")
         names.append(name)
@@ -26,30 +27,29 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
         raise HarnessError(f"--teacher {','.join(specs)}: a teacher is named twice")
     if weights and (len(weights) < len(names) or min(weights) <= 0):
         raise HarnessError(
-            f"--teacher {','.join(specs)}: give every teacher a weight above 0, or none; for "
+            f"--teacher {','.join(specs)}: give every teacher a weight above 0, or give none; for "
             "example tiny=0.7,tiny-math=0.3"
         )
     return tuple(names), tuple(weight / sum(weights) for weight in weights)
 
 
 def split_teachers(text: str) -> list[str]:
-    """Split `a=0.7,b=0.3` at the commas; the longest part that is a path that is here, weighted or
-    not, stays whole.
+    """Split `a=0.7,b=0.3` at the commas, but not inside a path that exists.
+
+    A path may contain commas: the longest part that exists is one teacher, with or without weight.
     """
-    found: list[str] = []
-    rest = text.split(",")
-    while rest:
-        counts = range(len(rest), 0, -1)
-        joined = next((count for count in counts if _path_exists(",".join(rest[:count]))), 0)
-        if not joined:  # no path: at the next comma outside brackets
-            joined = (
-                split_list(",".join(rest))[0].count(",") + 1
-                if ",".join(rest).strip(", ")
-                else len(rest)
-            )
-        found.append(",".join(rest[:joined]).strip())
-        rest = rest[joined:]
-    return [one for one in found if one]
+    teachers: list[str] = []
+    pieces = text.split(",")
+    while pieces:
+        lengths = range(len(pieces), 0, -1)
+        count = next((n for n in lengths if _path_exists(",".join(pieces[:n]))), 0)
+        rest = ",".join(pieces)
+        if not count and rest.strip(", "):  # no path: up to the next comma outside brackets
+            count = split_list(rest)[0].count(",") + 1
+        count = count or len(pieces)
+        teachers.append(",".join(pieces[:count]).strip())
+        pieces = pieces[count:]
+    return [teacher for teacher in teachers if teacher]
 
 
 def _path_exists(spec: str) -> bool:
@@ -62,39 +62,41 @@ def split_list(text: str) -> list[str]:
     return [part.strip() for part in _split_outside(text, lambda rest: True) if part.strip()]
 
 
-def joined_lists(given: Sequence[str] | None) -> list[str] | None:
-    """Join an option's lists, typed once or several times: what was typed adds up. None where it
-    was not typed.
-    """
-    return None if not given else [one for text in given for one in split_list(text)]
+def joined_lists(texts: Sequence[str] | None) -> list[str] | None:
+    """Join the lists of a repeatable option; None if it was not typed."""
+    return None if not texts else [part for text in texts for part in split_list(text)]
 
 
 def split_outside_brackets(text: str, separator: str) -> list[str]:
-    """Split at a sign outside brackets and quotes."""
+    """Split at a separator, but not inside brackets or quotes."""
     return _split_outside(text, lambda rest: True, separator)
 
 
 def _split_outside(text: str, splits: Callable[[str], bool], separator: str = ",") -> list[str]:
-    """Split at separators outside brackets and quotes behind which `splits` holds."""
+    """Split at separators outside brackets and quotes.
+
+    `splits` gets the text behind a separator and tells whether to split there.
+    """
     parts, depth, quoted = [""], 0, False
-    for at, sign in enumerate(text):
-        quoted ^= sign == '"'
-        depth += (sign == "[") - (sign == "]") if not quoted else 0
-        if sign == separator and depth == 0 and not quoted and splits(text[at + 1 :]):
+    for position, character in enumerate(text):
+        quoted ^= character == '"'
+        depth += (character == "[") - (character == "]") if not quoted else 0
+        is_separator = character == separator and depth == 0 and not quoted
+        if is_separator and splits(text[position + 1 :]):
             parts.append("")
         else:
-            parts[-1] += sign
+            parts[-1] += character
     return parts
 
 
 def parse_value(text: str) -> JsonValue:
-    """Read a setting's value as typed on a command line: a number, true, false, or a word."""
+    """Return the value of a typed setting: a number, true, false, or the text itself."""
     value: JsonValue = parse_word(text)
     return value
 
 
 def parse_limit(text: str) -> int | dict[str, int]:
-    """Read `100`, or `gsm8k=20,mmlu=100`."""
+    """Parse `100` as a number, `gsm8k=20,mmlu=100` as numbers by task."""
     parts = [part.rpartition("=") for part in split_list(text)]
     named = {name.strip(): count.strip() for name, _, count in parts}
     plain = len(parts) == 1 and "=" not in text
@@ -112,13 +114,13 @@ def parse_limit(text: str) -> int | dict[str, int]:
 
 
 def limit_for(limit: int | Mapping[str, int] | None, task: str) -> int | None:
-    """Return how many items of a task are scored, None for all."""
+    """Return how many items of a task are scored; None for all."""
     return limit.get(task) if isinstance(limit, Mapping) else limit
 
 
 def parse_set(pairs: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
-    """Read `--set response.temperature=4` pairs."""
-    found: dict[str, dict[str, JsonValue]] = {}
+    """Parse `response.temperature=4` pairs into settings by method."""
+    settings: dict[str, dict[str, JsonValue]] = {}
     for pair in pairs:
         match = re.fullmatch(r"([\w-]+)\.(\w+)=(.*)", pair)
         if not match:
@@ -126,12 +128,12 @@ def parse_set(pairs: Sequence[str]) -> dict[str, dict[str, JsonValue]]:
                 f"--set {pair!r} is not METHOD.SETTING=VALUE; write for example --set "
                 "response.temperature=4"
             )
-        found.setdefault(match[1], {})[match[2]] = parse_value(match[3])
-    return found
+        settings.setdefault(match[1], {})[match[2]] = parse_value(match[3])
+    return settings
 
 
 def parse_method(spec: str) -> tuple[str, dict[str, JsonValue]]:
-    """Read `response[temperature=4]` into a name and its settings."""
+    """Parse `response[temperature=4]` into a name and its settings."""
     match = re.fullmatch(r"([\w.-]+)(?:\[(.*)\])?", spec)
     if not match:
         raise HarnessError(

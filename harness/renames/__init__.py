@@ -139,6 +139,7 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.data:contaminated": ("harness.data:contaminated_texts", FROM_0_1),
     "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
     "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
+    "harness.scoring.backend:Scored": ("harness.scoring.backend:LikelihoodRequest", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

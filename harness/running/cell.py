@@ -1,9 +1,9 @@
-"""The process of one cell: `python -m harness.running.cell JOB.json`. Makes the student, scores it,
-measures it, records it.
+"""The process of one cell: `python -m harness.running.cell JOB.json`.
 
-It is the third composition root beside the command line and the Python door: names arrive, so the
-tables are read here. Signs of life go to the original standard output, one JSON object a line;
-everything else a library prints goes to the cell's log.
+It makes the student, scores and times it, and writes the record. A job contains names of methods
+and tasks, so this program looks them up, as the command line and the Python API do. Progress is
+written to the original standard output, one JSON object per line; everything else that is printed
+goes to the cell's log.
 """
 
 import faulthandler
@@ -35,71 +35,73 @@ from harness.running.student import student_of_cell, with_untrained_tasks
 
 
 def main(argv: list[str]) -> int:
-    """Run one cell; 0 when its record says success, 1 when it says failed."""
-    speak = _take_standard_output()
+    """Run one cell; return 0 if its record says success, else 1."""
+    send = _take_standard_output()
     end_with_parent(int(argv[2]))
-    # where native code crashes, the log says in which of our lines
+    # if native code crashes, the log names the line of Python
     faulthandler.enable(file=sys.stderr)
     job = read_as(Path(argv[1]), CellJob)
-    began = time.monotonic()
+    start_time = time.monotonic()
 
-    def progress(sign: Progress) -> None:
-        speak(asdict(sign))
+    def progress(message: Progress) -> None:
+        send(asdict(message))
 
     try:
-        record = _compute(job, progress, began)
-    except Exception as problem:  # noqa: BLE001  a method may raise anything; the other cells must go on
+        record = _compute(job, progress, start_time)
+    except Exception as problem:  # noqa: BLE001  a method may raise anything
         status = "skipped" if isinstance(problem, Skipped) else "failed"
-        record = _record(job, began, status=status, **failure_of(job, problem)._asdict())
-    _write_model_card(job, record)  # first: nobody comes back to a cell that has its record
+        record = _record(job, start_time, status=status, **failure_of(job, problem)._asdict())
+    _write_model_card(job, record)  # before the record: a cell with a record is never run again
     write_record(job.cell_folder / "record.json", record)
     return 0 if record.status == "success" else 1
 
 
 def _write_model_card(job: CellJob, record: RunRecord) -> None:
-    """Put a card beside the student's weights; a row that was scored is not lost for want of it."""
+    """Write a card beside the student's weights; if that fails, the row keeps its scores."""
     folder = job.stage_folders[-1] / "student" if job.stage_folders else None
     if record.status == "success" and folder is not None and folder.is_dir():
         try:
             write_card(folder, record)
         except OSError as problem:
-            print(f"no model card: {problem}", file=sys.stderr)
+            print(f"the model card could not be written: {problem}", file=sys.stderr)
 
 
 def _take_standard_output() -> Callable[[dict[str, Any]], None]:
-    """Keep the real standard output for our lines; send everybody else's to the log (standard
-    error).
+    """Redirect standard output to standard error, the log; return what sends progress.
+
+    The function that is returned writes to the original standard output, at most ten lines a
+    second besides the last of a stage.
     """
     stream: TextIO = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)
-    last = 0.0
+    last_sent = 0.0
 
-    def speak(message: dict[str, Any]) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last < 0.1 and message.get("done") != message.get("total"):
+    def send(message: dict[str, Any]) -> None:
+        nonlocal last_sent
+        time_now = time.monotonic()
+        if time_now - last_sent < 0.1 and message.get("done") != message.get("total"):
             return
-        last = now
+        last_sent = time_now
         stream.write(json.dumps(message) + "\n")
 
-    return speak
+    return send
 
 
-def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -> RunRecord:
-    """Make the student, evaluate it, and return the record of both."""
+def _compute(job: CellJob, progress: Callable[[Progress], None], start_time: float) -> RunRecord:
+    """Make the student, evaluate it, and return the record."""
     import torch
 
     progress(Progress(stage="start", done=0, total=1))
     torch.set_num_threads(job.threads)
     loaded = LoadedJob.of(job, progress)
     student = student_of_cell(loaded)
-    # what training left with the allocator would be missing for the answers' keys and values
+    # scoring needs for its key-value cache the memory that training left with the allocator
     release_memory(job.conditions.device)
     cost = with_untrained_tasks(loaded, student.cost)
     result = evaluate(loaded, student.checkpoint)
     return _record(
         job,
-        began,
+        start_time,
         status="success",
         path=result.path,
         student=_reference(student.checkpoint, parameters=result.parameters),
@@ -116,11 +118,9 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], began: float) -
 def _with_last_scores(
     stages: tuple[StageRecord, ...], scores: tuple[TaskScore, ...]
 ) -> tuple[StageRecord, ...]:
-    """Fill in what the last stage scored: the row's own scores."""
-    return (
-        *stages[:-1],
-        stages[-1].model_copy(update={"scores": {score.task: score.value for score in scores}}),
-    )
+    """Return the stages of a chain with the scores of the last one: those of the row itself."""
+    values = {score.task: score.value for score in scores}
+    return (*stages[:-1], stages[-1].model_copy(update={"scores": values}))
 
 
 def _environment(job: CellJob) -> Environment:
@@ -144,7 +144,7 @@ def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelRe
     )
 
 
-def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> RunRecord:
+def _record(job: CellJob, start_time: float, *, path: str = "", **fields: Any) -> RunRecord:
     cell = job.cell
     return RunRecord(
         key=cell.key,
@@ -161,7 +161,7 @@ def _record(job: CellJob, began: float, *, path: str = "", **fields: Any) -> Run
         seed=cell.seed,
         path=path,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        seconds=round(time.monotonic() - began, 3),
+        seconds=round(time.monotonic() - start_time, 3),
         **fields,
     )
 

@@ -1,8 +1,7 @@
-"""What a cell finds out about its student: scores, distance to the teacher, the noise floor of
-both, speed and memory. No torch at import.
+"""Evaluates a student: scores, distance to the teacher, noise floor, speed and memory.
 
-Scores must stand; everything else is optional: what stops it is a remark beside a row that is
-scored.
+A cell fails without scores. Everything else is optional: if it fails, the row keeps its scores and
+gets a remark. No torch at import.
 """
 
 import json
@@ -10,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.contract import Checkpoint, Progress, Task
@@ -39,22 +38,21 @@ from harness.running.loaded import LoadedJob
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
     from harness.scoring.backend import Backend
-    from harness.scoring.fidelity import Read
+    from harness.scoring.fidelity import TeacherReading
     from harness.scoring.items import ItemRow
 
 NO_TEACHER_ANSWERS = "the teacher's row had none to compare with"
-# scored at once for the noise floor: few enough that a GPU takes other kernels than for a full
-# batch
+# rows scored at once for the noise floor: so few that a GPU uses other kernels than for more rows
 NOISE_BATCH_SIZE = 8
-_NOISE_TOKENS_PER_ROW = 64  # of a packed forward, for each of these rows
+_NOISE_TOKENS_PER_ROW = 64  # tokens of a packed forward pass for each of these rows
 _TEACHER_READS_FILE = "teacher-reads.safetensors"  # in the teacher's cell, beside its samples
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a record says of its student's behaviour."""
+    """What a record says about the behaviour of its student."""
 
-    path: str  # which code computed the answers
+    path: str  # of scoring: which backend and code computed the answers
     parameters: int
     scores: "tuple[TaskScore, ...]"
     rows: "tuple[ItemRow, ...]"
@@ -63,34 +61,28 @@ class Evaluation:
 
 
 def evaluate(loaded: LoadedJob, student: Checkpoint) -> Evaluation:
-    """Score a student, compare it with the teacher, and time it; answers and raw timings are
-    written to the cell's folder.
+    """Score a student, compare it with the teacher, and time it.
+
+    Answers and raw timings are written to the cell's folder.
     """
     job = loaded.job
-    answered, peak = _evaluate_open_model(loaded, student)
+    evaluation, peak = _evaluate_open_model(loaded, student)
     release_memory(job.conditions.device)
-    measurements = answered.measurements
+    measurements = evaluation.measurements
     if job.cell.is_teacher and job.work.noise:
-        measurements += _noise_floor(loaded, answered.rows)
+        measurements += _noise_floor(loaded, evaluation.rows)
     if job.measure:
-        measurements += _measure_student(
-            loaded, student, thread_count()
-        )  # timing keeps its own rule
+        # timing does not use the number of threads that scoring uses
+        measurements += _measure_student(loaded, student, thread_count())
     if peak is not None:
         measurements += (measurement_of(columns.PROCESS_PEAK, peak),)
-    return Evaluation(
-        answered.path,
-        answered.parameters,
-        answered.scores,
-        answered.rows,
-        answered.fidelity,
-        measurements,
-    )
+    return replace(evaluation, measurements=measurements)
 
 
 def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evaluation, float | None]:
-    """Return everything that the open student is needed for, and the peak of the process's memory;
-    it is open in here alone.
+    """Return what needs the open student, and the peak memory of this process in bytes.
+
+    The student is closed at the end: the caller has the memory for other models.
     """
     from harness.models.language_model import open_model
     from harness.scoring.items import write_rows
@@ -98,14 +90,12 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
     job, conditions = loaded.job, loaded.job.conditions
     with _open_backend(job, student, conditions.dtype) as backend:
         scores, rows = _score_tasks(loaded, backend)
-    ours = job.work.backend == "transformers"
-    opened = (
-        backend.opened
-        if ours
-        else open_model(student, device=conditions.device, dtype=conditions.dtype)
-    )
+    if job.work.backend == "transformers":
+        opened = backend.opened
+    else:
+        opened = open_model(student, device=conditions.device, dtype=conditions.dtype)
     write_rows(job.cell_folder / "samples.jsonl", rows)
-    # of training and scoring together: before the base is opened beside the student
+    # of training and scoring; read before another model is opened beside the student
     peak = process_bytes("VmHWM")
     parameters = _count_parameters(job, opened)
     fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
@@ -122,9 +112,7 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
 
 
 def score_again(job: CellJob) -> "list[TaskScore]":
-    """Score a finished cell's model once more, from nothing: no answer is read from the journal,
-    nothing is written.
-    """
+    """Score the model of a finished cell again: no cached answer is used, nothing is written."""
     loaded = LoadedJob.of(job.model_copy(update={"force": True}), lambda progress: None)
     folder = job.stage_folders[-1] / "student" if job.stage_folders else None
     student = (
@@ -138,25 +126,26 @@ def score_again(job: CellJob) -> "list[TaskScore]":
 
 @contextmanager
 def _open_backend(
-    job: CellJob, checkpoint: Checkpoint, dtype: str, *, few: int | None = None
+    job: CellJob, checkpoint: Checkpoint, dtype: str, *, batch_size: int | None = None
 ) -> "Iterator[Backend]":
-    """Open what scores a model, `few` rows at once where that is given; vLLM's engine gives its
-    memory back at the end.
+    """Open the backend that scores a model; vLLM's engine frees its memory at the end.
+
+    `batch_size` overrides that of the job.
     """
     from harness.models.language_model import open_model
-    from harness.scoring.transformers_backend import Transformers
+    from harness.scoring.transformers_backend import TransformersBackend
 
     if job.work.backend == "transformers":
-        pack = few * _NOISE_TOKENS_PER_ROW if few else None
-        yield Transformers(
+        pack = batch_size * _NOISE_TOKENS_PER_ROW if batch_size else None
+        yield TransformersBackend(
             open_model(checkpoint, device=job.conditions.device, dtype=dtype),
-            few or job.work.batch_size,
+            batch_size or job.work.batch_size,
             pack=pack,
         )
         return
-    from harness.scoring.vllm_backend import Vllm
+    from harness.scoring.vllm_backend import VllmBackend
 
-    engine = Vllm(checkpoint, dtype=dtype, device=job.conditions.device)
+    engine = VllmBackend(checkpoint, dtype=dtype, device=job.conditions.device)
     try:
         yield engine
     finally:
@@ -164,16 +153,19 @@ def _open_backend(
 
 
 def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore], list[ItemRow]]":
+    """Return the scores of all tasks, and the answers to all items."""
     from harness.scoring.score import score_task
 
     job = loaded.job
-    # A student with the teacher's own bytes is asked all the same: its row shows that scoring twice
-    # changes nothing.
-    copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in {
-        teacher.digest for teacher in job.teachers
-    }
-    # --force asks everything anew
-    cache = None if job.work.force else job.cell_folder if copy else job.cache
+    teacher_digests = {teacher.digest for teacher in job.teachers}
+    is_copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in teacher_digests
+    if job.work.force:
+        cache = None
+    elif is_copy:
+        # not the teacher's cached answers: this row shows that scoring twice changes nothing
+        cache = job.cell_folder
+    else:
+        cache = job.cache
     scores: list[TaskScore] = []
     rows: list[ItemRow] = []
     for task in loaded.tasks.values():
@@ -195,8 +187,9 @@ def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore
 def _measure_student(
     loaded: LoadedJob, student: Checkpoint, threads: int
 ) -> tuple[Measurement, ...]:
-    """Time and weigh the student beside its teacher, in processes of their own; this one holds no
-    model any more.
+    """Measure speed and size of the student beside its teacher, each in a process of its own.
+
+    This process must have closed its models.
     """
     job, conditions = loaded.job, loaded.job.conditions
     release_memory(conditions.device)
@@ -215,8 +208,7 @@ def _measure_student(
             folder=job.cell_folder,
             progress=loaded.progress,
         )
-    # a scored row is not thrown away for want of its timing
-    except (CellFailed, HarnessError) as problem:
+    except (CellFailed, HarnessError) as problem:  # the row keeps its scores
         return (_skipped_timing(str(problem)),)
     write_atomically(
         job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
@@ -236,18 +228,20 @@ def _skipped_timing(reason: str) -> Measurement:
 
 
 def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[ItemRow]") -> None:
-    """Keep what the teacher reads for its students; a student whose teacher could not keep it opens
-    the teacher itself.
+    """Save the teacher's distributions over its own answers, for its students' cells.
+
+    If that fails, each of these cells opens the teacher.
     """
-    from harness.scoring.fidelity import remember
+    from harness.scoring.fidelity import save_hidden_states
 
     written = [name for name, task in loaded.tasks.items() if task.kind == "generate"]
     try:
-        remember(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
+        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         print(
-            f"what the teacher reads is not kept: {failure_of(loaded.job, problem).reason}",
+            "the teacher's distributions could not be saved: "
+            f"{failure_of(loaded.job, problem).reason}",
             file=sys.stderr,
         )
 
@@ -255,10 +249,9 @@ def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list
 def _compare_with_teacher(
     loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
 ) -> tuple[tuple[Fidelity, ...], tuple[Measurement, ...]]:
-    """Return the distances to the teacher, or a remark why there are none: a row that is scored
-    stands without them.
+    """Return the distances to the teacher, or a remark why they could not be measured.
 
-    Numbers that are none are another thing: they fail the row.
+    Distances that are not finite raise `CellFailed`, as everywhere: they fail the row.
     """
     job = loaded.job
     if job.teacher_samples is not None and not job.teacher_samples.exists():
@@ -273,7 +266,7 @@ def _compare_with_teacher(
 
 
 def _skipped_fidelity(reason: str) -> Measurement:
-    """Return what stands in a record in place of the distances to the teacher."""
+    """Return what a record contains in place of the distances to the teacher."""
     remark = f"its distance to the teacher was not measured: {reason}"
     return Measurement(
         name="skipped_fidelity", value=0, unit="", higher_is_better=False, remark=remark
@@ -283,40 +276,36 @@ def _skipped_fidelity(reason: str) -> Measurement:
 def _distances_to_teacher(
     loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
 ) -> tuple[Fidelity, ...]:
-    """Compare distributions with the teacher's on every task, where both speak the same
-    vocabulary.
+    """Compare the student's distributions with the teacher's on every task.
+
+    Returns nothing for the teacher itself, and for a student with another vocabulary.
     """
     from harness.models.language_model import student_tokenizer
-    from harness.scoring.fidelity import choice_fidelity, reader, token_fidelity
+    from harness.scoring.fidelity import choice_fidelity, distribution_reader, token_fidelity
 
     if loaded.job.teacher_samples is None:
         return ()
     if student.tokenizer.get_vocab() != student_tokenizer(loaded.teachers[0]).get_vocab():
         return ()
     teacher = _TeacherReader(loaded)
-    theirs = _teacher_rows(loaded.job)
+    teacher_rows = _teacher_rows(loaded.job)
     distances: list[Fidelity | None] = []
     for name, task in loaded.tasks.items():
-        loaded.progress(
-            Progress(
-                stage="compare",
-                done=len(distances),
-                total=len(loaded.tasks),
-                unit="tasks",
-                detail=name,
-            )
+        progress = Progress(
+            stage="compare",
+            done=len(distances),
+            total=len(loaded.tasks),
+            unit="tasks",
+            detail=name,
         )
-        before = [row for row in theirs if row.task == name]
+        loaded.progress(progress)
+        task_rows = [row for row in teacher_rows if row.task == name]
         if task.kind == "choose":
-            distances.append(
-                choice_fidelity(name, before, [row for row in rows if row.task == name])
-            )
+            student_rows = [row for row in rows if row.task == name]
+            distances.append(choice_fidelity(name, task_rows, student_rows))
         elif task.kind == "generate":
-            distances.append(
-                token_fidelity(
-                    name, teacher.reads(name, before, width=student.vocabulary), reader(student)
-                )
-            )
+            teacher_reads = teacher.reads(name, task_rows, width=student.vocabulary)
+            distances.append(token_fidelity(name, teacher_reads, distribution_reader(student)))
     return tuple(distance for distance in distances if distance is not None)
 
 
@@ -328,54 +317,60 @@ def _teacher_rows(job: CellJob) -> "list[ItemRow]":
         return read_rows(job.teacher_samples)
     except Unreadable as problem:
         raise CellFailed(
-            f"the teacher's answers are damaged ({problem}); run again and its row is made anew"
+            f"the teacher's answers are damaged ({problem}); run again to compute its row again"
         ) from problem
 
 
 @dataclass
 class _TeacherReader:
-    """The teacher's view of its own answers: as its cell kept it, else from the teacher, which is
-    opened once for all tasks.
+    """Gives the teacher's distributions over its own answers.
+
+    They come from the teacher's cell, which saved them; otherwise from the teacher, which is opened
+    once for all tasks.
     """
 
     loaded: LoadedJob
     opened: "LanguageModel | None" = None
 
-    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[Read]":
-        """Return what the teacher reads at every token of its answers to a task: of `width` tokens
-        of the vocabulary.
+    def reads(self, task: str, rows: "list[ItemRow]", *, width: int) -> "Iterator[TeacherReading]":
+        """Yield the teacher's distributions at the tokens of its answers to a task.
+
+        `width` is the size of the vocabulary to which they are cut.
         """
         from harness.models.language_model import open_model
-        from harness.scoring.fidelity import reader, reads, recall, texts_to_read
-
-        job, conditions, checkpoint = (
-            self.loaded.job,
-            self.loaded.job.conditions,
-            self.loaded.teachers[0],
+        from harness.scoring.fidelity import (
+            answers_to_compare,
+            distribution_reader,
+            load_teacher_readings,
+            read_answers,
         )
+
+        job, checkpoint = self.loaded.job, self.loaded.teachers[0]
+        device, dtype = job.conditions.device, job.conditions.dtype
         assert job.teacher_samples is not None
-        kept = recall(
+        saved = load_teacher_readings(
             job.teacher_samples.with_name(_TEACHER_READS_FILE),
             checkpoint,
             task,
-            device=conditions.device,
+            device=device,
             width=width,
         )
-        if kept is not None:
-            return kept
-        self.opened = self.opened or open_model(
-            checkpoint, device=conditions.device, dtype=conditions.dtype
+        if saved is not None:
+            return saved
+        self.opened = self.opened or open_model(checkpoint, device=device, dtype=dtype)
+        return read_answers(
+            distribution_reader(self.opened),
+            answers_to_compare(self.opened, task, rows),
+            width=width,
         )
-        return reads(reader(self.opened), texts_to_read(self.opened, task, rows), width=width)
 
 
 def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measurement, ...]:
-    """Score the teacher against itself on a sample: flips by rounding, that no student can be
-    blamed for.
+    """Score the teacher twice on a sample: how many answers change by rounding alone.
 
-    It never takes more memory than the score did: a float32 teacher is asked in bfloat16, any other
-    at its own dtype a few rows at once, which sums in another order. It is no part of the score:
-    whatever stops it is a remark beside a row that stands.
+    The second scoring never takes more memory than the first: a float32 teacher is scored in
+    bfloat16, any other in its own dtype with few rows at once, which sums in another order. If it
+    fails, the row keeps its scores and gets a remark.
     """
     job = loaded.job
     measured: list[Measurement] = []
@@ -386,10 +381,11 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         reason = failure_of(job, problem).reason
-        for name in [*tasks][len(measured) :]:
-            measured.append(
-                measurement_of(columns.FLIPS, 0, name, remark=f"not measured: {reason}")
-            )
+        remark = f"not measured: {reason}"
+        measured += [
+            measurement_of(columns.FLIPS, 0, name, remark=remark)
+            for name in [*tasks][len(measured) :]
+        ]
     release_memory(job.conditions.device)
     return tuple(measured)
 
@@ -397,23 +393,23 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
 def _flip_measurements(
     loaded: LoadedJob, tasks: dict[str, Task], rows: "tuple[ItemRow, ...]"
 ) -> Iterator[Measurement]:
-    from harness.scoring.outcomes import changed
+    """Yield for each task the share of answers that change when the teacher is scored again."""
+    from harness.scoring.outcomes import outcome_changes
     from harness.scoring.score import score_task
 
     job = loaded.job
-    noise, halved = job.work.noise, job.conditions.dtype == "float32"
-    dtype = "bfloat16" if halved or job.work.backend == "transformers" else "float32"
-    few = (
-        None
-        if halved or job.work.backend != "transformers"
-        else 1
-        if job.work.batch_size == NOISE_BATCH_SIZE
-        else NOISE_BATCH_SIZE
-    )
-    condition = f"{dtype}, {few} rows at once" if few else f"{dtype} against {job.conditions.dtype}"
-    with _open_backend(job, loaded.teachers[0], dtype, few=few) as backend:
+    noise, is_float32 = job.work.noise, job.conditions.dtype == "float32"
+    with_transformers = job.work.backend == "transformers"
+    dtype = "bfloat16" if is_float32 or with_transformers else "float32"
+    if is_float32 or not with_transformers:
+        batch_size = None
+        condition = f"{dtype} against {job.conditions.dtype}"
+    else:
+        batch_size = 1 if job.work.batch_size == NOISE_BATCH_SIZE else NOISE_BATCH_SIZE
+        condition = f"{dtype}, {batch_size} rows at once"
+    with _open_backend(job, loaded.teachers[0], dtype, batch_size=batch_size) as backend:
         for name, task in tasks.items():
-            figure, again = score_task(
+            score, second_rows = score_task(
                 backend.opened,
                 task,
                 loaded.source,
@@ -422,7 +418,8 @@ def _flip_measurements(
                 progress=loaded.progress,
                 prompting=job.conditions.prompting,
             )
-            flips = changed([row for row in rows if row.task == name], again, figure.primary)
+            first_rows = [row for row in rows if row.task == name]
+            flips = outcome_changes(first_rows, second_rows, score.primary)
             share = sum(flips) / len(flips)
             yield measurement_of(
                 columns.FLIPS, share, name, values=(float(len(flips)),), condition=condition
@@ -430,12 +427,12 @@ def _flip_measurements(
 
 
 def _count_parameters(job: CellJob, opened: "LanguageModel") -> int:
-    """Count a student's parameters; one that was packed has as many as what was packed."""
+    """Count a student's parameters; a packed student has as many as the model that was packed."""
     if job.cell.stages and job.cell.stages[-1].family == "quantization":
-        before = (
+        unpacked = (
             job.stage_folders[-2] / "student"
             if len(job.stage_folders) > 1
             else job.teachers[0].path
         )
-        return parameters_on_disk(before)
-    return sum(p.numel() for p in opened.model.parameters())
+        return parameters_on_disk(unpacked)
+    return sum(parameter.numel() for parameter in opened.model.parameters())

@@ -1,6 +1,4 @@
-"""Why a cell, or an optional part of it, came to nothing: one line for the table, a traceback for
-the record. No torch.
-"""
+"""Describes why a cell failed: one line for the table, a traceback for the record. No torch."""
 
 import traceback
 from pathlib import Path
@@ -15,12 +13,13 @@ class Failure(NamedTuple):
     """What a record says of an exception."""
 
     reason: str  # one line
-    trace: str  # "" where the reason says everything
+    trace: str  # the traceback; "" if the reason says everything
 
 
 def failure_of(job: CellJob, problem: Exception) -> Failure:
-    """Return what a record says of an exception that is being handled: lack of space and of memory
-    with what to do about it.
+    """Return what a record says of the exception that is being handled.
+
+    A full disk and lack of memory are recognised, and the reason says what to do about them.
     """
     if isinstance(problem, (CellFailed, HarnessError)):
         return Failure(str(problem), "")
@@ -28,7 +27,7 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
         return Failure(f"{full}; free some and run again", "")
     if isinstance(problem, MemoryError) or says_no_memory(str(problem)):
         message = " ".join(str(problem).split())[:300]
-        return Failure(f"out of memory {_what_ran_out(job)} ({message})", traceback.format_exc())
+        return Failure(f"out of memory {_memory_advice(job)} ({message})", traceback.format_exc())
     message = str(problem).strip()
     return Failure(
         f"{type(problem).__name__}: {message.splitlines()[0] if message else 'no message'}",
@@ -37,24 +36,25 @@ def failure_of(job: CellJob, problem: Exception) -> Failure:
 
 
 def _output_folders(job: CellJob) -> dict[str, Path]:
-    """Return the folders that a cell writes to, by what the user calls them."""
+    """Return the folders that a cell writes to, by their flags."""
     return {"--out": job.cell_folder, "--cache": job.cache}
 
 
-def _what_ran_out(job: CellJob) -> str:
-    """Say what a cell that ran out of memory was at, and what makes that smaller: the first stage
-    without a student, else scoring.
+def _memory_advice(job: CellJob) -> str:
+    """Say in which stage a cell ran out of memory, and which setting reduces what it needs.
+
+    It is the first stage without a student; if all have one, scoring.
     """
-    unmade = (
+    unfinished = (
         stage
         for stage, folder in zip(job.cell.stages, job.stage_folders, strict=True)
         if not (folder / "done.json").exists()
     )
-    stage = next(unmade, None)
+    stage = next(unfinished, None)
     if stage is None:
         return "in scoring; type a smaller --batch-size"
     if not stage.trains:
-        return f"in {stage.method}; give a smaller model, or a larger device"
+        return f"in {stage.method}; give a smaller model, or a device with more memory"
     name = stage.method
     return (
         f"in training; type --set {name}.micro_batch_size=1 and --set "

@@ -1,4 +1,4 @@
-"""What the process of a cell is told: everything that it computes, in one file."""
+"""The job of a cell: everything that its process needs to know, in one file."""
 
 from pathlib import Path
 
@@ -10,23 +10,21 @@ from harness.records.conditions import WithConditions
 
 
 class CellJob(WithConditions):
-    """What the parent tells the process: the cell and its conditions, where things lie, and how to
-    go about it.
-    """
+    """What a run passes to the process of a cell: the cell, its conditions, paths and settings."""
 
     model_config = ConfigDict(frozen=True)
     holds = ("conditions", "work")
     cell: PlannedCell
-    teachers: tuple[PlannedModel, ...]  # where the models of the conditions lie
+    teachers: tuple[PlannedModel, ...]  # the teachers of the conditions, with their paths
     student_base: PlannedModel
     work: WorkSettings
     measure: bool
     include_path: Path | None
-    teacher_samples: Path | None  # the teacher's rows, for fidelity; None in the teacher's own cell
+    teacher_samples: Path | None  # the teacher's answers; None in the teacher's own cell
     cell_folder: Path
-    stage_folders: tuple[Path, ...]  # where each stage's student lies; none for a teacher's row
-    stage_records: tuple[Path | None, ...]  # where each stage's own row is recorded
+    stage_folders: tuple[Path, ...]  # with the student of each stage; empty for a teacher's row
+    stage_records: tuple[Path | None, ...]  # the record of each stage's own row
     threads: int
-    cores_in_use: float | None  # by others, when the cell began
+    cores_in_use: float | None  # by other processes, when the cell began
     cache: Path
     data_dir: Path | None

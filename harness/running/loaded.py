@@ -1,6 +1,4 @@
-"""A cell's job once its process has begun: its tasks loaded, its data at hand, somebody who hears
-of progress. No torch.
-"""
+"""A cell's job in its process: with tasks loaded, a data source, and progress. No torch."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +13,7 @@ from harness.running.job import CellJob
 
 @dataclass(frozen=True)
 class LoadedJob:
-    """What every part of a cell's process works with: the job, its tasks by name, and where their
-    items come from.
-    """
+    """What all parts of a cell's process use: the job, its tasks by name, and their items."""
 
     job: CellJob
     tasks: dict[str, Task]
@@ -26,8 +22,9 @@ class LoadedJob:
 
     @classmethod
     def of(cls, job: CellJob, progress: Callable[[Progress], None]) -> "LoadedJob":
-        """Load a job's tasks; training items are shown to the student, and prompts to a model, as
-        the scorer shows them.
+        """Load a job's tasks.
+
+        The data source renders training items for the student as the scorer renders prompts.
         """
         tasks = {
             name: catalog.load_task(name, include_path=job.include_path)
@@ -40,7 +37,7 @@ class LoadedJob:
 
     @property
     def teachers(self) -> tuple[Checkpoint, ...]:
-        """The checkpoints of all teachers, the one that rows are compared with first."""
+        """The checkpoints of all teachers; rows are compared with the first."""
         return tuple(teacher.checkpoint() for teacher in self.job.teachers)
 
     def data_digest(self) -> str:

@@ -1,8 +1,10 @@
-"""Runs a plan: one spawned process per cell, locks, progress, and a record whatever happens to the
-process.
+"""Runs a plan: one process per cell, with locks and progress.
+
+Every cell gets a record, also if its process crashes.
 """
 
 import os
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -36,57 +38,54 @@ class CellResult:
     """How one cell ended."""
 
     cell: PlannedCell
-    record: RunRecord | None  # None: another run is computing it and we were told not to wait
-    cached: bool
+    record: RunRecord | None  # None: another run is computing the cell, and `wait` is off
+    cached: bool  # the record was in the store already
     note: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunCallbacks:
-    """What the runner tells: a cell begins, lives, ends; a line worth reading."""
+    """Functions that a run calls: when a cell starts, progresses and ends, and with messages."""
 
     on_start: Callable[[PlannedCell, int, int], None] = lambda cell, number, total: None
     on_progress: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
-    on_end: Callable[[CellResult], None] = lambda finished: None
+    on_end: Callable[[CellResult], None] = lambda result: None
     on_message: Callable[[str], None] = lambda line: None
 
 
 def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], Path]:
-    """Compute every cell that has no record yet; return how each ended and the run's own file."""
+    """Compute every cell that has no record yet; return their results and the file of the run."""
     store = Store(plan.config.out)
     store.prepare()
     make_folder(plan.config.cache_folder, "--cache")
     remove_unfinished(plan.config.cache_folder)
-    listing = store.write_run(
+    run_file = store.write_run(
         plan.config.model_dump(mode="json"), [cell.key for cell in plan.cells]
     )
     for line in () if plan.config.force else recomputation_lines(plan, store):
         callbacks.on_message(line)
-    ended: list[CellResult] = []
+    results: list[CellResult] = []
     for number, cell in enumerate(plan.cells, 1):
         callbacks.on_start(cell, number, len(plan.cells))
-        ended.append(_run_cell(plan, cell, store, callbacks))
-        callbacks.on_end(ended[-1])
-    return ended, listing
+        results.append(_run_cell(plan, cell, store, callbacks))
+        callbacks.on_end(results[-1])
+    return results, run_file
 
 
 def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbacks) -> CellResult:
-    held = None if plan.config.force else store.finished(cell.key)
-    if held is not None and (wrong := _reason_to_recompute(plan, cell, store, held)):
-        callbacks.on_message(f"{cell.label}: {wrong}; the row is made again")
-        held = None
-    if held is not None:
-        return CellResult(cell, _with_stages(plan, held, store), cached=True)
+    """Return the record of a cell from the store, or compute it under its lock."""
+    record = _finished_record(plan, cell, store, callbacks.on_message)
+    if record is not None:
+        return CellResult(cell, _with_stages(plan, record, store), cached=True)
     try:
         with store.locked(cell.key, wait=plan.config.wait, on_wait=callbacks.on_message):
-            held = None if plan.config.force else store.finished(cell.key)
-            # the other run made it while we waited
-            if held is not None and not _reason_to_recompute(plan, cell, store, held):
-                return CellResult(cell, _with_stages(plan, held, store), cached=True)
+            # another run may have computed the cell while this one waited for the lock
+            record = _finished_record(plan, cell, store, lambda line: None)
+            if record is not None:
+                return CellResult(cell, _with_stages(plan, record, store), cached=True)
             if not cell.student_key:
                 return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
-            # Two cells of one student (two suites, two chains that begin alike) must not make it at
-            # once.
+            # two cells may share a student (two suites, two chains with a common beginning)
             with ExitStack() as locks:
                 for stage in cell.stages:
                     locks.enter_context(
@@ -98,35 +97,48 @@ def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbac
         return CellResult(cell, None, cached=False, note=str(busy))
 
 
+def _finished_record(
+    plan: Plan, cell: PlannedCell, store: Store, on_message: Callable[[str], None]
+) -> RunRecord | None:
+    """Return the record of a finished cell; None if there is none, or if it is computed again."""
+    record = None if plan.config.force else store.finished(cell.key)
+    if record is not None and (reason := _reason_to_recompute(plan, cell, store, record)):
+        on_message(f"{cell.label}: {reason}; the row is computed again")
+        return None
+    return record
+
+
 def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
-    """Fill in what a chain's stages scored where their own rows came after it: one that was killed
-    or failed is computed again later.
+    """Return a chain's record with the scores of its stages, as far as their rows have them now.
+
+    A stage's row may be computed after the chain, if it failed or was killed before.
     """
-    rows = {
+    paths = {
         stage.key: _stage_record_path(plan, stage.key, store)
         for stage in record.stages
         if not stage.scores
     }
-    scores = {key: recorded_scores(path) for key, path in rows.items()}
+    scores = {key: recorded_scores(path) for key, path in paths.items()}
     if not any(scores.values()):
         return record
     stages = tuple(
         stage.model_copy(update={"scores": scores.get(stage.key) or stage.scores})
         for stage in record.stages
     )
-    filled = record.model_copy(update={"stages": stages})
-    write_record(store.record_path(record.key), filled)
-    return filled
+    completed = record.model_copy(update={"stages": stages})
+    write_record(store.record_path(record.key), completed)
+    return completed
 
 
 def _reason_to_recompute(plan: Plan, cell: PlannedCell, store: Store, record: RunRecord) -> str:
-    """Say why a finished row is made again all the same, "" where it stands."""
+    """Return why a finished row is computed again; "" if its record is used."""
     return _answers_defect(cell, store, record) or _reason_to_compare(plan, store, record)
 
 
 def _reason_to_compare(plan: Plan, store: Store, record: RunRecord) -> str:
-    """Say that a row was scored while its teacher's had failed and can be compared with it now, ""
-    where there is nothing to add.
+    """Return that a row was not compared with its teacher but can be now; "" otherwise.
+
+    A row is scored without a comparison if the teacher's row failed before it.
     """
     skipped = record.measured("skipped_fidelity")
     if (
@@ -135,165 +147,157 @@ def _reason_to_compare(plan: Plan, store: Store, record: RunRecord) -> str:
         or store.finished(plan.cells[0].key) is None
     ):
         return ""
-    return "its teacher's answers are there now"
+    return "it can be compared with the teacher's answers now"
 
 
 def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
-    """Say why the answers of a finished teacher's row cannot be compared with, "" where they can,
-    or the row is no teacher's.
+    """Return what is wrong with the stored answers of a finished teacher's row.
+
+    "" if nothing is wrong, or if the row is not the teacher's: nothing is compared with it.
     """
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, wrong = read_signed_lines(samples, whole=True)
-    rows = Counter(value.get("task") for value in values if isinstance(value, dict))
-    lacking = [
+    values, defects = read_signed_lines(samples, whole=True)
+    counts = Counter(value.get("task") for value in values if isinstance(value, dict))
+    incomplete = [
         score.task
         for score in record.scores
-        if rows[score.task] < max(map(len, score.outcomes.values()), default=0)
+        if counts[score.task] < max(map(len, score.outcomes.values()), default=0)
     ]
-    wrong += [f"answers of {', '.join(lacking)} are missing"] if lacking else []
-    return f"{samples}: {wrong[0]}" if wrong else ""
+    if incomplete:
+        defects.append(f"answers of {', '.join(incomplete)} are missing")
+    return f"{samples}: {defects[0]}" if defects else ""
 
 
 def _compute_cell(
     plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbacks
 ) -> RunRecord:
-    """Run a cell's process to its end and return its record; write one for a process that died
-    without.
-    """
+    """Run a cell's process and return its record; if the process wrote none, write one for it."""
     folder = store.cell(cell.key)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         _delete_partial_files(folder)
         record_path = folder / "record.json"
-        before = _previous_failure(record_path)
+        previous = _previous_failure(record_path)
         record_path.unlink(missing_ok=True)
-        for stage in cell.stages if plan.config.force else ():
-            # other stages are made anew by their own rows
-            if stage.key == cell.student_key or _stage_record_path(plan, stage.key, store) is None:
-                _delete_student(store.student(stage.key))
+        if plan.config.force:
+            _delete_students(plan, cell, store)
         save_key_parts(plan, cell, store)
         load = measure_load()
         if load.busy:
             callbacks.on_message(
-                f"{cell.label}: the machine is busy ({load}): threads wait passively"
+                f"{cell.label}: the machine is busy ({load}), so idle threads of this cell sleep"
             )
         job = _cell_job(plan, cell, store, load)
         write_atomically(folder / "job.json", job.model_dump_json(indent=1))
+        timeout = plan.config.cell_timeout
         ended = _run_process(
             folder,
-            lambda one: callbacks.on_progress(cell, one),
+            lambda progress: callbacks.on_progress(cell, progress),
             environment=_environment(plan, load),
-            seconds=plan.config.cell_timeout,
+            timeout=timeout,
         )
         if record_path.exists():
             return read_record(record_path)
-        record = _failed_record(
-            plan,
-            cell,
-            _process_failure(ended, before, plan.config.cell_timeout, folder / "log.txt"),
-        )
+        reason = _process_failure(ended, previous, timeout, folder / "log.txt")
+        record = _failed_record(plan, cell, reason)
         write_record(record_path, record)
     except BadRecord as problem:
         return _failed_record(plan, cell, str(problem))
     except OSError as problem:
         raise HarnessError(
-            f"{describe_os_error(problem)}; what was finished is kept: mend that and run again"
+            f"{describe_os_error(problem)}; finished cells are kept: solve this and run again"
         ) from problem
     return record
 
 
-def _previous_failure(record: Path) -> str:
-    """Return why a cell failed when it was tried before; "" where it was not, or where its record
-    cannot be read.
-    """
+def _delete_students(plan: Plan, cell: PlannedCell, store: Store) -> None:
+    """Delete the students of a cell for `--force`, except those that have rows of their own."""
+    for stage in cell.stages:
+        if stage.key == cell.student_key or _stage_record_path(plan, stage.key, store) is None:
+            shutil.rmtree(store.student(stage.key), ignore_errors=True)
+
+
+def _previous_failure(record_path: Path) -> str:
+    """Return why a cell failed in an earlier run; "" if it did not, or its record is unreadable."""
     try:
-        return read_record(record).reason
+        return read_record(record_path).reason
     except BadRecord:
         return ""
 
 
-def _process_failure(ended: ProcessEnd, before: str, seconds: float | None, log: Path) -> str:
-    """Say why a process left no record, and what to do: the same crash twice is no accident."""
+def _process_failure(ended: ProcessEnd, previous: str, timeout: float | None, log: Path) -> str:
+    """Return why a process left no record, and what to do about it.
+
+    `previous` is the reason of the last failure: a crash that repeats will not go away by itself.
+    """
     if ended.late:
         return (
-            f"stopped after {seconds:g} s (--cell-timeout); give a longer one: run again to go on "
-            "from its last saved state"
+            f"stopped after {timeout:g} s (--cell-timeout); give a longer time and run again, to "
+            "continue from the last saved state"
         )
-    how = how_it_ended(ended.code, ended.log)
+    reason = how_it_ended(ended.code, ended.log)
+    if -ended.code in CRASHES and previous.startswith(reason):
+        return (
+            f"{reason}, as in the run before: running again will not help; read {log}, and leave "
+            "the row out or change its settings"
+        )
     if -ended.code in CRASHES:
-        if before.startswith(how):
-            return (
-                f"{how}, as the time before: running it again will not help; read {log}, and leave "
-                "the row out or change its settings"
-            )
-        return f"{how}; a defect of a library or of this machine, see {log}; run again once"
-    return f"{how}; run again to go on from its last saved state" if ended.code < 0 else how
+        return f"{reason}: a defect of a library or of this machine, see {log}; run again once"
+    if ended.code < 0:
+        return f"{reason}; run again to continue from the last saved state"
+    return reason
 
 
 def _delete_partial_files(folder: Path) -> None:
-    """Delete what a killed run left half saved in a cell's or a student's folder; its lock
-    is ours.
+    """Delete what a killed run saved in part in a cell's or student's folder.
+
+    The caller must hold the folder's lock.
     """
-    import shutil
-
-    for torn in folder.rglob(".*.part"):
-        shutil.rmtree(torn, ignore_errors=True)
-        if torn.is_file():
-            torn.unlink(missing_ok=True)
-
-
-def _delete_student(folder: Path) -> None:
-    """Make `--force` train anew: without its mark and state a student is made again."""
-    import shutil
-
-    shutil.rmtree(folder, ignore_errors=True)
+    for path in folder.rglob(".*.part"):
+        shutil.rmtree(path, ignore_errors=True)
+        if path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def _cell_job(
     plan: Plan, cell: PlannedCell, store: Store, load: MachineLoad = UNKNOWN_LOAD
 ) -> CellJob:
+    """Return the job of a cell: its process gets absolute paths, and the load of the machine."""
+    config = plan.config
+    suites_have_timing = any(suite.measure for suite in plan.suites.values())
+    teacher_samples = store.cell(plan.cells[0].key).resolve() / "samples.jsonl"
     return CellJob(
         cell=cell,
         conditions=plan.conditions_of(cell),
         teachers=plan.teachers,
         student_base=plan.student_base,
-        work=plan.config.work.model_copy(update={"grid": plan.grid}),
-        measure=bool(plan.grid)
-        and any(suite.measure for suite in plan.suites.values())
-        and not cell.simulated,
-        include_path=plan.config.include_path.resolve() if plan.config.include_path else None,
-        teacher_samples=None
-        if cell.is_teacher
-        else store.cell(plan.cells[0].key).resolve() / "samples.jsonl",
+        work=config.work.model_copy(update={"grid": plan.grid}),
+        measure=bool(plan.grid) and suites_have_timing and not cell.simulated,
+        include_path=config.include_path.resolve() if config.include_path else None,
+        teacher_samples=None if cell.is_teacher else teacher_samples,
         cell_folder=store.cell(cell.key).resolve(),
         stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),
         stage_records=tuple(_stage_record_path(plan, stage.key, store) for stage in cell.stages),
         threads=plan.threads,
         cores_in_use=None if load.used is None else round(load.used, 2),
-        cache=plan.config.cache_folder.resolve(),
-        data_dir=plan.config.data_dir.resolve() if plan.config.data_dir else None,
+        cache=config.cache_folder.resolve(),
+        data_dir=config.data_dir.resolve() if config.data_dir else None,
     )
 
 
 def _stage_record_path(plan: Plan, student_key: str, store: Store) -> Path | None:
-    """Return where the record of a stage's own row stands, None where this run has no such row."""
-    return next(
-        (
-            store.record_path(cell.key).resolve()
-            for cell in plan.cells
-            if cell.student_key == student_key
-        ),
-        None,
-    )
+    """Return the path of the record of a stage's own row; None if this run has no such row."""
+    for cell in plan.cells:
+        if cell.student_key == student_key:
+            return store.record_path(cell.key).resolve()
+    return None
 
 
 def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]:
-    """Return the child's environment; the Hub is not asked for anything where models and items are
-    here.
-    """
-    settings = {
+    """Return the environment of a cell's process: offline if all models and items are local."""
+    variables = {
         "TOKENIZERS_PARALLELISM": "false",
         "TRANSFORMERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -303,30 +307,26 @@ def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]
     if not plan.hub_data and all(
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):
-        settings |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    return {**os.environ, **settings, **waiting_variables(load, os.environ)}
+        variables |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    return {**os.environ, **variables, **waiting_variables(load, os.environ)}
 
 
 def _run_process(
     folder: Path,
-    alive: Callable[[Progress], None],
+    on_progress: Callable[[Progress], None],
     *,
     environment: dict[str, str],
-    seconds: float | None = None,
+    timeout: float | None = None,
 ) -> ProcessEnd:
-    """Start `python -m harness.running.cell`, pass its signs of life on, return how it ended."""
+    """Start `python -m harness.running.cell`, report its progress, and return how it ended."""
+    job = (folder / "job.json").resolve()
+    command = [sys.executable, "-P", "-m", "harness.running.cell", str(job), str(os.getpid())]
     log = folder / "log.txt"
     log.unlink(missing_ok=True)
-    with log.open("ab") as errors:  # appended to: what is cut off at its beginning stays cut off
+    # opened to append: `attend` cuts a long log at its beginning while the process writes to it
+    with log.open("ab") as errors:
         process = subprocess.Popen(
-            [
-                sys.executable,
-                "-P",
-                "-m",
-                "harness.running.cell",
-                str((folder / "job.json").resolve()),
-                str(os.getpid()),
-            ],
+            command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -335,10 +335,13 @@ def _run_process(
             encoding="utf-8",
             errors="replace",
         )
-    return watch_process(process, log, lambda said: alive(Progress(**said)), seconds=seconds)
+    return watch_process(
+        process, log, lambda message: on_progress(Progress(**message)), seconds=timeout
+    )
 
 
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
+    """Return the record of a cell whose process left none."""
     return RunRecord(
         key=cell.key,
         status="failed",
@@ -359,13 +362,14 @@ def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     )
 
 
-def failure_lines(ended: Sequence[CellResult]) -> list[str]:
+def failure_lines(results: Sequence[CellResult]) -> list[str]:
     """Return one line for each cell that did not succeed."""
     lines = []
-    for one in ended:
-        seed = f" (seed {one.cell.seed})" if one.cell.seed is not None else ""
-        if one.record is None:
-            lines.append(f"{one.cell.label}{seed}: left, {one.note}")
-        elif one.record.status != "success":
-            lines.append(f"{one.cell.label}{seed}: {one.record.status}: {one.record.reason}")
+    for result in results:
+        cell, record = result.cell, result.record
+        row = cell.label if cell.seed is None else f"{cell.label} (seed {cell.seed})"
+        if record is None:
+            lines.append(f"{row}: not computed, {result.note}")
+        elif record.status != "success":
+            lines.append(f"{row}: {record.status}: {record.reason}")
     return lines

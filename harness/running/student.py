@@ -1,8 +1,8 @@
-"""The student of a cell: each stage of its chain is made once under its key, and found again by
-whoever needs it. No torch at import.
+"""Makes the student of a cell, stage by stage, or finds the students in the store.
 
-A student that was made lies in its stage's folder beside `done.json`, which says of what it was
-made and what its digests are.
+Each stage is computed once under its key, and used by every cell that needs it. A finished student
+is in its stage's folder beside `done.json`, which contains its parents and digests. No torch at
+import.
 """
 
 from collections.abc import Callable
@@ -28,32 +28,34 @@ from harness.running.loaded import LoadedJob
 
 
 class Student(NamedTuple):
-    """What is scored in a cell, what it cost to make, and what each stage of it was."""
+    """The model that a cell scores, what it cost to make, and a record of each stage."""
 
     checkpoint: Checkpoint
     cost: Cost
-    stages: tuple[StageRecord, ...]  # none in a teacher's row
+    stages: tuple[StageRecord, ...]  # empty for a teacher's row
 
 
 def student_of_cell(loaded: LoadedJob) -> Student:
-    """Return the cell's student: the teacher itself, or what the stages of its chain make of it."""
+    """Return the student that a cell's stages make; for a teacher's row, the teacher itself."""
     job = loaded.job
     if not job.cell.stages:
         return Student(loaded.teachers[job.cell.teacher], Cost(), ())
     checkpoint: Checkpoint | None = None
     records: list[StageRecord] = []
     total = Cost()
-    for at, (stage, folder) in enumerate(zip(job.cell.stages, job.stage_folders, strict=True)):
+    for stage, folder, record_path in zip(
+        job.cell.stages, job.stage_folders, job.stage_records, strict=True
+    ):
         checkpoint = _StageBuilder.of(loaded, stage, folder, checkpoint).student()
         cost = _read_cost(folder)
-        total = cost if at == 0 else total + cost
-        records.append(_stage_record(stage, checkpoint, cost, job.stage_records[at]))
+        total = total + cost if records else cost
+        records.append(_stage_record(stage, checkpoint, cost, record_path))
     assert checkpoint is not None
     return Student(checkpoint, total, tuple(records))
 
 
 def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
-    """Note beside the cost of training which tasks gave no item to train on."""
+    """Return the cost with a note of the tasks that have no training items."""
     if loaded.job.cell.trains and (names := untrained_tasks(loaded.tasks, loaded.source)):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
@@ -65,7 +67,7 @@ def _read_cost(folder: Path) -> Cost:
 
 
 def _stage_record(
-    stage: PlannedStage, checkpoint: Checkpoint, cost: Cost, own_row: Path | None
+    stage: PlannedStage, checkpoint: Checkpoint, cost: Cost, record_path: Path | None
 ) -> StageRecord:
     return StageRecord(
         label=stage.label,
@@ -75,99 +77,89 @@ def _stage_record(
         weight_bytes=checkpoint.bytes_on_disk,
         cost=cost,
         simulated=stage.simulated,
-        scores=recorded_scores(own_row),
+        scores=recorded_scores(record_path),
     )
 
 
 def recorded_scores(path: Path | None) -> dict[str, float]:
-    """Return what a stage's own row scored, task by task; nothing where it was not scored."""
+    """Return the scores of a stage's own row by task; empty if there is no readable record."""
+    if path is None or not path.exists():
+        return {}
     try:
-        return (
-            {score.task: score.value for score in read_record(path).scores}
-            if path is not None and path.exists()
-            else {}
-        )
+        return {score.task: score.value for score in read_record(path).scores}
     except BadRecord:
         return {}
 
 
 class _DoneMark(BaseModel):
-    """What `done.json` says of a student that was made: where it lies, of what, its digest, and
-    that of what it took.
-    """
+    """The contents of `done.json`: folder, parents and digests of a finished student."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    path: str
-    parents: tuple[str, ...]
+    path: str  # name of the student's folder
+    parents: tuple[str, ...]  # digests
     digest: str
-    cost: str  # digest of cost.json; "" where there was none
+    cost: str  # digest of cost.json; "" if there is none
 
 
 @dataclass(frozen=True)
 class _StageBuilder:
-    """One stage of a chain: what it starts from, and the folder where its student is looked for or
-    made.
-    """
+    """Finds or makes the student of one stage of a chain."""
 
     loaded: LoadedJob
     stage: PlannedStage
-    folder: Path
-    parent: Checkpoint | None  # the stage before, or the teacher; None: the student's recipe
+    folder: Path  # where the student is looked for and saved
+    parent: Checkpoint | None  # the stage before, or the teacher; None: it starts from the recipe
 
     @classmethod
     def of(
-        cls, loaded: LoadedJob, stage: PlannedStage, folder: Path, before: Checkpoint | None
+        cls, loaded: LoadedJob, stage: PlannedStage, folder: Path, previous: Checkpoint | None
     ) -> "_StageBuilder":
-        """Return the work of a stage behind the student of the stage before; a chain's first stage
-        has none before it.
-        """
-        from_teacher = before is None and stage.starts_from == "teacher"
-        return cls(loaded, stage, folder, loaded.teachers[0] if from_teacher else before)
+        """Return the builder of a stage; `previous` is the student of the stage before it."""
+        from_teacher = previous is None and stage.starts_from == "teacher"
+        return cls(loaded, stage, folder, loaded.teachers[0] if from_teacher else previous)
 
     @property
     def start(self) -> Checkpoint:
-        """The model whose weights the student's are made of."""
+        """The model whose weights the student starts from."""
         return self.parent or self.loaded.job.student_base.checkpoint()
 
     @property
     def recipe(self) -> str:
-        """What the student is cut by; "" where it is its parent's shape."""
+        """The recipe that the student is cut by; "" if it has the shape of its parent."""
         return self.loaded.job.conditions.student_recipe if self.parent is None else ""
 
     def student(self) -> Checkpoint:
-        """Return the stage's student, made before or now. Raises `CellFailed` where its files are
-        not as they were written.
+        """Return the stage's student, from the store or made now.
+
+        Raises `CellFailed` if its weights are damaged.
         """
-        done = self._made_before() or self._make()
+        done = self._finished() or self._make()
         if self.stage.trains:
-            # once the student has its mark: without either, training would begin anew
+            # only after the mark is written: without mark and state, training would start over
             catalog.forget_training(self.folder)
         student = describe(self.folder / done.path, name=self.stage.label, parents=done.parents)
         if student.digest != done.digest:
             (self.folder / "done.json").unlink()
             raise CellFailed(
-                f"the student in {self.folder} is damaged (its digest changed); run again and it "
-                "is made anew"
+                f"the student in {self.folder} is damaged (its digest changed); run again to make "
+                "it again"
             )
         _refuse_unchanged(self.stage, student, (self.start, *self.loaded.teachers))
         return student
 
-    def _made_before(self) -> _DoneMark | None:
-        """Return what stands of a student that was made before; None where its parent was made anew
-        since, in other bytes.
-        """
+    def _finished(self) -> _DoneMark | None:
+        """Return the mark of a finished student; None if there is none, or its parent changed."""
         done = _valid_mark(self.folder, self.loaded.progress)
-        stale = (
-            done is not None and self.parent is not None and self.parent.digest not in done.parents
-        )
-        return None if stale else done
+        if done is None or self.parent is None or self.parent.digest in done.parents:
+            return done
+        return None
 
     def _make(self) -> _DoneMark:
-        """Let the method make the student, and mark it as done."""
-        done = self.folder / "done.json"
-        done.unlink(missing_ok=True)
+        """Let the method make the student, and mark it as finished."""
+        mark_path = self.folder / "done.json"
+        mark_path.unlink(missing_ok=True)
         self.folder.mkdir(parents=True, exist_ok=True)
-        _reset_peak_memory(self.loaded.job.conditions.device)  # each stage says its own
+        _reset_peak_memory(self.loaded.job.conditions.device)  # each stage reports its own peak
         method = catalog.methods().build(self.stage.method, self.stage.settings)
         if self.stage.trains:
             _refuse_too_large(self.loaded.job, self.stage, method, self.start, self.recipe)
@@ -178,11 +170,11 @@ class _StageBuilder:
         mark = _DoneMark(
             path=student.path.name, parents=student.parents, digest=student.digest, cost=digest
         )
-        write_signed(done, mark.model_dump())
+        write_signed(mark_path, mark.model_dump())
         return mark
 
     def _method_job(self) -> Job:
-        """Return what the method is given."""
+        """Return the job that the method's `compress` gets."""
         loaded, job, conditions = self.loaded, self.loaded.job, self.loaded.job.conditions
         return Job(
             teachers=loaded.teachers,
@@ -204,24 +196,22 @@ class _StageBuilder:
 
 
 def _valid_mark(folder: Path, progress: Callable[[Progress], None]) -> _DoneMark | None:
-    """Return what stands of a student that was made before; None where there is none, or its files
-    are not as they were written: said.
+    """Return the mark of a student's folder; None if there is none, or if its files are damaged.
+
+    Damage is reported as progress.
     """
     if not (folder / "done.json").exists():
         return None
     try:
         return _read_mark(folder)
     except Unreadable as problem:
-        progress(
-            Progress(stage="make", done=0, total=1, detail=f"{problem}; the student is made again")
-        )
+        detail = f"{problem}; the student is made again"
+        progress(Progress(stage="make", done=0, total=1, detail=detail))
         return None
 
 
 def _read_mark(folder: Path) -> _DoneMark:
-    """Read a student's mark. Raises `Unreadable` where it, its cost or its folder is not as it was
-    written.
-    """
+    """Read a student's mark. Raises `Unreadable` if it, its cost or its folder is damaged."""
     path, cost = folder / "done.json", folder / "cost.json"
     done = validate_as(read_signed(path), _DoneMark, str(path))
     if (file_digest(cost) if cost.exists() else "") != done.cost:
@@ -231,67 +221,63 @@ def _read_mark(folder: Path) -> _DoneMark:
     return done
 
 
-def _refuse_invalid_student(method: str, made: object, folder: Path) -> None:
-    """Refuse what a method returned where it is no student that it saved in its own folder."""
-    way_out = (
+def _refuse_invalid_student(method: str, result: object, folder: Path) -> None:
+    """Refuse a method's result that is no checkpoint, or none in the folder of its job."""
+    advice = (
         "save it in job.workdir / 'student' and return harness.models.checkpoint.describe(folder, "
         "name=...)"
     )
-    if not isinstance(made, Checkpoint):
-        shown = " ".join(repr(made).split())[:60]
+    if not isinstance(result, Checkpoint):
+        shown = " ".join(repr(result).split())[:60]
         raise CellFailed(
-            f"{method}.compress returned {_with_article(type(made).__name__)} ({shown}), and must "
-            f"return a Checkpoint: {way_out}"
+            f"{method}.compress returned {_with_article(type(result).__name__)} ({shown}), and "
+            f"must return a Checkpoint: {advice}"
         )
-    if made.path.resolve().parent != folder.resolve() or not (made.path / "config.json").is_file():
+    path = result.path
+    if path.resolve().parent != folder.resolve() or not (path / "config.json").is_file():
         raise CellFailed(
-            f"{method}.compress returned a Checkpoint whose path, {made.path}, is no model folder "
-            f"in job.workdir: {way_out}"
+            f"{method}.compress returned a Checkpoint whose path, {path}, is no model folder in "
+            f"job.workdir: {advice}"
         )
 
 
 def _with_article(name: str) -> str:
-    """Return a type's name behind its article; None stands alone."""
+    """Return the name of a type with a or an before it; None has no article."""
     return "None" if name == "NoneType" else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def _refuse_too_large(
     job: CellJob, stage: PlannedStage, method: Any, start: Checkpoint, recipe: str
 ) -> None:
-    """Fail before a teacher is asked anything where what training holds whatever its batches is
-    more than the device has.
-    """
+    """Fail before any training if the device's memory cannot hold what every batch size needs."""
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, training_bytes, workload_of
     from harness.models.shape import TRAINING_BYTES_PER_WEIGHT, Shape, parameters_on_disk
     from harness.models.shaping import parse_student_cut
 
-    work, folders, memory = (
-        workload_of(method),
-        [one.path for one in job.teachers],
-        device_bytes(job.conditions.device),
-    )
-    if (
-        training_bytes(work, parameters_on_disk(start.path), folders, job.conditions.dtype)
-        <= memory
-    ):
-        return  # before any cut
-    cut, whole = parse_student_cut(recipe), Shape.of_folder(start.path)
-    parameters = cut_parameters(start.path, cut.shape_of(whole) if cut else whole)
-    need = training_bytes(work, parameters, folders, job.conditions.dtype)
-    if need > memory:
-        beside = (
-            ", and the teacher beside it" if need > TRAINING_BYTES_PER_WEIGHT * parameters else ""
+    device, dtype = job.conditions.device, job.conditions.dtype
+    workload, memory = workload_of(method), device_bytes(device)
+    folders = [teacher.path for teacher in job.teachers]
+    # the uncut model fits: no need to know the shape of the cut one
+    if training_bytes(workload, parameters_on_disk(start.path), folders, dtype) <= memory:
+        return
+    cut, uncut_shape = parse_student_cut(recipe), Shape.of_folder(start.path)
+    shape = cut.shape_of(uncut_shape) if cut else uncut_shape
+    parameters = cut_parameters(start.path, shape)
+    needed = training_bytes(workload, parameters, folders, dtype)
+    if needed > memory:
+        with_teacher = (
+            ", and the teacher beside it" if needed > TRAINING_BYTES_PER_WEIGHT * parameters else ""
         )
-        smaller = (
+        advice = (
             "a smaller --student"
             if start.digest == job.student_base.digest
-            else "a student that was cut further before"
+            else "a student that an earlier stage cuts further"
         )
         raise CellFailed(
             f"{stage.method} cannot be trained here: {TRAINING_BYTES_PER_WEIGHT} bytes x "
-            f"{parameters:,.0f} parameters{beside} are {need / GIB:,.1f} GiB, "
-            f"and this {job.conditions.device} has {memory / GIB:,.1f} GiB; give {smaller}"
+            f"{parameters:,.0f} parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this "
+            f"{device} has {memory / GIB:,.1f} GiB; give {advice}"
         )
 
 
@@ -304,12 +290,14 @@ def _reset_peak_memory(device: str) -> None:
 def _refuse_unchanged(
     stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]
 ) -> None:
-    """Refuse a method that trained, cut or packed nothing: it would return the teacher and look
-    brilliant.
+    """Refuse a student with the weights of the teacher or of the model that it started from.
+
+    Its method changed nothing, and would get the teacher's score for it. Controls may do so.
     """
-    works = stage.trains or stage.family != "control"
-    if works and any(same_weights(student.path, path) for path in {one.path for one in others}):
+    must_change = stage.trains or stage.family != "control"
+    paths = {checkpoint.path for checkpoint in others}
+    if must_change and any(same_weights(student.path, path) for path in paths):
         raise CellFailed(
-            f"{stage.label} changed no weight: its student is, number by number, a model that it "
-            "started from"
+            f"{stage.label} changed no weight: its student has exactly the weights of a model that "
+            "it started from"
         )

@@ -1,8 +1,7 @@
-"""Checks a record against everything that stands beside it: its digest, its items, its models, and,
-where asked, its scores anew. No torch.
+"""Checks a record against its digest, items and models, and on request its scores. No torch.
 
-A record alone can only be checked against itself. In a store it has company: the answers of every
-item, the student's and the teacher's weights, what its process was told.
+A record alone can only be checked against itself. In a store there are more files to compare it
+with: the answers to every item, the weights of student and teacher, the job of its process.
 """
 
 import json
@@ -28,44 +27,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found of one record: what was checked, and the first difference, "" where there is
-    none.
-    """
+    """The result of checking one record."""
 
     path: Path
-    checked: tuple[str, ...]
-    difference: str
+    checked: tuple[str, ...]  # names of the checks that passed
+    difference: str  # the first difference; "" if there is none
 
     def __str__(self) -> str:
-        checked = ", ".join(self.checked) or "nothing"
-        return (
-            f"{self.path}: DIFFERS: {self.difference}"
-            if self.difference
-            else f"{self.path}: whole ({checked})"
-        )
+        if self.difference:
+            return f"{self.path}: DIFFERS: {self.difference}"
+        return f"{self.path}: unchanged ({', '.join(self.checked) or 'nothing'})"
 
 
 def verify(path: Path, *, score: bool = False) -> Verification:
-    """Check one record; with `score` also ask its model every question again, which takes as long
-    as it took then.
-    """
+    """Check one record; with `score`, also score its model again, which takes as long as before."""
     try:
         record = read_record(path)
     except BadRecord as problem:
         return Verification(path, (), str(problem).removeprefix(f"{path}: "))
     checked = ["its digest and its figures"]
-    cell = (
-        path.parent if path.name == "record.json" and path.parent.parent.name == "cells" else None
-    )
-    job = None if cell is None else _read_job(cell)
-    for name, difference in _checks(record, cell, job):
+    in_store = path.name == "record.json" and path.parent.parent.name == "cells"
+    cell_folder = path.parent if in_store else None
+    job = None if cell_folder is None else _read_job(cell_folder)
+    for name, difference in _checks(record, cell_folder, job):
         if difference:
             return Verification(path, tuple(checked), difference)
         checked.append(name)
     if score:
         if job is None or record.status != "success":
             raise HarnessError(
-                f"{path}: --score needs a row that succeeded, in the store where it was made "
+                f"{path}: --score needs a row that succeeded, in the store of its run "
                 "(results/runs/cells/KEY/record.json)"
             )
         if difference := _rescoring_difference(record, job):
@@ -75,60 +66,55 @@ def verify(path: Path, *, score: bool = False) -> Verification:
 
 
 def _checks(
-    record: RunRecord, cell: Path | None, job: "CellJob | None"
+    record: RunRecord, cell_folder: Path | None, job: "CellJob | None"
 ) -> Iterator[tuple[str, str]]:
-    """Yield the name of each check that a record's company allows, and what it found; nothing is
-    computed before it is asked for.
+    """Yield the name of each check that is possible, and the difference that it found, if any.
+
+    A check is computed only when the caller asks for it.
     """
-    if cell is not None:
-        yield (
-            "its key",
-            ""
-            if record.key[:24] == cell.name
-            else f"its key is {record.key[:24]}, its folder {cell.name}",
-        )
-        if (cell / PARTS_FILE).exists():
-            yield "the parts of its key", _parts_difference(record, cell / PARTS_FILE)
+    if cell_folder is not None:
+        yield "its key", _key_difference(record, cell_folder)
+        if (cell_folder / PARTS_FILE).exists():
+            yield "the parts of its key", _parts_difference(record, cell_folder / PARTS_FILE)
         if record.status == "success":
-            yield "its items", _items_difference(record, cell / "samples.jsonl")
-        if (cell / "job.json").exists():
-            yield (
-                "what its process was told",
-                _job_difference(record, cell / "job.json") or _conditions_difference(record, job),
-            )
-    if job is not None and (here := _stored_models(record, job)):
-        yield (
-            f"the weights of {', '.join(here)}",
-            next(filter(None, (_weights_difference(name, *one) for name, one in here.items())), ""),
-        )
+            yield "its items", _items_difference(record, cell_folder / "samples.jsonl")
+        if (cell_folder / "job.json").exists():
+            difference = _job_difference(record, cell_folder / "job.json")
+            yield "its job", difference or _conditions_difference(record, job)
+    if job is not None and (models := _stored_models(record, job)):
+        differences = (_weights_difference(name, *model) for name, model in models.items())
+        yield f"the weights of {', '.join(models)}", next(filter(None, differences), "")
 
 
-def _read_job(cell: Path) -> "CellJob | None":
-    """Return what a cell's process was told; None where that is not kept or cannot be read by this
-    version.
-    """
+def _key_difference(record: RunRecord, cell_folder: Path) -> str:
+    key = record.key[:24]
+    return "" if key == cell_folder.name else f"its key is {key}, its folder {cell_folder.name}"
+
+
+def _read_job(cell_folder: Path) -> "CellJob | None":
+    """Return the job of a cell; None if it is missing or this version cannot read it."""
     from harness.running.job import CellJob
 
     try:
-        return CellJob.model_validate_json((cell / "job.json").read_text(encoding="utf-8"))
+        return CellJob.model_validate_json((cell_folder / "job.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
 def _parts_difference(record: RunRecord, path: Path) -> str:
-    """Compare a record's key with what is kept of its making: code, versions, data."""
+    """Compare a record's key with the parts that are stored beside it: code, versions, data."""
     try:
         parts = read_signed(path)
         same = digest_of("cell", *parts["students"][-1:], parts["held"]) == record.key
     except (Unreadable, LookupError, TypeError) as problem:
         return f"{path.name} cannot be read ({' '.join(str(problem).split())[:100]})"
-    return "" if same else f"{path.name} is of another key"
+    return "" if same else f"{path.name} belongs to another key"
 
 
 def _items_difference(record: RunRecord, samples: Path) -> str:
-    """Compare the answers beside a record with what it says of them."""
+    """Compare the answers that are stored beside a record with its scores."""
     if not samples.exists():
-        return f"{samples.name} is missing, where its answers were kept"
+        return f"{samples.name}, the file of its answers, is missing"
     try:
         rows = read_rows(samples)
     except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -136,123 +122,112 @@ def _items_difference(record: RunRecord, samples: Path) -> str:
             f"{samples.name} cannot be read ({type(problem).__name__}: "
             f"{' '.join(str(problem).split())[:100]})"
         )
-    by_task: dict[str, list[ItemRow]] = {}
+    rows_by_task: dict[str, list[ItemRow]] = {}
     for row in rows:
-        by_task.setdefault(row.task, []).append(row)
-    return next(
-        filter(
-            None, (_task_difference(score, by_task.get(score.task, [])) for score in record.scores)
-        ),
-        "",
+        rows_by_task.setdefault(row.task, []).append(row)
+    differences = (
+        _task_difference(score, rows_by_task.get(score.task, [])) for score in record.scores
     )
+    return next(filter(None, differences), "")
 
 
 def _task_difference(score: TaskScore, rows: Sequence[ItemRow]) -> str:
+    """Compare the stored answers to one task with its score: count, marks and digests."""
     if len(rows) != score.n:
-        return f"{score.task}: {len(rows)} answers are kept, the record says {score.n}"
+        return f"{score.task}: {len(rows)} answers are stored, the record says {score.n}"
     for extractor, marks in score.outcomes.items():
         if not all(extractor in row.correct for row in rows):
             continue
-        at = next(
-            (at for at, row in enumerate(rows) if str(int(row.correct[extractor])) != marks[at]),
-            None,
-        )
-        if at is not None:
-            return (
-                f"{score.task}: item {rows[at].item} is "
-                f"{_right_or_wrong(rows[at].correct[extractor])} as kept, not so in the record "
-                f"({extractor})"
-            )
+        for row, mark in zip(rows, marks, strict=False):
+            correct = row.correct[extractor]
+            if str(int(correct)) != mark:
+                return (
+                    f"{score.task}: the stored answer to item {row.item} is "
+                    f"{_right_or_wrong(correct)}, {_right_or_wrong(not correct)} in the record "
+                    f"({extractor})"
+                )
     if digest_of([row.answer for row in rows]) != score.answers_digest:
-        return f"{score.task}: the kept answers are not those of the record (their digest differs)"
+        return f"{score.task}: the stored answers are not those of the record (digests differ)"
     if score.likelihoods_digest and likelihoods_digest(rows) != score.likelihoods_digest:
         return (
-            f"{score.task}: the kept log-probabilities are not those of the record (their digest "
-            "differs)"
+            f"{score.task}: the stored log-probabilities are not those of the record (digests "
+            "differ)"
         )
     return ""
 
 
-def _right_or_wrong(right: bool) -> str:
-    return "right" if right else "wrong"
+def _right_or_wrong(correct: bool) -> str:
+    return "right" if correct else "wrong"
 
 
 def _job_difference(record: RunRecord, path: Path) -> str:
-    """Compare the key that a cell's process was told; the rest of it changes from version to
-    version.
+    """Compare the key in a cell's job with the record's.
+
+    Only the key: the other fields of a job change from version to version.
     """
     try:
         key = json.loads(path.read_text(encoding="utf-8"))["cell"]["key"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as problem:
         return f"{path.name} cannot be read ({type(problem).__name__})"
-    return "" if key == record.key else f"{path.name} is of another cell"
+    return "" if key == record.key else f"{path.name} belongs to another cell"
 
 
 def _conditions_difference(record: RunRecord, job: "CellJob | None") -> str:
-    """Compare the conditions that a process was given with those of its record; a job of another
-    version cannot be read.
-    """
+    """Compare the conditions in a cell's job with the record's; "" if there is no job to read."""
     name = "" if job is None else first_difference(job.conditions, record.conditions)
-    return f"its process was told another {name} than the record says" if name else ""
+    return f"the {name} in its job is not the {name} in the record" if name else ""
 
 
 def _stored_models(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, str]]:
-    """Return the folders of a record's models and the digests that it gives them; what is gone, or
-    the Hub's, cannot be compared.
+    """Return folder and digest of each model of a record.
+
+    Models whose folder is gone, and models of the Hub, are left out: they cannot be compared.
     """
-    expected = {
-        f"teacher {told.name}": (planned.path, told.digest)
-        for told, planned in zip(record.conditions.teachers, job.teachers, strict=False)
+    models = {
+        f"teacher {reference.name}": (planned.path, reference.digest)
+        for reference, planned in zip(record.conditions.teachers, job.teachers, strict=False)
     }
     if job.stage_folders and record.student is not None:
-        expected["student"] = (job.stage_folders[-1] / "student", record.student.digest)
+        models["student"] = (job.stage_folders[-1] / "student", record.student.digest)
     return {
         name: (path, digest)
-        for name, (path, digest) in expected.items()
+        for name, (path, digest) in models.items()
         if path.is_dir() and not digest.startswith("hub:")
     }
 
 
 def _weights_difference(name: str, path: Path, digest: str) -> str:
-    return (
-        ""
-        if folder_digest(path) == digest
-        else f"{name}: the weights in {path} are not those of the record (their digest differs)"
-    )
+    if folder_digest(path) == digest:
+        return ""
+    return f"{name}: the weights in {path} are not those of the record (digests differ)"
 
 
 def _rescoring_difference(record: RunRecord, job: "CellJob") -> str:
-    """Ask a record's model every question again and return the first figure or item that comes out
-    another one.
-    """
+    """Score a record's model again and return the first difference in items, answers or figures."""
     from harness.running.evaluation import score_again
 
     try:
         scores: Mapping[str, TaskScore] = {score.task: score for score in score_again(job)}
     except CellFailed as problem:
         return f"it cannot be scored again: {problem}"
-    for old in record.scores:
-        new = scores.get(old.task)
-        if new is None or new.n != old.n or new.items_digest != old.items_digest:
-            return f"{old.task}: its items are other ones now"
-        for extractor, marks in old.outcomes.items():
-            now = new.outcomes.get(extractor, "")
-            at = next(
-                (at for at, pair in enumerate(zip(marks, now, strict=False)) if pair[0] != pair[1]),
-                None,
-            )
-            if at is not None:
+    differences = (_score_difference(score, scores.get(score.task)) for score in record.scores)
+    return next(filter(None, differences), "")
+
+
+def _score_difference(old: TaskScore, new: TaskScore | None) -> str:
+    """Compare a task's score in a record with the score that was computed again."""
+    if new is None or new.n != old.n or new.items_digest != old.items_digest:
+        return f"{old.task}: the task has other items now"
+    for extractor, old_marks in old.outcomes.items():
+        new_marks = new.outcomes.get(extractor, "")
+        for item, (old_mark, new_mark) in enumerate(zip(old_marks, new_marks, strict=False)):
+            if old_mark != new_mark:
                 return (
-                    f"{old.task}: item {at} comes out {_right_or_wrong(now[at] == '1')} now, "
-                    f"{_right_or_wrong(marks[at] == '1')} in the record ({extractor})"
+                    f"{old.task}: item {item} is {_right_or_wrong(new_mark == '1')} now, "
+                    f"{_right_or_wrong(old_mark == '1')} in the record ({extractor})"
                 )
-        if new.answers_digest != old.answers_digest:
-            return (
-                f"{old.task}: an answer comes out another one now, right and wrong as in the record"
-            )
-        if abs(new.value - old.value) > 1e-6 * max(1.0, abs(old.value)):
-            return (
-                f"{old.task}: its figure comes out as {new.value:g} now, {old.value:g} in the "
-                "record"
-            )
+    if new.answers_digest != old.answers_digest:
+        return f"{old.task}: an answer is different now, though as right or wrong as in the record"
+    if abs(new.value - old.value) > 1e-6 * max(1.0, abs(old.value)):
+        return f"{old.task}: its figure is {new.value:g} now, {old.value:g} in the record"
     return ""

@@ -1,11 +1,10 @@
-"""Scores a model on tasks: requests, batches, shared prefixes, answers, items, figures. torch
-inside functions.
+"""Scores a model on tasks: requests, batches, shared prefixes, answers, items, figures.
 
-`score.score_task` scores a task through lm-eval. `backend.Backend` is the protocol before
-everything that asks a model; `transformers_backend` and `vllm_backend` are its two implementations,
-`generation.Writer` and `reading.Reader` parts of the first. `lm_eval_model` and `request_tokens`
-import lm-eval and torch when they are imported. Methods may use `backend`, `generation` and
-`reading` only.
+`score.score_task` scores a task through lm-eval. `backend.Backend` is the protocol of everything
+that computes a model's answers; `transformers_backend` and `vllm_backend` implement it.
+`generation.Writer` and `reading.Reader` are parts of the first. `lm_eval_model` and
+`request_tokens` import lm-eval and torch when they are imported; the other modules import torch
+only inside functions. Methods may use `backend`, `generation` and `reading` only.
 """
 
 __all__ = [
@@ -13,6 +12,7 @@ __all__ = [
     "answer_cache",
     "backend",
     "batch_sizes",
+    "cached_backend",
     "decoding",
     "fidelity",
     "finite",
@@ -20,7 +20,6 @@ __all__ = [
     "generation",
     "greedy",
     "items",
-    "journalled",
     "likelihood",
     "lm_eval_model",
     "outcomes",

@@ -1,50 +1,51 @@
-"""Which models may take the shared path: by their configuration, then by a probe against the
-model's own attention.
+"""Decides which models may take the shared path: by configuration, then by a probe.
 
-The probe asks the same tokens in every way in which the path is used. Exact numbers must agree.
-Where floats are short, a gap tells nothing by itself: the path must be right in float32, with the
-same weights, and in its own type it must round no wider than the own attention does.
+The probe compares the path with the model's own attention, in every way in which the path is used.
+Exact numbers must agree. In short floats a gap alone proves nothing: the path must be right in
+float32, with the same weights, and in its own type it must not round more than the own attention.
 
 Shapes: B texts, T tokens of each, n compared places, V vocabulary.
 """
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.scoring.prefix_sharing import (
+    DecodingSlots,
     KeyValues,
-    Slots,
-    Tree,
-    Unshareable,
+    Span,
+    TokenTree,
+    UnsupportedAttention,
+    compute_prefix,
     forward_rows,
     forward_step,
     forward_tree,
-    prefix_of,
     shared_attention,
 )
 from harness.scoring.rounding import (
-    LIKELY,
-    ROUNDS_WIDER,
+    MAX_DEVIATION_RATIO,
+    MIN_LOG_PROBABILITY,
     Place,
     at_places,
-    deviation,
     fits_in_float32,
     in_float32,
-    log_probabilities,
-    own_deviation,
+    own_log_probabilities,
+    own_rms_deviation,
+    rms_deviation,
 )
 
 if TYPE_CHECKING:
     import torch
 
 _TOLERANCE = {"float32": 2e-3, "bfloat16": 0.5, "float16": 0.1}  # of a log-probability
-# few rows and many take two kernels of int8: up to 0.7 on the students of results/compression-tiny
-_PACKED_TOLERANCE = 1.0
-# What unknown code may raise.
-_OF_A_MODEL = (
+# few rows and many rows use different int8 kernels: up to 0.7 on the students of
+# results/compression-tiny
+_INTEGER_TOLERANCE = 1.0
+# What a model's own code may raise.
+_MODEL_ERRORS = (
     AttributeError,
     IndexError,
     KeyError,
@@ -55,30 +56,26 @@ _OF_A_MODEL = (
 )
 
 
-def refusal(opened: LanguageModel) -> str:
-    """Return why a model cannot take the shared path, "" when it can: by its configuration, then by
-    a probe.
-    """
+def shared_path_refusal(opened: LanguageModel) -> str:
+    """Return why a model cannot take the shared path; "" where it can."""
     import torch
 
     config = opened.text_config
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"]) - {"full_attention"}
-    if kinds:
-        return f"its layers are {', '.join(sorted(kinds))}"
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    other_types = layer_types - {"full_attention"}
+    if other_types:
+        return f"its layers are {', '.join(sorted(other_types))}"
     if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
         return f"its attention slides over a window of {config.sliding_window} tokens"
-    if getattr(opened.model.generation_config, "cache_implementation", None):
-        return (
-            "its generation config asks for a "
-            f"{opened.model.generation_config.cache_implementation} cache"
-        )
+    if cache := getattr(opened.model.generation_config, "cache_implementation", None):
+        return f"its generation config asks for a {cache} cache"
     try:
-        return _by_probe(opened)
-    except Unshareable as problem:
+        return _probe_refusal(opened)
+    except UnsupportedAttention as problem:
         return str(problem)
-    # Models of any origin come by here: whatever one of them raises means that it takes the plain
-    # path, with this reason.
-    except _OF_A_MODEL as problem:
+    # The model's code may come from anywhere. Whatever it raises is the reason to take the plain
+    # path.
+    except _MODEL_ERRORS as problem:
         if isinstance(problem, torch.OutOfMemoryError):
             raise
         return (
@@ -87,151 +84,157 @@ def refusal(opened: LanguageModel) -> str:
         )
 
 
-def _by_probe(opened: LanguageModel) -> str:
-    """Return why the probe refuses a model, "" where it does not.
+def _probe_refusal(opened: LanguageModel) -> str:
+    """Return why the probe refuses a model; "" where it does not.
 
-    Exact numbers must agree. Where floats are short the path must be right in float32, with the
-    same weights; then it may part from the own attention by a fixed gap, or round as the own
-    attention does.
+    Exact numbers must agree. In short floats the path must be right in float32, with the same
+    weights; besides, it must either stay within a fixed gap of the own attention, or round no more
+    than the own attention does.
     """
-    texts = _probed(opened)
-    own, (places, logits) = log_probabilities(opened, texts), _answers(opened, texts)
-    packed = _is_packed(opened)
-    exact = opened.dtype == "float32" and not packed
-    gap = _widest(logits, at_places(own, places), -math.inf if exact else LIKELY)
-    allowed = _PACKED_TOLERANCE if packed else _TOLERANCE.get(opened.dtype, 0.5)
-    if exact or packed:
-        return "" if gap <= allowed else f"a probe's log-probabilities moved by {gap:.2g}"
-    in_full = _in_float32(opened, texts)
-    if in_full is None:
-        more = (
-            ", and its weights cannot be computed in float32 beside them to tell rounding from a "
-            "fault"
-        )
-        return "" if gap <= allowed else f"a probe's log-probabilities moved by {gap:.2g}{more}"
-    truth, fault = in_full
-    if not fault <= _TOLERANCE["float32"]:
-        return f"a probe's log-probabilities moved by {fault:.2g} in float32"
-    return (
-        ""
-        if gap <= allowed
-        else _by_rounding(opened, gap, deviation(logits, at_places(truth, places)), truth, places)
+    texts = _probe_texts(opened)
+    own_log_p, (places, logits) = (
+        own_log_probabilities(opened, texts),
+        _shared_path_logits(opened, texts),
     )
-
-
-def _by_rounding(
-    opened: LanguageModel,
-    gap: float,
-    ours: float,
-    truth_BTV: "torch.Tensor",
-    places: Sequence[Place],
-) -> str:
-    """Return why a path that is right rounds too far, "" where it rounds as the model's own
-    attention does; both in nats from float32.
-    """
-    own = own_deviation(opened, _probed(opened), truth_BTV, places)
-    if ours <= ROUNDS_WIDER * own:
+    is_integer = _is_integer_model(opened)
+    is_exact = opened.dtype == "float32" and not is_integer
+    floor = -math.inf if is_exact else MIN_LOG_PROBABILITY
+    gap = _widest_gap(logits, at_places(own_log_p, places), floor)
+    tolerance = _INTEGER_TOLERANCE if is_integer else _TOLERANCE.get(opened.dtype, 0.5)
+    moved = f"a probe's log-probabilities moved by {gap:.2g}"
+    if is_exact or is_integer:
+        return "" if gap <= tolerance else moved
+    reference = _float32_reference(opened, texts)
+    if reference is None:
+        no_copy = (
+            "its weights cannot be computed in float32 beside them to tell rounding from a fault"
+        )
+        return "" if gap <= tolerance else f"{moved}, and {no_copy}"
+    if not reference.path_gap <= _TOLERANCE["float32"]:
+        return f"a probe's log-probabilities moved by {reference.path_gap:.2g} in float32"
+    if gap <= tolerance:
+        return ""
+    exact_log_p = reference.log_p_BTV
+    path_deviation = rms_deviation(logits, at_places(exact_log_p, places))
+    own_deviation = own_rms_deviation(opened, texts, exact_log_p, places)
+    if path_deviation <= MAX_DEVIATION_RATIO * own_deviation:
         return ""
     return (
-        f"a probe's log-probabilities moved by {gap:.2g}: it rounds by {ours:.2g} on average, and "
-        f"its own attention by {own:.2g}"
+        f"{moved}: it rounds by {path_deviation:.2g} on average, and "
+        f"its own attention by {own_deviation:.2g}"
     )
 
 
-def _in_float32(
+class Float32Reference(NamedTuple):
+    """What a model computes in float32 with the same weights."""
+
+    log_p_BTV: "torch.Tensor"  # by its own attention
+    path_gap: float  # how far the shared path is from that in float32
+
+
+def _float32_reference(
     opened: LanguageModel, texts: Sequence[Sequence[int]]
-) -> "tuple[torch.Tensor, float] | None":
-    """Return float32's log-probabilities (B, T, V) and how far the shared path is from them in
-    float32; None where that cannot be had.
-    """
+) -> Float32Reference | None:
+    """Compute a model's own attention and the shared path in float32; None where that fails."""
     from harness.machine.memory import is_out_of_memory
 
     if not fits_in_float32(opened):
         return None
     try:
         with in_float32(opened) as exact:
-            truth, (places, logits) = log_probabilities(exact, texts), _answers(exact, texts)
-    except _OF_A_MODEL as problem:  # a model that casts to its own type inside
+            log_p, (places, logits) = (
+                own_log_probabilities(exact, texts),
+                _shared_path_logits(exact, texts),
+            )
+    except _MODEL_ERRORS as problem:  # for example, a model that casts to its own type inside
         if opened.device.startswith("cuda") and is_out_of_memory(problem):
             release_memory(opened.device)
         return None
-    return truth, _widest(logits, at_places(truth, places), LIKELY)
+    gap = _widest_gap(logits, at_places(log_p, places), MIN_LOG_PROBABILITY)
+    return Float32Reference(log_p, gap)
 
 
-def _is_packed(opened: LanguageModel) -> bool:
-    """Tell whether a model rounds its activations, and few rows by another kernel than many."""
+def _is_integer_model(opened: LanguageModel) -> bool:
+    """Tell whether a model computes in integers, so that few rows and many differ in rounding."""
     return bool(getattr(opened.model, "is_quantized", False))
 
 
-def _probed(opened: LanguageModel) -> tuple[list[int], list[int]]:
-    """Return the two texts of the probe, 24 tokens each, which part after 16."""
+def _probe_texts(opened: LanguageModel) -> tuple[list[int], list[int]]:
+    """Return the two texts of the probe, 24 tokens each; their first 16 tokens are the same."""
     ids = [index % (opened.vocabulary - 1) for index in range(3, 3 + 7 * 24, 7)]
     ids = [token if token not in opened.placeholders else 3 for token in ids]
     return ids, [*ids[:16], *reversed(ids[16:])]
 
 
-def _widest(logits_nV: "torch.Tensor", own_nV: "torch.Tensor", floor: float) -> float:
-    """Return the widest gap between logits and log-probabilities among tokens likelier than
-    `floor`; NaN where one is.
+def _widest_gap(logits_nV: "torch.Tensor", log_p_nV: "torch.Tensor", floor: float) -> float:
+    """Return the widest gap between logits and log-probabilities; NaN where one is NaN.
+
+    Only tokens with a log-probability of at least `floor` are compared.
     """
     import torch
 
-    gap = torch.log_softmax(logits_nV.float(), -1) - own_nV
-    return float(gap.masked_fill(own_nV < floor, 0.0).abs().max())
+    gaps = torch.log_softmax(logits_nV.float(), -1) - log_p_nV
+    return float(gaps.masked_fill(log_p_nV < floor, 0.0).abs().max())
 
 
-def _answers(
-    opened: LanguageModel, texts: Sequence[Sequence[int]]
-) -> "tuple[list[Place], torch.Tensor]":
-    """Return the logits (n, V) that the shared path gives behind tokens of the probe, in every way
-    we use it, and which tokens they are.
-    """
+class PathLogits(NamedTuple):
+    """Logits of the shared path, and the places in the probe's texts that they belong to."""
+
+    places: list[Place]
+    logits_nV: "torch.Tensor"
+
+
+def _shared_path_logits(opened: LanguageModel, texts: Sequence[Sequence[int]]) -> PathLogits:
+    """Run the probe's texts in every way in which the shared path is used."""
     import torch
 
     places: list[Place] = []
     logits: list[torch.Tensor] = []
     with shared_attention(opened):
-        prefix = prefix_of(opened, texts[0][:12], most=8)
-        for answer in (
-            _by_tree(opened, texts, prefix),
-            *_by_slots(opened, texts, prefix),
-            _by_rows(opened, texts),
+        prefix = compute_prefix(opened, texts[0][:12], most=8)
+        for part in (
+            _tree_logits(opened, texts, prefix),
+            *_slot_logits(opened, texts, prefix),
+            _row_logits(opened, texts),
         ):
-            places += answer[0]
-            logits.append(answer[1])
-    return places, torch.cat(logits)
+            places += part.places
+            logits.append(part.logits_nV)
+    return PathLogits(places, torch.cat(logits))
 
 
-def _by_tree(
+def _tree_logits(
     opened: LanguageModel, texts: Sequence[Sequence[int]], prefix: KeyValues
-) -> "tuple[list[Place], torch.Tensor]":
+) -> PathLogits:
     """Read both texts behind their prefix as one tree."""
-    tree = Tree.of([text[12:23] for text in texts])
+    tree = TokenTree.of([text[12:23] for text in texts])
     logits, _ = forward_tree(opened, tree, prefix, [node for path in tree.paths for node in path])
-    return [(text, token) for text in range(2) for token in range(12, 23)], logits
+    return PathLogits([Place(text, token) for text in range(2) for token in range(12, 23)], logits)
 
 
-def _by_slots(
+def _slot_logits(
     opened: LanguageModel, texts: Sequence[Sequence[int]], prefix: KeyValues
-) -> "Iterator[tuple[list[Place], torch.Tensor]]":
-    """Decode rows of different ages and texts in slots; the second one leaves after a step, and the
-    last takes its place.
+) -> Iterator[PathLogits]:
+    """Decode three rows of different lengths in slots for two steps.
+
+    The second row leaves after the first step, and the last row moves into its slot.
     """
     import torch
 
-    ages = [(0, 22), (1, 23), (0, 20)]  # text, and its tokens that are already read
-    tree = Tree.unmerged([texts[text][12:age] for text, age in ages])
+    # each row's text, and how many of its tokens are already read
+    rows = [Place(0, 22), Place(1, 23), Place(0, 20)]
+    tree = TokenTree.unmerged([texts[text][12:length] for text, length in rows])
     _, computed = forward_tree(opened, tree, prefix, ())
-    slots = Slots(prefix, len(ages), 12, torch.zeros(0, dtype=torch.long, device=opened.device))
-    slots.admit(computed, [(0, path[0], path[-1] + 1) for path in tree.paths])
-    yield ages, forward_step(opened, [texts[text][age] for text, age in ages], slots)
-    going = [(ages[slot][0], ages[slot][1] + 1) for slot in slots.retire([1])]
-    yield going, forward_step(opened, [texts[text][age] for text, age in going], slots)
+    no_lengths = torch.zeros(0, dtype=torch.long, device=opened.device)
+    slots = DecodingSlots(prefix, len(rows), 12, no_lengths)
+    slots.admit(computed, [Span(0, path[0], path[-1] + 1) for path in tree.paths])
+    tokens = [texts[text][position] for text, position in rows]
+    yield PathLogits(rows, forward_step(opened, tokens, slots))
+    remaining = [Place(rows[slot].text, rows[slot].token + 1) for slot in slots.retire([1])]
+    tokens = [texts[text][position] for text, position in remaining]
+    yield PathLogits(remaining, forward_step(opened, tokens, slots))
 
 
-def _by_rows(
-    opened: LanguageModel, texts: Sequence[Sequence[int]]
-) -> "tuple[list[Place], torch.Tensor]":
-    """Read rows of two lengths side by side, with no prefix."""
-    ends, _ = forward_rows(opened, [texts[0][:20], texts[1]])
-    return [(0, 19), (1, 23)], ends
+def _row_logits(opened: LanguageModel, texts: Sequence[Sequence[int]]) -> PathLogits:
+    """Read rows of two lengths side by side, without a prefix."""
+    logits, _ = forward_rows(opened, [texts[0][:20], texts[1]])
+    return PathLogits([Place(0, 19), Place(1, 23)], logits)

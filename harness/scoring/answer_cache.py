@@ -1,10 +1,9 @@
-"""Answers that were computed once: one line each, appended as they come, so that a killed scoring
-goes on where it was.
+"""The cache of answers: one line per answer, appended at once, so that a killed scoring can resume.
 
-A journal belongs to one model, dtype, device and scoring path, by content
-(`harness/scoring/score.py` names its file); a line's key is the digest of what was asked, token by
-token. Every line carries its own digest: one that is cut off, edited, or of a version without
-digests is dropped, said, and its question asked again.
+A cache file belongs to one model, dtype, device and scoring path, by content
+(`harness/scoring/score.py` names the file). The key of a line is the digest of the request, token
+by token. Every line carries its own digest. A line that is cut off, edited, or from a version
+without digests is dropped and reported, and its answer is computed again.
 """
 
 import hashlib
@@ -18,91 +17,92 @@ from harness.files.lines import read_signed_lines, signed_line
 from harness.files.writing import write_atomically
 
 
-def asked(ids: Sequence[int], *settings: object) -> str:
-    """Return the key of one request: its exact tokens and how it is to be answered."""
+def request_key(ids: Sequence[int], *settings: object) -> str:
+    """Return the key of one request: a digest of its exact tokens and its settings."""
     return hashlib.sha256(
         json.dumps([list(ids), *settings], ensure_ascii=False).encode()
     ).hexdigest()[:32]
 
 
-def _no_answer(found: object) -> str:
-    """Say why a value is no line of a journal, "" where it is one."""
-    good = (
-        isinstance(found, list)
-        and len(found) == 3
-        and isinstance(found[0], str)
-        and isinstance(found[1], list)
+def _defect_of(entry: object) -> str:
+    """Say why a value is not an entry (key, answer, seconds) of a cache; "" where it is one."""
+    is_entry = (
+        isinstance(entry, list)
+        and len(entry) == 3
+        and isinstance(entry[0], str)
+        and isinstance(entry[1], list)
     )
-    return "" if good and type(found[2]) in (int, float) else "a line of another shape"  # type: ignore[index]
+    return "" if is_entry and type(entry[2]) in (int, float) else "a line of another shape"  # type: ignore[index]
 
 
-class Journal:
-    """A file of answers by key. Without a path it remembers nothing beyond the process."""
+class AnswerCache:
+    """A file of answers by key. Without a path, answers are kept in this process only."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path
-        self.read = 0  # answers served from the file
-        self._held: dict[str, tuple[list[object], float]] = {}
-        self._fresh: set[str] = set()
-        self.dropped: list[str] = []  # what is wrong with lines that are not believed
+        self.hits = 0  # answers that came from the file
+        self._entries: dict[str, tuple[list[object], float]] = {}
+        self._computed_keys: set[str] = set()  # of answers computed in this process
+        self.dropped: list[str] = []  # the defect of each line that was dropped
         if path is not None:
-            # the torn last line of a killed process is left out without a word
-            values, self.dropped = read_signed_lines(path)
-            for found in values:
-                if (wrong := _no_answer(found)) == "":
-                    self._held[found[0]] = (found[1], found[2])
+            # read_signed_lines skips the last line silently where a killed process cut it
+            entries, self.dropped = read_signed_lines(path)
+            for entry in entries:
+                if (defect := _defect_of(entry)) == "":
+                    self._entries[entry[0]] = (entry[1], entry[2])
                 else:
-                    self.dropped.append(wrong)
+                    self.dropped.append(defect)
             if self.dropped:
-                self._mend(path)
+                self._rewrite(path)
 
-    def _mend(self, path: Path) -> None:
-        """Write the file anew without what is not believed; answers that another process adds
-        meanwhile are asked again at worst.
+    def _rewrite(self, path: Path) -> None:
+        """Write the file again without the dropped lines.
+
+        An answer that another process adds meanwhile may be lost; it is then computed again.
         """
-        with suppress(OSError):  # a cache that cannot be written to keeps its bad lines
+        with suppress(OSError):  # a file that cannot be written keeps its bad lines
             write_atomically(
                 path,
                 "".join(
                     signed_line([key, answer, seconds])
-                    for key, (answer, seconds) in self._held.items()
+                    for key, (answer, seconds) in self._entries.items()
                 ),
             )
 
     def damage(self) -> str:
-        """Say in one line which lines were dropped; "" where none was."""
+        """Return one line about the entries that were dropped; "" where none was."""
         if not self.dropped:
             return ""
         return (
-            f"{len(self.dropped)} kept answers are not as they were written ({self.dropped[0]}); "
-            "they are asked again"
+            f"{len(self.dropped)} cached answers are damaged and were dropped "
+            f"({self.dropped[0]}); they are computed again"
         )
 
     def get(self, key: str) -> tuple[list[object], float] | None:
-        """Return (answer, the seconds that it took), None for a question not asked before."""
-        found = self._held.get(key)
-        if found is not None and key not in self._fresh:
-            self.read += 1
-        return found
+        """Return (answer, seconds it took to compute); None where the key is unknown."""
+        entry = self._entries.get(key)
+        if entry is not None and key not in self._computed_keys:
+            self.hits += 1
+        return entry
 
     def put(self, key: str, answer: list[object], seconds: float) -> None:
-        """Keep an answer and the seconds that it took."""
-        self._held[key] = (answer, seconds)
-        self._fresh.add(key)
+        """Store an answer and the seconds it took, and append them to the file."""
+        self._entries[key] = (answer, seconds)
+        self._computed_keys.add(key)
         if self.path is None:
             return
         if not self.path.parent.exists():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-        torn = self.path.exists() and self.path.stat().st_size and not self._ends_whole()
-        line = ("\n" if torn else "") + signed_line([key, answer, round(seconds, 6)])
+        is_cut = self.path.exists() and self.path.stat().st_size and not self._ends_with_newline()
+        line = ("\n" if is_cut else "") + signed_line([key, answer, round(seconds, 6)])
         descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            # one write: two processes may append to one journal
+            # one write call, because two processes may append to the same file
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
 
-    def _ends_whole(self) -> bool:
+    def _ends_with_newline(self) -> bool:
         assert self.path is not None
         with self.path.open("rb") as stream:
             stream.seek(-1, os.SEEK_END)

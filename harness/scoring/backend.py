@@ -1,11 +1,12 @@
-"""One protocol before everything that asks a model, and the plain values that go in and come out.
+"""The protocol of everything that computes a model's answers, and the values it takes and returns.
+
 No torch at import.
 
-A backend is given token ids, never text: prompts, templates and cuts are the asker's. It continues
-texts (`generate`), scores their ends (`score`) and says what is likely at their ends (`top_k`). Who
-needs one ability asks for that alone (`CanGenerate`, `CanScore`, `CanRead`): a student's key holds
-the code that its method imports, and a teacher's cache must not be made again because decoding has
-changed.
+A backend gets token ids, never text: its caller makes prompts, applies templates and cuts. A
+backend continues texts (`generate`), scores their ends (`score`) and returns the likeliest tokens
+at their ends (`top_k`). A caller that needs one ability asks for that ability alone (`CanGenerate`,
+`CanScore`, `CanRead`). The key of a student holds the code that its method imports, so a change of
+the decoding code must not make a teacher's cache invalid.
 
 Shapes: N positions, K tokens, V vocabulary.
 """
@@ -14,6 +15,8 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+
+from harness.renames.modules import by_old_name
 
 if TYPE_CHECKING:
     import torch
@@ -24,27 +27,30 @@ BatchSize = int | Literal["auto"]  # rows at once; "auto": by memory
 StopReason = Literal["eos", "stop", "length"]
 
 
-def unheard(*_: object) -> None:
-    """Take what is reported where nobody listens: the default of every callback."""
+def ignore_report(*_: object) -> None:
+    """Do nothing with a report: the default of every callback."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What a model wrote after one prompt: text cut before its stop string, token count with the
-    ending one.
+    """What a model wrote after one prompt.
+
+    The text is cut before its stop string. The number of tokens includes the one that ended it.
     """
 
     text: str
     tokens: int
     stop: StopReason
-    # as they were chosen, the ending one among them
+    # the chosen tokens, with the one that ended the text
     ids: tuple[int, ...] = field(default=(), compare=False, repr=False)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Draw instead of taking the likeliest token. Row r always draws from the stream of (seed, r),
-    or (seed, numbers[r]) where given.
+    """Settings for sampled instead of greedy decoding.
+
+    Row r draws from its own stream, seeded by (seed, r), or by (seed, numbers[r]) where `numbers`
+    is given.
     """
 
     temperature: float
@@ -52,9 +58,7 @@ class Sampling:
     numbers: Sequence[int] = ()
 
     def stream_of(self, row: int) -> int:
-        """Return the seed of a row's own stream, below 2**56: whatever is written beside it, it
-        draws the same.
-        """
+        """Return the seed of a row's own stream, below 2**56, independent of the other rows."""
         digest = hashlib.sha256(
             f"{self.seed}/{self.numbers[row] if self.numbers else row}".encode()
         ).digest()
@@ -62,28 +66,25 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A text as token ids, of which the last `count` are scored; at least one token stands before
-    them.
-    """
+class LikelihoodRequest:
+    """A text as token ids, and how many of its last tokens are asked about; never all of them."""
 
     ids: Sequence[int]
     count: int
 
 
-class Answer(NamedTuple):
-    """What a scored row is worth: the log-probability of its last tokens in nats, and whether each
-    was the likeliest.
-    """
+class Likelihood(NamedTuple):
+    """The answer to a `LikelihoodRequest`: log-probability in nats of its last tokens together."""
 
     log_probability: float
-    greedy: bool
+    is_greedy: bool  # whether each of the tokens was the likeliest one
 
 
 @dataclass(frozen=True)
 class TopK:
-    """Tokens and their log-probabilities at temperature 1, (N, K) each: the likeliest first, or all
-    of them by id where K is V.
+    """Tokens and their log-probabilities at temperature 1, (N, K) each.
+
+    The likeliest token comes first; where K is V, all tokens come in the order of their ids.
     """
 
     ids_NK: "torch.Tensor"
@@ -100,15 +101,15 @@ class CanGenerate(Protocol):
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
-        progress: Callable[[int], None] = unheard,
-        finished: Callable[[int, Generation], None] = unheard,
-        say: Callable[[str], None] = unheard,
+        progress: Callable[[int], None] = ignore_report,
+        finished: Callable[[int, Generation], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
     ) -> list[Generation]:
-        """Continue each prompt until EOS, a stop string or `max_new_tokens`, greedily unless
-        `sampling` is given.
+        """Continue each prompt until EOS, a stop string or `max_new_tokens`.
 
-        Answers come in the given order; `finished` is called once for each row, as soon as it is
-        over, and `progress` with how many are over since it was called last.
+        Decoding is greedy unless `sampling` is given. Answers come in the given order. `finished`
+        is called once for each row, as soon as the row has ended; `progress` is called with the
+        number of rows that ended since its last call.
         """
         ...
 
@@ -118,24 +119,23 @@ class CanScore(Protocol):
 
     def score(
         self,
-        rows: Sequence[Scored],
+        rows: Sequence[LikelihoodRequest],
         *,
-        known: Mapping[int, Answer],
-        finished: Callable[[int, Answer], None] = unheard,
-        say: Callable[[str], None] = unheard,
-    ) -> list[Answer]:
-        """Score every row; answers come in the given order, `finished` is called once for each that
-        was computed.
+        known: Mapping[int, Likelihood],
+        finished: Callable[[int, Likelihood], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
+    ) -> list[Likelihood]:
+        """Score every row; return the answers in the given order.
 
-        Rows whose answer is `known` are not computed, but keep their place: the others are in the
-        same company as without it, so that a scoring that goes on after a kill ends with the same
-        digits.
+        `finished` is called once for each row that was computed. A row whose answer is `known` is
+        not computed but keeps its place, so that the other rows are batched as they would be
+        without it: a scoring that resumes after a kill ends with the same digits.
         """
         ...
 
 
 class CanRead(Protocol):
-    """Says what is likely at the ends of texts."""
+    """Returns which tokens are likely at the ends of texts."""
 
     @property
     def max_length(self) -> int:
@@ -143,28 +143,31 @@ class CanRead(Protocol):
         ...
 
     def top_k(
-        self, rows: Sequence[Scored], *, k: int | None, width: int | None = None
+        self, rows: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
     ) -> Iterator[TopK]:
-        """Yield, row by row in the given order, the `k` likeliest tokens at each of the last
-        `count` positions.
+        """Yield for each row, in order, the `k` likeliest tokens at its last `count` positions.
 
-        The distribution at a position is that of the token which stands there, behind those before
-        it. `k=None` gives it whole. Logits are cut to the first `width` tokens before they are made
-        probabilities. Rows are read a batch at a time, while they are taken: distributions of many
-        texts fit no memory.
+        The distribution at a position is the one that predicts the token there from the tokens
+        before it. `k=None` gives the whole distribution. Logits are cut to the first `width` tokens
+        of the vocabulary before the softmax. Rows are read a batch at a time, while the caller
+        iterates, because the distributions of many texts do not fit into memory.
         """
         ...
 
 
 class Backend(CanGenerate, CanScore, CanRead, Protocol):
-    """What computes: an opened model, or an engine that holds one."""
+    """Computes a model's answers: an opened model, or an engine that holds one."""
 
     @property
     def path(self) -> str:
-        """How it computes, as records print it: rows of one table share it."""
+        """How it computes, as records print it; all rows of one table have the same path."""
         ...
 
     @property
     def opened(self) -> "LanguageModel":
-        """Tokenizer, context and identity of what it computes with."""
+        """The model's tokenizer, context and identity."""
         ...
+
+
+if not TYPE_CHECKING:  # a type checker would take every name for one of ours
+    __getattr__ = by_old_name(__name__)

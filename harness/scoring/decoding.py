@@ -1,8 +1,7 @@
-"""Rows that are being written: the queue, the choice of each next token, and the two ways to go
-from token to token.
+"""Decodes prompts: the queue, the choice of each next token, and the two ways to decode.
 
-`SharedDecoding` keeps rows of different ages in slots behind one copy of what their prompts share;
-`padded` lets the model's own attention and cache do it.
+`SlotDecoder` keeps rows of different ages in slots behind one copy of the prompts' common prefix.
+`decode_padded_batch` uses the model's own attention and cache.
 
 Shapes: B rows, V vocabulary.
 """
@@ -15,18 +14,19 @@ from typing import TYPE_CHECKING
 from harness.machine.memory import is_out_of_memory
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import Generation, Sampling
-from harness.scoring.batch_sizes import common_beginning, pack_tokens
-from harness.scoring.finite import NoNumber
-from harness.scoring.forbidden import Forbidden
-from harness.scoring.plain import Continuing, writing_of
+from harness.scoring.batch_sizes import tokens_per_pack, worthwhile_prefix_length
+from harness.scoring.finite import NonFiniteLogits
+from harness.scoring.forbidden import ForbiddenTokens
+from harness.scoring.plain import PaddedDecoder, decoding_mode
 from harness.scoring.prefix_sharing import (
+    DecodingSlots,
     KeyValues,
-    Slots,
-    Tree,
+    Span,
+    TokenTree,
+    compute_prefix,
     forward_rows,
     forward_step,
     forward_tree,
-    prefix_of,
 )
 from harness.scoring.stopping import StopRule
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Decoding:
-    """The rows of one call: those that wait, those being written, and those that are over."""
+class DecodingCall:
+    """The rows of one call: those that wait, those being decoded, and those that have ended."""
 
     opened: LanguageModel
     prompts: Sequence[Sequence[int]]
@@ -48,215 +48,215 @@ class Decoding:
     answers: dict[int, Generation] = field(default_factory=dict)
     waiting: "deque[int]" = field(default_factory=deque)
     written: dict[int, list[int]] = field(default_factory=dict)
-    draws: "dict[int, torch.Generator]" = field(default_factory=dict)
-    forbidden: Forbidden = field(default_factory=Forbidden)
+    generators: "dict[int, torch.Generator]" = field(default_factory=dict)
+    forbidden: ForbiddenTokens = field(default_factory=ForbiddenTokens)
 
     def __post_init__(self) -> None:
-        self.forbidden = Forbidden.of(self.opened)
-        self.start_over()
+        self.forbidden = ForbiddenTokens.of(self.opened)
+        self.requeue_unfinished()
 
-    def start_over(self) -> None:
+    def requeue_unfinished(self) -> None:
         """Put every unfinished row back into the queue, longest prompt first."""
         rows = [row for row in range(len(self.prompts)) if row not in self.answers]
         self.waiting = deque(sorted(rows, key=lambda row: len(self.prompts[row]), reverse=True))
-        self.written, self.draws = {}, {}
+        self.written, self.generators = {}, {}
 
-    def all_rows(self, run: "Callable[[Decoding], None]", say: Callable[[str], None]) -> None:
-        """Decode until nothing waits; where memory runs out, half as many rows at once."""
+    def decode_all(
+        self, decode: "Callable[[DecodingCall], None]", say: Callable[[str], None]
+    ) -> None:
+        """Decode until no row waits; each time memory runs out, halve the rows at once."""
         while self.waiting:
             try:
-                run(self)
+                decode(self)
             except (RuntimeError, MemoryError) as problem:
                 if not is_out_of_memory(problem) or self.size == 1:
                     raise
-                before, self.size = self.size, max(1, self.size // 2)
-                self.start_over()
-                say(f"out of memory: {before} rows at once became {self.size}")
+                size_before, self.size = self.size, max(1, self.size // 2)
+                self.requeue_unfinished()
+                say(f"out of memory: {size_before} rows at once became {self.size}")
 
     def begin(self, rows: Sequence[int]) -> None:
-        """Start writing rows: nothing yet, each with its own stream of draws."""
+        """Start decoding rows: no token is written yet, and each has its own random stream."""
         import torch
 
         for row in rows:
             self.written[row] = []
             if self.sampling:
-                self.draws[row] = torch.Generator(self.opened.device).manual_seed(
+                self.generators[row] = torch.Generator(self.opened.device).manual_seed(
                     self.sampling.stream_of(row)
                 )
 
     def choose(self, logits_BV: "torch.Tensor", rows: Sequence[int]) -> list[int]:
-        """Choose each row's next token: the likeliest, or one drawn from the row's own stream.
+        """Choose each row's next token: the likeliest one, or one sampled from the row's stream.
 
-        Raises `NoNumber` for logits that are none. Whether they are comes with the tokens, as an id
-        below 0: asking the device by itself would wait for it once more at every step.
+        Raises `NonFiniteLogits` for NaN or infinite logits. The device reports those as a token id
+        below 0: a separate question would make the CPU wait for the device once more a step.
         """
         import torch
 
-        logits_BV = self.forbidden.masked(
+        logits_BV = self.forbidden.mask_logits(
             logits_BV, [self.prompts[row] for row in rows], [self.written[row] for row in rows]
         )
         chosen = logits_BV.argmax(dim=-1)
-        # a NaN counts as the largest
-        finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])
+        # argmax takes a NaN for the largest value, so the chosen logit shows whether there is one
+        is_finite = torch.isfinite(logits_BV.gather(-1, chosen[:, None])[:, 0])
         if self.sampling is not None:
-            chosen = self._drawn(
-                logits_BV.masked_fill(~finite[:, None], 0.0), rows, self.sampling.temperature
+            chosen = self._sample(
+                logits_BV.masked_fill(~is_finite[:, None], 0.0), rows, self.sampling.temperature
             )
-        tokens: list[int] = chosen.masked_fill(~finite, -1).tolist()
+        tokens: list[int] = chosen.masked_fill(~is_finite, -1).tolist()
         for row, token in zip(rows, tokens, strict=True):
             if token < 0:
-                raise NoNumber([*self.prompts[row], *self.written[row]])
+                raise NonFiniteLogits([*self.prompts[row], *self.written[row]])
         return tokens
 
-    def _drawn(
+    def _sample(
         self, logits_BV: "torch.Tensor", rows: Sequence[int], temperature: float
     ) -> "torch.Tensor":
-        """Draw a token for each row, (B,), on the device."""
+        """Sample a token for each row, (B,), on the device."""
         import torch
 
         weights = torch.softmax(logits_BV.float() / temperature, dim=-1)
         return torch.cat(
             [
-                torch.multinomial(weights[index], 1, generator=self.draws[row])
+                torch.multinomial(weights[index], 1, generator=self.generators[row])
                 for index, row in enumerate(rows)
             ]
         )
 
-    def take(self, rows: Sequence[int], chosen: Sequence[int]) -> list[int]:
-        """Note each row's new token; return the indices of the rows that are over, which leave."""
-        for row, token in zip(rows, chosen, strict=True):
+    def append_tokens(self, rows: Sequence[int], tokens: Sequence[int]) -> list[int]:
+        """Append a token to each row; store the rows that end, and return their indices."""
+        for row, token in zip(rows, tokens, strict=True):
             self.written[row].append(token)
-        over = self.stops.ended([self.written[row] for row in rows], self.max_new_tokens)
-        for index in over:
+        ended = self.stops.ended([self.written[row] for row in rows], self.max_new_tokens)
+        for index in ended:
             ids = self.written.pop(rows[index])
             self.answers[rows[index]] = self.stops.finish(ids)
             self.finished(rows[index], self.answers[rows[index]])
-        return over
+        return ended
 
 
-def shared(decoding: Decoding) -> None:
-    """Decode everything that waits, in slots behind the prompts' common beginning. Must run inside
-    `shared_attention`.
-    """
-    SharedDecoding(decoding).run()
+def decode_in_slots(call: DecodingCall) -> None:
+    """Decode all waiting rows in slots behind their common prefix, inside `shared_attention`."""
+    SlotDecoder(call).run()
 
 
-class SharedDecoding:
-    """Slots that are refilled: a finished row leaves, and the next in the queue is read into its
-    place.
-    """
+class SlotDecoder:
+    """Slots that are refilled: when a row ends, the next one in the queue takes its place."""
 
-    def __init__(self, decoding: Decoding) -> None:
+    def __init__(self, call: DecodingCall) -> None:
         import torch
 
-        self.decoding, self.opened = decoding, decoding.opened
-        prompts = [decoding.prompts[row] for row in decoding.waiting]
-        self.common = common_beginning(prompts)
-        prefix = prefix_of(self.opened, prompts[0][: self.common], most=pack_tokens(self.opened))
-        capacity = max(map(len, prompts)) - self.common + decoding.max_new_tokens
-        self.size = min(decoding.size, len(prompts))
-        self.slots = Slots(
-            prefix, self.size, capacity, torch.zeros(0, dtype=torch.long, device=self.opened.device)
+        self.call, self.opened = call, call.opened
+        prompts = [call.prompts[row] for row in call.waiting]
+        self.common = worthwhile_prefix_length(prompts)
+        prefix = compute_prefix(
+            self.opened, prompts[0][: self.common], most=tokens_per_pack(self.opened)
         )
+        capacity = max(map(len, prompts)) - self.common + call.max_new_tokens
+        self.size = min(call.size, len(prompts))
+        no_lengths = torch.zeros(0, dtype=torch.long, device=self.opened.device)
+        self.slots = DecodingSlots(prefix, self.size, capacity, no_lengths)
         self.active: list[int] = []  # the row in each slot
-        self.last: list[int] = []  # its newest token
+        self.last: list[int] = []  # the newest token in each slot
 
     def run(self) -> None:
-        """Go on until nothing is active and nothing waits."""
-        while self.active or self.decoding.waiting:
+        """Decode until no row is active and none waits."""
+        while self.active or self.call.waiting:
             free = self.size - len(self.active)
-            # A refill costs one forward: it waits until an eighth of the slots is free.
-            if self.decoding.waiting and (not self.active or free >= max(1, self.size // 8)):
+            # A refill costs one forward, so it waits until an eighth of the slots is free.
+            if self.call.waiting and (not self.active or free >= max(1, self.size // 8)):
                 self._refill(free)
                 if not self.active:
                     continue
             self._step()
 
     def _step(self) -> None:
-        """Write one token in each slot; rows that are over leave, and the last ones move into their
-        places.
-        """
-        self.last = self.decoding.choose(
-            forward_step(self.opened, self.last, self.slots), self.active
-        )
-        over = self.decoding.take(self.active, self.last)
-        if over:
-            order = self.slots.retire(over)
+        """Decode one token in each slot; free the slots of rows that end, and close the gaps."""
+        logits = forward_step(self.opened, self.last, self.slots)
+        self.last = self.call.choose(logits, self.active)
+        ended = self.call.append_tokens(self.active, self.last)
+        if ended:
+            order = self.slots.retire(ended)
             self.active = [self.active[slot] for slot in order]
             self.last = [self.last[slot] for slot in order]
 
     def _refill(self, free: int) -> None:
-        """Read waiting prompts into free slots, a pack at a time; a row that ends with its first
-        token needs none.
+        """Read waiting prompts into free slots, a pack at a time.
+
+        A row that ends with its first token needs no slot.
         """
-        while self.decoding.waiting and free > 0:
+        while self.call.waiting and free > 0:
             free -= self._admit(self._next_pack(free))
 
     def _next_pack(self, free: int) -> list[int]:
-        waiting, rows, tokens = self.decoding.waiting, list[int](), 0
+        """Take rows from the queue: at most `free`, and as many tokens as fit into one forward."""
+        waiting, rows, tokens = self.call.waiting, list[int](), 0
         while waiting and len(rows) < free:
-            length = len(self.decoding.prompts[waiting[0]]) - self.common
-            if rows and tokens + length > pack_tokens(self.opened):
+            length = len(self.call.prompts[waiting[0]]) - self.common
+            if rows and tokens + length > tokens_per_pack(self.opened):
                 break
             rows.append(waiting.popleft())
             tokens += length
         return rows
 
     def _admit(self, rows: Sequence[int]) -> int:
-        """Read prompts and choose their first tokens; return how many rows go on, each in a
-        slot.
-        """
-        ends, computed, places = self._read(
-            [self.decoding.prompts[row][self.common :] for row in rows]
+        """Read prompts and choose their first tokens; return how many rows got a slot."""
+        logits, computed, spans = self._read_prompts(
+            [self.call.prompts[row][self.common :] for row in rows]
         )
-        self.decoding.begin(rows)
-        chosen = self.decoding.choose(ends, rows)
-        over = set(self.decoding.take(rows, chosen))
-        kept = [index for index in range(len(rows)) if index not in over]
-        self.active += [rows[index] for index in kept]
-        self.last += [chosen[index] for index in kept]
-        if kept:
-            self.slots.admit(computed, [places[index] for index in kept])
-        return len(kept)
+        self.call.begin(rows)
+        tokens = self.call.choose(logits, rows)
+        ended = set(self.call.append_tokens(rows, tokens))
+        going_on = [index for index in range(len(rows)) if index not in ended]
+        self.active += [rows[index] for index in going_on]
+        self.last += [tokens[index] for index in going_on]
+        if going_on:
+            self.slots.admit(computed, [spans[index] for index in going_on])
+        return len(going_on)
 
-    def _read(
-        self, rows: Sequence[Sequence[int]]
-    ) -> "tuple[torch.Tensor, KeyValues, list[tuple[int, int, int]]]":
-        """Run prompts; return the logits at their ends (B, V), keys and values, and where each
-        row's stand in them.
+    def _read_prompts(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> "tuple[torch.Tensor, KeyValues, list[Span]]":
+        """Run prompts behind the prefix.
+
+        Returns the logits at their ends (B, V), the keys and values that were computed, and the
+        span of each prompt in these.
         """
-        prefix, most = self.slots.prefix, pack_tokens(self.opened)
-        if len(rows) == 1 and len(rows[0]) > most:
-            held = prefix_of(self.opened, rows[0][:-1], most=most, behind=prefix)
-            ends, last = forward_tree(self.opened, Tree.of([rows[0][-1:]]), held, [0])
-            return ends, held.extended(last).after(prefix.length), [(0, 0, len(rows[0]))]
-        # rows of their own: sorted by length, they need little padding and no mask
+        prefix, most = self.slots.prefix, tokens_per_pack(self.opened)
+        if len(prompts) == 1 and len(prompts[0]) > most:
+            all_but_last = compute_prefix(self.opened, prompts[0][:-1], most=most, behind=prefix)
+            logits, last = forward_tree(
+                self.opened, TokenTree.of([prompts[0][-1:]]), all_but_last, [0]
+            )
+            computed = all_but_last.extended(last).after(prefix.length)
+            return logits, computed, [Span(0, 0, len(prompts[0]))]
+        # without a prefix, rows sorted by length need little padding and no mask
         if not prefix.layers:
-            return *forward_rows(self.opened, rows), [
-                (index, 0, len(row)) for index, row in enumerate(rows)
-            ]
-        side_by_side = Tree.unmerged(rows)
-        ends, computed = forward_tree(
-            self.opened, side_by_side, prefix, [path[-1] for path in side_by_side.paths]
-        )
-        return ends, computed, [(0, path[0], path[-1] + 1) for path in side_by_side.paths]
+            logits, computed = forward_rows(self.opened, prompts)
+            return logits, computed, [Span(row, 0, len(ids)) for row, ids in enumerate(prompts)]
+        tree = TokenTree.unmerged(prompts)
+        last_nodes = [path[-1] for path in tree.paths]
+        logits, computed = forward_tree(self.opened, tree, prefix, last_nodes)
+        return logits, computed, [Span(0, path[0], path[-1] + 1) for path in tree.paths]
 
 
-def padded(decoding: Decoding) -> None:
-    """Decode the next rows by the model's own attention, as many at once as it can be asked;
-    finished rows leave.
+def decode_padded_batch(call: DecodingCall) -> None:
+    """Decode the next rows of the queue to their ends, by the model's own attention and cache.
+
+    A batch has as many rows as the model can take at once; rows that end leave it.
     """
-    way = writing_of(decoding.opened)
-    count = decoding.size if way.together else 1
-    rows = [decoding.waiting.popleft() for _ in range(min(count, len(decoding.waiting)))]
-    decoding.begin(rows)
-    going = Continuing(decoding.opened, [decoding.prompts[row] for row in rows], way)
-    logits = going.begin()
+    mode = decoding_mode(call.opened)
+    count = call.size if mode.batched else 1
+    rows = [call.waiting.popleft() for _ in range(min(count, len(call.waiting)))]
+    call.begin(rows)
+    decoder = PaddedDecoder(call.opened, [call.prompts[row] for row in rows], mode)
+    logits = decoder.prefill()
     while True:
-        chosen = decoding.choose(logits, rows)
-        over = set(decoding.take(rows, chosen))
-        kept = [index for index in range(len(rows)) if index not in over]
-        rows = [rows[index] for index in kept]
+        tokens = call.choose(logits, rows)
+        ended = set(call.append_tokens(rows, tokens))
+        going_on = [index for index in range(len(rows)) if index not in ended]
+        rows = [rows[index] for index in going_on]
         if not rows:
             return
-        logits = going.go_on(kept, [chosen[index] for index in kept])
+        logits = decoder.step(going_on, [tokens[index] for index in going_on])

@@ -1,8 +1,9 @@
-"""How near a student's distributions are to its teacher's: on the choices of questions, and token
-by token.
+"""How near a student's distributions are to its teacher's: on choices, and token by token.
 
-Forward Kullback-Leibler divergence, teacher || student, in nats; standard errors are clustered by
-item (the tokens of one answer are not independent). Only for models that share a vocabulary.
+Forward Kullback-Leibler divergence, teacher || student, in nats. Standard errors are clustered by
+item, because the tokens of one answer are not independent. Only for models with one vocabulary.
+
+Shapes: T tokens of an answer, V vocabulary, W hidden size.
 """
 
 import math
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed
@@ -23,281 +24,289 @@ from harness.models.checkpoint import weight_files
 from harness.models.encoding import encode_pair, with_leading_space
 from harness.models.language_model import LanguageModel
 from harness.records.record import Fidelity
-from harness.scoring.backend import CanRead, Scored
-from harness.scoring.plain_reading import PlainReader, end_logits
+from harness.scoring.backend import CanRead, LikelihoodRequest
+from harness.scoring.plain_reading import LeftPaddedReader, target_logits
 
 if TYPE_CHECKING:
     import torch
 
     from harness.scoring.items import ItemRow
 
-TOKEN_ITEMS = 32  # of the teacher's answers that both models read
-_ROWS = 4  # read at once
+MAX_COMPARED_ANSWERS = 32  # of the teacher's answers to a task, that both models read
+_ROWS_PER_BATCH = 4
+
+
+class ClusterSum(NamedTuple):
+    """The sum of a quantity over one cluster (an item), and the cluster's size in tokens."""
+
+    total: float
+    size: float
+
+
+class MeanEstimate(NamedTuple):
+    """A mean and its standard error."""
+
+    mean: float
+    stderr: float
 
 
 def choice_fidelity(
-    task: str, teacher: "Sequence[ItemRow]", student: "Sequence[ItemRow]"
+    task: str, teacher_rows: "Sequence[ItemRow]", student_rows: "Sequence[ItemRow]"
 ) -> Fidelity | None:
-    """Compare the two distributions over each question's choices (softmax of their
-    log-probabilities); None without pairs.
+    """Compare the two distributions over each question's choices; None without common questions.
+
+    A distribution is the softmax of the choices' log-probabilities.
     """
-    theirs = {row.item: row for row in teacher}
+    teacher_row_of = {row.item: row for row in teacher_rows}
     pairs = [
-        (theirs[row.item].log_probabilities, row.log_probabilities)
-        for row in student
-        if row.item in theirs
+        (teacher_row_of[row.item].log_probabilities, row.log_probabilities)
+        for row in student_rows
+        if row.item in teacher_row_of
     ]
-    pairs = [(left, right) for left, right in pairs if left and len(left) == len(right)]
+    pairs = [
+        (teacher, student) for teacher, student in pairs if teacher and len(teacher) == len(student)
+    ]
     if not pairs:
         return None
     if any(not math.isfinite(value) for pair in pairs for values in pair for value in values):
         raise CellFailed(
-            f"{task}: a log-probability of a choice is no number; score the models again (--force)"
+            f"{task}: a log-probability of a choice is NaN or infinite; score the models again "
+            "(--force)"
         )
-    divergences = [_divergence(_softmax(left), _softmax(right)) for left, right in pairs]
-    same = [float(_first_largest(left) == _first_largest(right)) for left, right in pairs]
-    return _summary(
-        task, "choices", [(value, 1.0) for value in divergences], [(value, 1.0) for value in same]
-    )
+    divergences = [
+        ClusterSum(_divergence(_softmax(teacher), _softmax(student)), 1.0)
+        for teacher, student in pairs
+    ]
+    agreements = [
+        ClusterSum(float(_argmax(teacher) == _argmax(student)), 1.0) for teacher, student in pairs
+    ]
+    return _fidelity_of(task, "choices", divergences, agreements)
 
 
-def _softmax(logs: Sequence[float]) -> list[float]:
-    top = max(logs)
-    weights = [math.exp(value - top) for value in logs]
+def _softmax(logits: Sequence[float]) -> list[float]:
+    top = max(logits)
+    weights = [math.exp(value - top) for value in logits]
     total = sum(weights)
     return [weight / total for weight in weights]
 
 
-def _divergence(left: Sequence[float], right: Sequence[float]) -> float:
+def _divergence(teacher: Sequence[float], student: Sequence[float]) -> float:
     return sum(
         p * (math.log(p) - math.log(max(q, 1e-300)))
-        for p, q in zip(left, right, strict=True)
+        for p, q in zip(teacher, student, strict=True)
         if p > 0
     )
 
 
-def _first_largest(values: Sequence[float]) -> int:
+def _argmax(values: Sequence[float]) -> int:
+    """Return the index of the largest value; the first one in a tie."""
     return max(range(len(values)), key=lambda index: (values[index], -index))
 
 
-@dataclass(frozen=True)
-class Read:
-    """One of the teacher's answers behind its prompt, as token ids, and what the teacher thought at
-    each of its tokens.
-    """
+class PromptedAnswer(NamedTuple):
+    """A prompt and the teacher's answer to it, as token ids."""
 
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    log_p: "torch.Tensor"  # (len(after), V), over the tokens that both models know
+    prompt: Sequence[int]
+    answer: Sequence[int]
 
     @property
-    def row(self) -> Scored:
-        """The text and how many of its tokens are compared, as a backend is asked."""
-        return _row(self.before, self.after)
+    def length(self) -> int:
+        """The number of tokens of both."""
+        return len(self.prompt) + len(self.answer)
+
+    @property
+    def request(self) -> LikelihoodRequest:
+        """The request to read the text; its answer is compared."""
+        return LikelihoodRequest([*self.prompt, *self.answer], len(self.answer))
 
 
-def _row(before: Sequence[int], after: Sequence[int]) -> Scored:
-    return Scored([*before, *after], len(after))
+@dataclass(frozen=True)
+class TeacherReading:
+    """One of the teacher's answers, and the teacher's distribution at each of its tokens."""
+
+    text: PromptedAnswer
+    log_p: "torch.Tensor"  # (T, V), over the tokens that both models know
 
 
-def reader(opened: LanguageModel) -> PlainReader:
-    """Return what reads a model for a distance: a few rows at a time, for whole distributions are
-    large.
-    """
-    return PlainReader(opened, _ROWS)
+def distribution_reader(opened: LanguageModel) -> LeftPaddedReader:
+    """Return a reader of a few rows at a time, because whole distributions are large."""
+    return LeftPaddedReader(opened, _ROWS_PER_BATCH)
 
 
-def texts_to_read(
+def answers_to_compare(
     teacher: LanguageModel, task: str, rows: "Sequence[ItemRow]"
-) -> list[tuple[list[int], list[int]]]:
-    """Draw the answers that are compared, as (prompt, answer) ids: a seeded sample, those longer
-    than the context left out.
-    """
-    written = [row for row in rows if row.prompt and row.text]
-    random.Random(f"fidelity/{task}").shuffle(written)
+) -> list[PromptedAnswer]:
+    """Draw a seeded sample of the teacher's answers to a task; those beyond its context are out."""
+    answered = [row for row in rows if row.prompt and row.text]
+    random.Random(f"fidelity/{task}").shuffle(answered)
     tokenizer = teacher.tokenizer
     texts = [
-        encode_pair(tokenizer, row.prompt, with_leading_space(tokenizer, row.prompt, row.text))
-        for row in written[: 2 * TOKEN_ITEMS]
+        PromptedAnswer(
+            *encode_pair(tokenizer, row.prompt, with_leading_space(tokenizer, row.prompt, row.text))
+        )
+        for row in answered[: 2 * MAX_COMPARED_ANSWERS]
     ]
-    return [
-        (before, after)
-        for before, after in texts
-        if after and len(before) + len(after) <= teacher.context
-    ][:TOKEN_ITEMS]
+    fitting = [text for text in texts if text.answer and text.length <= teacher.context]
+    return fitting[:MAX_COMPARED_ANSWERS]
 
 
-def reads(
-    teacher: CanRead, texts: Sequence[tuple[list[int], list[int]]], *, width: int | None = None
-) -> Iterator[Read]:
-    """Let the teacher read its answers now; distributions are over the first `width` tokens, which
-    the student knows too.
+def read_answers(
+    teacher: CanRead, texts: Sequence[PromptedAnswer], *, width: int | None = None
+) -> Iterator[TeacherReading]:
+    """Yield what the teacher reads in its answers, over the first `width` tokens.
+
+    `width` is the size of the vocabulary that the student knows too.
     """
-    rows = [_row(before, after) for before, after in texts]
-    for (before, after), top in zip(texts, teacher.top_k(rows, k=None, width=width), strict=True):
-        yield Read(tuple(before), tuple(after), top.log_p_NK)
+    requests = [text.request for text in texts]
+    tops = teacher.top_k(requests, k=None, width=width)
+    for text, top in zip(texts, tops, strict=True):
+        yield TeacherReading(text, top.log_p_NK)
 
 
-def remember(
+def save_hidden_states(
     path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]
 ) -> None:
-    """Keep what the teacher reads for every student to come: its last hidden states, from which the
-    head makes the logits.
+    """Save the teacher's last hidden states at its answers, for all of its students.
 
-    Nothing is kept where the head alone does not make them (a bias, a scale or a cap behind it). No
-    backend gives hidden states: the live model is watched.
+    The head makes the logits of them again. Nothing is saved where the head alone does not make the
+    logits, for example where a bias, a scale or a cap follows it. Backends do not return hidden
+    states, so a hook on the opened model records them.
     """
     import torch
     from safetensors.torch import save_file
 
     head = teacher.model.get_output_embeddings()
-    plain = (
+    is_linear = (
         head is not None and getattr(head, "bias", None) is None and head.weight.is_floating_point()
     )
-    name = _name_of(head.weight, teacher) if plain else None
-    if name is None:
+    head_name = _name_in_files(head.weight, teacher) if is_linear else None
+    if head_name is None:
         return
-    kept: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for task in tasks:
-        texts = texts_to_read(teacher, task, [row for row in rows if row.task == task])
-        for index, ((before, after), hidden) in enumerate(
-            zip(texts, _hidden(teacher, head, texts), strict=True)
-        ):
+        texts = answers_to_compare(teacher, task, [row for row in rows if row.task == task])
+        all_hidden = _hidden_states(teacher, head, texts)
+        for index, (text, hidden) in enumerate(zip(texts, all_hidden, strict=True)):
             if hidden is None:
                 return
-            kept[f"{task}/{index}/hidden"] = hidden.cpu().clone()
-            kept[f"{task}/{index}/ids"] = torch.tensor([*before, *after])
-            kept[f"{task}/{index}/written"] = torch.tensor(len(after))
-    if kept:
-        replace_file(
-            path,
-            lambda fresh: save_file(
-                kept, fresh, metadata={"head": name, "teacher": teacher.checkpoint.digest}
-            ),
-        )
+            tensors[f"{task}/{index}/hidden"] = hidden.cpu().clone()
+            tensors[f"{task}/{index}/ids"] = torch.tensor([*text.prompt, *text.answer])
+            tensors[f"{task}/{index}/written"] = torch.tensor(len(text.answer))
+    if tensors:
+        metadata = {"head": head_name, "teacher": teacher.checkpoint.digest}
+        replace_file(path, lambda new_path: save_file(tensors, new_path, metadata=metadata))
         write_signed(path.with_suffix(".json"), {"file": file_digest(path)})
 
 
-def _hidden(
-    teacher: LanguageModel, head: Any, texts: Sequence[tuple[list[int], list[int]]]
+def _hidden_states(
+    teacher: LanguageModel, head: Any, texts: Sequence[PromptedAnswer]
 ) -> "Iterator[torch.Tensor | None]":
-    """Yield the hidden states (T, width) before the head at each text's answer; None where the head
-    alone does not make its logits.
+    """Yield the hidden states (T, W) before the head at each text's answer.
+
+    None where the head alone does not make the text's logits.
     """
     import torch
 
-    seen: list[torch.Tensor] = []  # of the rows read last
-    watching = head.register_forward_pre_hook(
-        lambda module, inputs: seen.extend(inputs[0].detach())
+    inputs_of_head: list[torch.Tensor] = []  # of the rows read last
+    hook = head.register_forward_pre_hook(
+        lambda module, inputs: inputs_of_head.extend(inputs[0].detach())
     )
     try:
-        for start in range(0, len(texts), _ROWS):
-            batch = [_row(before, after) for before, after in texts[start : start + _ROWS]]
-            seen.clear()
-            logits = end_logits(teacher, batch)
-            for row, states, own in zip(batch, seen[-len(batch) :], logits, strict=True):
-                hidden = states[-row.count - 1 : -1]
-                same = torch.allclose(
-                    torch.nn.functional.linear(hidden, head.weight.detach()),
-                    own,
-                    atol=1e-2,
-                    rtol=1e-2,
-                )
-                yield hidden if same else None
+        for start in range(0, len(texts), _ROWS_PER_BATCH):
+            batch = [text.request for text in texts[start : start + _ROWS_PER_BATCH]]
+            inputs_of_head.clear()
+            logits = target_logits(teacher, batch)
+            for request, states, own_logits in zip(
+                batch, inputs_of_head[-len(batch) :], logits, strict=True
+            ):
+                hidden = states[-request.count - 1 : -1]
+                head_logits = torch.nn.functional.linear(hidden, head.weight.detach())
+                agrees = torch.allclose(head_logits, own_logits, atol=1e-2, rtol=1e-2)
+                yield hidden if agrees else None
     finally:
-        watching.remove()
+        hook.remove()
 
 
-def _name_of(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
-    """Return the name under which a weight lies in the model's own files (a tied head lies there as
-    the embedding).
-    """
+def _name_in_files(weight: "torch.Tensor", opened: LanguageModel) -> str | None:
+    """Return a weight's name in the model's own files; a tied head is there as the embedding."""
     from safetensors import safe_open
 
     names = [
-        name for name, one in opened.model.named_parameters(remove_duplicate=False) if one is weight
+        name
+        for name, parameter in opened.model.named_parameters(remove_duplicate=False)
+        if parameter is weight
     ]
     for file in weight_files(opened.checkpoint.path):
         with safe_open(file, framework="pt") as tensors:
-            found = next((str(name) for name in names if name in tensors.keys()), None)  # noqa: SIM118  no mapping
-        if found is not None:
-            return found
+            stored = next((str(name) for name in names if name in tensors.keys()), None)  # noqa: SIM118  no mapping
+        if stored is not None:
+            return stored
     return None
 
 
-def recall(
+def load_teacher_readings(
     path: Path, teacher: Checkpoint, task: str, *, device: str, width: int | None = None
-) -> Iterator[Read] | None:
-    """Return what the teacher read on a task, from its own cell's file; None where there is none
-    for this teacher.
+) -> Iterator[TeacherReading] | None:
+    """Return what the teacher read on a task, from the file of its own cell.
 
-    Distributions are over the first `width` tokens, which the student knows too.
+    None where the file is missing, damaged (said on stderr), or of another teacher. Distributions
+    are over the first `width` tokens, which the student knows too.
     """
     from safetensors import safe_open
 
     if not path.exists():
         return None
-    if wrong := _damage(path):
-        print(f"{path} is not believed ({wrong}); the teacher reads again", file=sys.stderr)
+    if damage := _damage_of(path):
+        print(f"{path} is damaged ({damage}); the teacher reads its answers again", file=sys.stderr)
         return None
-    with safe_open(path, framework="pt") as kept:
-        told = kept.metadata()
-        if told["teacher"] != teacher.digest:
+    with safe_open(path, framework="pt") as tensors:
+        metadata = tensors.metadata()
+        if metadata["teacher"] != teacher.digest:
             return None
-        weight = next(
-            (
-                w
-                for file in weight_files(teacher.path)
-                if (w := _tensor(file, told["head"])) is not None
-            ),
-            None,
-        )
-        if weight is None:
+        weights = (_read_tensor(file, metadata["head"]) for file in weight_files(teacher.path))
+        head = next((weight for weight in weights if weight is not None), None)
+        if head is None:
             return None
-        names = set(kept.keys())
+        names = set(tensors.keys())
 
-    return _recalled(path, task, weight, names, device, width)
+    return _saved_readings(path, task, head, names, device, width)
 
 
-def _damage(path: Path) -> str:
-    """Say why a file of what a teacher read is not the one that was written, "" where it is: by the
-    digest beside it.
-    """
+def _damage_of(path: Path) -> str:
+    """Say why a file of hidden states is not as it was written; "" where its digest matches."""
     try:
-        same = read_signed(path.with_suffix(".json")).get("file") == file_digest(path)
+        matches = read_signed(path.with_suffix(".json")).get("file") == file_digest(path)
     except Unreadable as problem:
         return str(problem)
-    return "" if same else "its digest does not match"
+    return "" if matches else "its digest does not match"
 
 
-def _recalled(
+def _saved_readings(
     path: Path,
     task: str,
-    weight: "torch.Tensor",
+    head: "torch.Tensor",
     names: set[str],
     device: str,
     width: int | None = None,
-) -> Iterator[Read]:
+) -> Iterator[TeacherReading]:
+    """Yield the readings of a task: logits are made again from hidden states and the head."""
     import torch
     from safetensors import safe_open
 
     index = 0
-    with safe_open(path, framework="pt") as kept:
+    with safe_open(path, framework="pt") as tensors:
         while f"{task}/{index}/hidden" in names:
-            hidden = kept.get_tensor(f"{task}/{index}/hidden")
-            ids = kept.get_tensor(f"{task}/{index}/ids").tolist()
-            cut = len(ids) - int(kept.get_tensor(f"{task}/{index}/written"))
-            weight = weight.to(device, hidden.dtype)  # crosses once: every item has the same type
-            logits = torch.nn.functional.linear(hidden.to(device), weight)
-            yield Read(
-                tuple(ids[:cut]),
-                tuple(ids[cut:]),
-                torch.log_softmax(logits[:, :width].float(), dim=-1),
-            )
+            hidden = tensors.get_tensor(f"{task}/{index}/hidden")
+            ids = tensors.get_tensor(f"{task}/{index}/ids").tolist()
+            cut = len(ids) - int(tensors.get_tensor(f"{task}/{index}/written"))
+            head = head.to(device, hidden.dtype)  # moves once, since all items have one type
+            logits = torch.nn.functional.linear(hidden.to(device), head)
+            log_p = torch.log_softmax(logits[:, :width].float(), dim=-1)
+            yield TeacherReading(PromptedAnswer(ids[:cut], ids[cut:]), log_p)
             index += 1
 
 
-def _tensor(file: Path, name: str) -> "torch.Tensor | None":
+def _read_tensor(file: Path, name: str) -> "torch.Tensor | None":
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as tensors:
@@ -306,87 +315,97 @@ def _tensor(file: Path, name: str) -> "torch.Tensor | None":
 
 def token_fidelity(
     task: str,
-    teacher: Iterable[Read],
+    teacher: Iterable[TeacherReading],
     student: CanRead,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Fidelity | None:
-    """Let the student read prompts with the teacher's answers; compare the two at every token of
-    the answers.
+    """Compare student and teacher at every token of the teacher's answers, with the same prompts.
 
-    Answers longer than the student's context are left out; None when nothing is left.
+    Answers longer than the student's context are left out; None where none remains.
     """
-    divergences: list[tuple[float, float]] = []
-    same: list[tuple[float, float]] = []
-    fitting = (read for read in teacher if len(read.before) + len(read.after) <= student.max_length)
-    while batch := list(islice(fitting, _ROWS)):  # a few answers' distributions at once, never all
-        tops = student.top_k([read.row for read in batch], k=None, width=batch[0].log_p.shape[-1])
-        for read, ours in zip(batch, tops, strict=True):
-            kl, agree = _compared(read.log_p, ours.log_p_NK)
-            divergences.append((kl, float(len(read.after))))
-            same.append((agree, float(len(read.after))))
+    divergences: list[ClusterSum] = []
+    agreements: list[ClusterSum] = []
+    fitting = (reading for reading in teacher if reading.text.length <= student.max_length)
+    # the distributions of all answers would not fit into memory
+    while batch := list(islice(fitting, _ROWS_PER_BATCH)):
+        requests = [reading.text.request for reading in batch]
+        tops = student.top_k(requests, k=None, width=batch[0].log_p.shape[-1])
+        for reading, top in zip(batch, tops, strict=True):
+            compared = _compare_tokens(reading.log_p, top.log_p_NK)
+            size = float(len(reading.text.answer))
+            divergences.append(ClusterSum(compared.divergence, size))
+            agreements.append(ClusterSum(compared.agreements, size))
         progress(len(batch))
-    return _summary(task, "tokens", divergences, same) if divergences else None
+    return _fidelity_of(task, "tokens", divergences, agreements) if divergences else None
 
 
-def _compared(left: "torch.Tensor", right: "torch.Tensor") -> tuple[float, float]:
-    """Return (summed divergence, tokens with the same likeliest successor) of log-probabilities (T,
-    V) each.
-    """
+class TokenComparison(NamedTuple):
+    """Two distributions compared over the tokens of one answer."""
+
+    divergence: float  # summed over the tokens, in nats
+    agreements: float  # tokens with the same likeliest successor
+
+
+def _compare_tokens(
+    teacher_log_p: "torch.Tensor", student_log_p: "torch.Tensor"
+) -> TokenComparison:
+    """Compare log-probabilities, (T, V) each; raises `CellFailed` for NaN."""
     import torch
 
-    # padded vocabularies: no token lives beyond the shorter one
-    width = min(left.shape[-1], right.shape[-1])
-    theirs, ours = (_narrowed(part, width) for part in (left, right))
-    for which, logs in (("the teacher's", theirs), ("the student's", ours)):
-        if bool(torch.isnan(logs).any()):
-            token = int(torch.isnan(logs).any(dim=-1).nonzero()[0])
+    # padded vocabularies: the shorter one has all tokens that exist
+    width = min(teacher_log_p.shape[-1], student_log_p.shape[-1])
+    teacher, student = (_renormalised(log_p, width) for log_p in (teacher_log_p, student_log_p))
+    for whose, log_p in (("the teacher's", teacher), ("the student's", student)):
+        if bool(torch.isnan(log_p).any()):
+            token = int(torch.isnan(log_p).any(dim=-1).nonzero()[0])
             raise CellFailed(
-                f"{which} logits at token {token + 1} of an answer are no numbers (NaN); see its "
+                f"{whose} logits at token {token + 1} of an answer are no numbers (NaN); see its "
                 "row, and score it in float32"
             )
-    kl = (theirs.exp() * (theirs - ours)).sum(dim=-1)
-    return float(kl.sum()), float((theirs.argmax(dim=-1) == ours.argmax(dim=-1)).sum())
+    divergence = (teacher.exp() * (teacher - student)).sum(dim=-1)
+    agrees = teacher.argmax(dim=-1) == student.argmax(dim=-1)
+    return TokenComparison(float(divergence.sum()), float(agrees.sum()))
 
 
-def _narrowed(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
-    """Return log-probabilities over the first `width` tokens alone; those that are, stay as they
-    are to the last bit.
+def _renormalised(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
+    """Return log-probabilities over the first `width` tokens alone.
+
+    Those that have this width already are returned unchanged, to the last bit.
     """
     import torch
 
     return log_p if log_p.shape[-1] == width else torch.log_softmax(log_p[:, :width], dim=-1)
 
 
-def _summary(
+def _fidelity_of(
     task: str,
-    form: str,
-    divergences: Sequence[tuple[float, float]],
-    same: Sequence[tuple[float, float]],
+    form: Literal["choices", "tokens"],
+    divergences: Sequence[ClusterSum],
+    agreements: Sequence[ClusterSum],
 ) -> Fidelity:
-    kl, kl_error = clustered_mean(divergences)
-    agreement, agreement_error = clustered_mean(same)
+    divergence, agreement = clustered_mean(divergences), clustered_mean(agreements)
     return Fidelity(
         task=task,
-        form=form,  # type: ignore[arg-type]
+        form=form,
         items=len(divergences),
-        kl=kl,
-        kl_stderr=kl_error,
-        agreement=min(1.0, agreement),
-        agreement_stderr=agreement_error,
+        kl=divergence.mean,
+        kl_stderr=divergence.stderr,
+        agreement=min(1.0, agreement.mean),
+        agreement_stderr=agreement.stderr,
     )
 
 
-def clustered_mean(sums: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Return the mean of clusters given as (sum, size), and its standard error with the clusters as
-    the units.
+def clustered_mean(clusters: Sequence[ClusterSum]) -> MeanEstimate:
+    """Return the mean over clusters, and its standard error with the clusters as the units.
 
     The ratio estimator of survey sampling (Cochran 1977, chapter 6): the residual of a cluster is
     its sum less the mean times its size.
     """
-    total = sum(size for _, size in sums)
-    mean = sum(value for value, _ in sums) / total
-    if len(sums) < 2:
-        return mean, math.nan
-    squares = sum((value - mean * size) ** 2 for value, size in sums)
-    return mean, math.sqrt(squares * len(sums) / (len(sums) - 1)) / total
+    total_size = sum(size for _, size in clusters)
+    mean = sum(total for total, _ in clusters) / total_size
+    if len(clusters) < 2:
+        return MeanEstimate(mean, math.nan)
+    squares = sum((total - mean * size) ** 2 for total, size in clusters)
+    stderr = math.sqrt(squares * len(clusters) / (len(clusters) - 1)) / total_size
+    return MeanEstimate(mean, stderr)

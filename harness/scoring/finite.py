@@ -1,6 +1,4 @@
-"""What is said when a model's logits are not numbers: in which of its modules the first NaN or
-infinity appears.
-"""
+"""The error for a model whose logits are NaN or infinite: it names the module where they begin."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,9 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 
-class NoNumber(Exception):
-    """The logits behind a text are not numbers; `not_finite` tells it once the model has its own
-    attention back.
+class NonFiniteLogits(Exception):
+    """The logits after a text are NaN or infinite.
+
+    `non_finite_error` turns it into a message, once the model has its own attention back.
     """
 
     def __init__(self, ids: Sequence[int]) -> None:
@@ -23,57 +22,53 @@ class NoNumber(Exception):
         self.ids = ids
 
 
-def not_finite(opened: LanguageModel, ids: Sequence[int]) -> CellFailed:
-    """Return the error for a text whose logits are not all numbers; reads it once more, watching
-    every module.
-    """
-    place = first_module(opened, ids)
-    where = (
-        f"the first stands in the output of {place}"
-        if place
-        else "read alone, the text gives numbers"
+def non_finite_error(opened: LanguageModel, ids: Sequence[int]) -> CellFailed:
+    """Return the error for a text with NaN or infinite logits; runs it again to find the module."""
+    module = first_non_finite_module(opened, ids)
+    cause = (
+        f"the first one is in the output of {module}"
+        if module
+        else "read alone, the text gives finite numbers"
     )
-    kind = str(opened.model.dtype).removeprefix("torch.")
+    dtype = str(opened.model.dtype).removeprefix("torch.")
     return CellFailed(
         f"{opened.checkpoint.name} answers a text of {len(ids)} tokens with NaN or infinity, "
-        f"computed in {kind}: {where}; its weights are "
+        f"computed in {dtype}: {cause}; its weights are "
         "damaged, or its numbers are too large for this type: try --dtype float32"
     )
 
 
-def first_module(opened: LanguageModel, ids: Sequence[int]) -> str:
-    """Return the name of the first module, in the order of their ends, whose output is not finite;
-    "" where all are.
+def first_non_finite_module(opened: LanguageModel, ids: Sequence[int]) -> str:
+    """Return the name of the first module to finish with an output that is not finite; "" if none.
+
+    The model's own class is named where the module is the whole model.
     """
     import torch
 
-    bad: list[str] = []
+    names: list[str] = []
 
-    def watch(name: str) -> Any:
+    def hook_for(name: str) -> Any:
         def hook(module: Any, inputs: Any, output: Any) -> None:
-            if not bad and any(not bool(torch.isfinite(part).all()) for part in _floats(output)):
-                bad.append(name or type(module).__name__)
+            tensors = _float_tensors(output)
+            if not names and any(not bool(torch.isfinite(tensor).all()) for tensor in tensors):
+                names.append(name or type(module).__name__)
 
         return hook
 
-    with ExitStack() as watching, torch.inference_mode():
+    with ExitStack() as hooks, torch.inference_mode():
         for name, module in opened.model.named_modules():
-            watching.callback(module.register_forward_hook(watch(name)).remove)
+            hooks.callback(module.register_forward_hook(hook_for(name)).remove)
         opened.model(input_ids=torch.tensor([list(ids)], device=opened.device))
-    return bad[0] if bad else ""
+    return names[0] if names else ""
 
 
-def _floats(output: Any) -> "list[torch.Tensor]":
-    """Return the tensors of floats in what a module returns."""
+def _float_tensors(output: Any) -> "list[torch.Tensor]":
+    """Return the floating-point tensors in what a module returns."""
     import torch
 
     if isinstance(output, torch.Tensor):
         return [output] if output.is_floating_point() else []
-    parts = (
-        output.values()
-        if isinstance(output, dict)
-        else output
-        if isinstance(output, tuple | list)
-        else ()
-    )
-    return [tensor for part in parts for tensor in _floats(part)]
+    if isinstance(output, dict):
+        output = tuple(output.values())
+    values = output if isinstance(output, tuple | list) else ()
+    return [tensor for value in values for tensor in _float_tensors(value)]

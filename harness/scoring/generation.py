@@ -1,10 +1,8 @@
-"""Decodes prompts: every row stops for itself, a finished row leaves and the next in the queue
-takes its place.
+"""Decodes prompts: each row ends by itself, and the next in the queue takes the free place.
 
-Used by the scorer and by methods that let a teacher write. What the prompts share at their
-beginning is computed once. In fp32 the batch size does not change an answer. Models that the shared
-path refuses are decoded in left-padded batches by their own attention, with the same rules for
-stopping.
+The scorer uses it, and so do methods that let a teacher write. The common prefix of the prompts is
+computed once. In float32 the batch size does not change an answer. Models that the shared path
+refuses are decoded in left-padded batches by their own attention, with the same stop rules.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,24 +12,22 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from harness.models.language_model import LanguageModel
-from harness.scoring.admission import refusal
-from harness.scoring.backend import BatchSize, Generation, Sampling, unheard
-from harness.scoring.batch_sizes import common_beginning, rows_by_memory
-from harness.scoring.decoding import Decoding, padded, shared
-from harness.scoring.finite import NoNumber, not_finite
-from harness.scoring.plain import note_of
+from harness.scoring.admission import shared_path_refusal
+from harness.scoring.backend import BatchSize, Generation, Sampling, ignore_report
+from harness.scoring.batch_sizes import rows_that_fit, worthwhile_prefix_length
+from harness.scoring.decoding import DecodingCall, decode_in_slots, decode_padded_batch
+from harness.scoring.finite import NonFiniteLogits, non_finite_error
+from harness.scoring.plain import single_row_note
 from harness.scoring.prefix_sharing import shared_attention
 from harness.scoring.stopping import StopRule
 
 _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
 
 
-def why_plain(opened: LanguageModel) -> str:
-    """Return why a model is run by its own attention in padded batches, "" where it shares; asked
-    once a model.
-    """
+def reason_for_plain_path(opened: LanguageModel) -> str:
+    """Return why a model cannot take the shared path; "" where it can. Probed once per model."""
     if opened.model not in _REFUSALS:
-        _REFUSALS[opened.model] = refusal(opened)
+        _REFUSALS[opened.model] = shared_path_refusal(opened)
     return _REFUSALS[opened.model]
 
 
@@ -43,39 +39,38 @@ def generate(
     stop: Sequence[str] = (),
     batch_size: BatchSize = "auto",
     sampling: Sampling | None = None,
-    finished: Callable[[int, Generation], None] = unheard,
-    say: Callable[[str], None] = unheard,
+    finished: Callable[[int, Generation], None] = ignore_report,
+    say: Callable[[str], None] = ignore_report,
 ) -> list[Generation]:
-    """Continue each prompt (token ids) until EOS, a stop string or `max_new_tokens`; answers in the
-    given order.
+    """Continue each prompt (token ids) until EOS, a stop string or `max_new_tokens`.
 
-    `finished` is called as soon as a row is over. Out of memory halves the rows decoded at once and
-    tells `say`; with one row left it raises.
+    Answers come in the given order. `finished` is called as soon as a row ends. Where memory runs
+    out, half as many rows are decoded at once and `say` is called; with one row left the error is
+    raised.
     """
     if not prompts:
         return []
-    plain = bool(why_plain(opened))
-    longest = max(map(len, prompts)) + max_new_tokens - (0 if plain else common_beginning(prompts))
-    size = rows_by_memory(opened, longest) if batch_size == "auto" else batch_size
-    decoding = Decoding(
+    is_plain = bool(reason_for_plain_path(opened))
+    common = 0 if is_plain else worthwhile_prefix_length(prompts)
+    longest = max(map(len, prompts)) + max_new_tokens - common
+    size = rows_that_fit(opened, longest) if batch_size == "auto" else batch_size
+    call = DecodingCall(
         opened, prompts, max_new_tokens, StopRule.of(opened, stop), sampling, size, finished
     )
-    if plain and (note := note_of(opened, writes=True)):
+    if is_plain and (note := single_row_note(opened, writes=True)):
         say(note)
     try:
-        with nullcontext() if plain else shared_attention(opened):
-            decoding.all_rows(padded if plain else shared, say)
-    # the text is read once more to find the place, by the model's own attention
-    except NoNumber as problem:
-        raise not_finite(opened, problem.ids) from None
-    return [decoding.answers[row] for row in range(len(prompts))]
+        with nullcontext() if is_plain else shared_attention(opened):
+            call.decode_all(decode_padded_batch if is_plain else decode_in_slots, say)
+    # outside of shared_attention: the text is read again by the model's own attention
+    except NonFiniteLogits as problem:
+        raise non_finite_error(opened, problem.ids) from None
+    return [call.answers[row] for row in range(len(prompts))]
 
 
 @dataclass(frozen=True, eq=False)
 class Writer:
-    """A transformers model that continues texts: `CanGenerate` and no more, for methods that let a
-    model write.
-    """
+    """A transformers model that continues texts (`CanGenerate`), for methods that let it write."""
 
     opened: LanguageModel
     batch_size: BatchSize = "auto"
@@ -87,13 +82,13 @@ class Writer:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
-        progress: Callable[[int], None] = unheard,
-        finished: Callable[[int, Generation], None] = unheard,
-        say: Callable[[str], None] = unheard,
+        progress: Callable[[int], None] = ignore_report,
+        finished: Callable[[int, Generation], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
     ) -> list[Generation]:
-        """Continue each prompt; answers in the given order."""
+        """Continue each prompt; return the answers in the given order."""
 
-        def over(row: int, answer: Generation) -> None:
+        def report(row: int, answer: Generation) -> None:
             finished(row, answer)
             progress(1)
 
@@ -104,6 +99,6 @@ class Writer:
             stop=stop,
             batch_size=self.batch_size,
             sampling=sampling,
-            finished=over,
+            finished=report,
             say=say,
         )

@@ -1,18 +1,16 @@
-"""What a task or a generation config asks of decoding, by lm-eval's names, and what greedy decoding
-here makes of it.
-"""
+"""Generation settings of tasks and generation configs, and which of them greedy decoding obeys."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import CellFailed
 from harness.models.encoding import appends_eos
 from harness.models.language_model import LanguageModel
-from harness.scoring.forbidden import HONOURED
+from harness.scoring.forbidden import SUPPORTED_SETTINGS
 
-DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task names none
-# Settings of sampling and of beams, without which they do nothing.
-_IDLE = {
+DEFAULT_NEW_TOKENS = 256  # lm-eval's own default where a task sets none
+# Settings of sampling and of beam search, which change nothing in greedy decoding.
+_SAMPLING_SETTINGS = {
     "do_sample",
     "num_beams",
     "temperature",
@@ -27,7 +25,7 @@ _IDLE = {
     "early_stopping",
 }
 # Settings that change what greedy decoding writes, each with the value that changes nothing.
-_CHANGING = {
+_NEUTRAL_VALUES = {
     "num_beams": 1,
     "repetition_penalty": 1.0,
     "encoder_repetition_penalty": 1.0,
@@ -46,20 +44,26 @@ _CHANGING = {
 }
 
 
-def greedy_settings(
-    asked: Mapping[str, Any], *, task: str, eos: str | None
-) -> tuple[int, tuple[str, ...]]:
-    """Return the longest answer in tokens and its stop strings, by lm-eval's aliases; what greedy
-    decoding cannot do is refused.
+class GreedySettings(NamedTuple):
+    """How an answer ends: its longest length in tokens, and its stop strings."""
+
+    new_tokens: int
+    stop: tuple[str, ...]
+
+
+def greedy_settings(requested: Mapping[str, Any], *, task: str, eos: str | None) -> GreedySettings:
+    """Read a task's generation settings, by any of lm-eval's names for them.
+
+    Raises `CellFailed` for a setting that greedy decoding does not obey.
     """
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs
 
-    settings = dict(normalize_gen_kwargs(dict(asked), DEFAULT_NEW_TOKENS))
+    settings = dict(normalize_gen_kwargs(dict(requested), DEFAULT_NEW_TOKENS))
     stop = handle_stop_sequences(settings.pop("until"), eos=eos)
     new_tokens = int(settings.pop("max_gen_toks"))
     if settings.get("do_sample") or settings.get("num_beams", 1) != 1:
         raise CellFailed(
-            f"task {task} asks for sampling or beams ({dict(asked)}); only greedy decoding is "
+            f"task {task} asks for sampling or beams ({dict(requested)}); only greedy decoding is "
             "scored"
         )
     if new_tokens < 1:
@@ -67,51 +71,55 @@ def greedy_settings(
             f"task {task} asks for answers of {new_tokens} tokens; set its max_gen_toks to 1 or "
             "more"
         )
-    nothing = object()
-    other = {
-        key: value for key, value in settings.items() if key not in _IDLE and value is not None
+    unknown = object()
+    unsupported = {
+        key: value
+        for key, value in settings.items()
+        if key not in _SAMPLING_SETTINGS
+        and value is not None
+        and value != _NEUTRAL_VALUES.get(key, unknown)
     }
-    changing = {key: value for key, value in other.items() if value != _CHANGING.get(key, nothing)}
-    if changing:
+    if unsupported:
         raise CellFailed(
-            f"task {task} asks for {changing}, which decoding here does not do; leave it out of "
-            "its generation_kwargs"
+            f"task {task} asks for {unsupported}, which greedy decoding does not support; remove "
+            "it from its generation_kwargs"
         )
     # an empty stop string stops nothing, as in lm-eval
-    return new_tokens, tuple(str(text) for text in stop if text)
+    return GreedySettings(new_tokens, tuple(str(text) for text in stop if text))
 
 
-def notes_of(opened: LanguageModel, *, forbids: bool = True) -> list[str]:
-    """Return what a reader of a model's scores should know of its tokenizer and its generation
-    config.
+def model_notes(opened: LanguageModel, *, forbids: bool = True) -> list[str]:
+    """Return notes for readers of a model's scores, about its tokenizer and generation config.
 
-    `forbids`: whether what answers leaves out the tokens that the generation config forbids.
+    `forbids`: whether the backend obeys the tokens that the generation config forbids.
     """
     notes = []
     name, tokenizer = opened.checkpoint.name, opened.tokenizer
     if appends_eos(tokenizer):
         notes.append(
-            f"the tokenizer of {name} ends every prompt with {tokenizer.eos_token!r}, and answers "
-            "are read behind it, as lm-eval reads "
-            "them: the scores mean little; set add_eos_token to false in its tokenizer_config.json"
+            f"the tokenizer of {name} ends every prompt with {tokenizer.eos_token!r}, and the "
+            "model answers after that token, as in lm-eval: the scores mean little; set "
+            "add_eos_token to false in its tokenizer_config.json"
         )
     if opened.tokenizer.eos_token_id is None and not opened.eos_ids:
         notes.append(
-            f"the tokenizer of {name} has no EOS: what it writes ends at a stop string or at its "
-            "longest length alone"
+            f"the tokenizer of {name} has no EOS: its answers end only at a stop string or at "
+            "their longest length"
         )
     config = getattr(opened.model, "generation_config", None)
-    asked = {
-        key: getattr(config, key, None) for key in _CHANGING if not (forbids and key in HONOURED)
+    requested = {
+        key: getattr(config, key, None)
+        for key in _NEUTRAL_VALUES
+        if not (forbids and key in SUPPORTED_SETTINGS)
     }
     ignored = [
         f"{key}={value!r}"
-        for key, value in asked.items()
-        if value is not None and value != _CHANGING[key]
+        for key, value in requested.items()
+        if value is not None and value != _NEUTRAL_VALUES[key]
     ]
     if ignored:
         notes.append(
-            f"greedy decoding here leaves out what the generation config of {name} asks for: "
+            f"greedy decoding ignores settings in the generation config of {name}: "
             f"{', '.join(ignored)}"
         )
     return notes

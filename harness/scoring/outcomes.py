@@ -1,5 +1,7 @@
-"""From item rows to a task's figures: hits, numbers, documents, or one figure of all items
-together, weighed as lm-eval weighs them.
+"""A task's figures from its item rows, weighed as lm-eval weighs them.
+
+A figure is the mean of hits or of numbers, follows from documents' likelihoods, or belongs to all
+items together.
 """
 
 import math
@@ -13,20 +15,20 @@ from harness.contract import Task
 from harness.errors import CellFailed
 from harness.files.digests import digest_of
 from harness.records.record import TaskScore
-from harness.scoring.items import ItemRow, Scored
-from harness.scoring.parts import MOST, Kept, kept
+from harness.scoring.items import ItemRow, ScoredTask
+from harness.scoring.parts import MAX_CHARACTERS, RecordedStatistics, recorded_statistics
 from harness.statistics import pooled
 from harness.statistics.figures import BITS_PER_BYTE, standard_error, weighted_mean
 
-# metrics that guessing scores by the number of choices
-_GUESSED = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
+# guessing scores on these, by the number of choices
+_METRICS_WITH_CHANCE = frozenset({"acc", "acc_norm", "acc_bytes", "acc_mutual_info"})
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """One of lm-eval's tasks with its rows and lm-eval's own figure."""
+class SubtaskResult:
+    """One of lm-eval's tasks with its rows and lm-eval's own figure; a group has several."""
 
-    scored: Scored
+    scored: ScoredTask
     rows: list[ItemRow]
     value: float
 
@@ -37,295 +39,342 @@ class Leaf:
 
     @property
     def extractor(self) -> str:
-        """Under what name its rows carry the figure's outcomes."""
+        """The name under which its rows hold the figure's outcomes."""
         return self.filter if self.scored.task.kind == "generate" else self.scored.metric
 
     @cached_property
     def numbers(self) -> list[float]:
         """Each item's value, where their mean is the figure; else empty."""
-        found = [row.value(self.extractor) for row in self.rows]
-        given = [value for value in found if value is not None]
-        same = len(given) == len(found) and math.isclose(
-            fmean(given), self.value, rel_tol=1e-9, abs_tol=1e-12
+        values = [row.value(self.extractor) for row in self.rows]
+        present = [value for value in values if value is not None]
+        makes_figure = len(present) == len(values) and math.isclose(
+            fmean(present), self.value, rel_tol=1e-9, abs_tol=1e-12
         )
-        return given if same else []
+        return present if makes_figure else []
 
     @cached_property
-    def kept(self) -> Kept:
-        """What its items add to a figure that is not their values' mean, or why nothing can be
-        compared.
-        """
+    def statistics(self) -> RecordedStatistics:
+        """What its items add to a figure that is not the mean of their values, or why nothing."""
         metric = self.scored.metric
-        found = [row.parts.get(self.extractor, row.value(self.extractor)) for row in self.rows]
-        missing = sum(part is None for part in found)
-        if 0 < missing < len(found):
-            return Kept(
-                None, f"{missing} of {len(found)} items of {self.scored.name} have no {metric}"
-            )
-        return kept(found, self.scored.built.aggregation().get(metric), metric, self.value)
+        parts = [row.parts.get(self.extractor, row.value(self.extractor)) for row in self.rows]
+        missing = sum(part is None for part in parts)
+        if 0 < missing < len(parts):
+            reason = f"{missing} of {len(parts)} items of {self.scored.name} have no {metric}"
+            return RecordedStatistics(None, reason)
+        aggregation = self.scored.built.aggregation().get(metric)
+        return recorded_statistics(parts, aggregation, metric, self.value)
 
     @property
-    def why(self) -> str:
-        """Say why its items carry nothing that the figure could be made from again; "" where they
-        do.
-        """
-        return "" if self.numbers else self.kept.why
+    def unpaired_reason(self) -> str:
+        """Why the figure cannot be made again from its items; "" where it can."""
+        return "" if self.numbers else self.statistics.reason
 
 
-def filter_of(scored: Scored) -> str:
-    """Return the filter that a task's figure is made by: the primary one where this member of a
-    group has it, else its first.
+def filter_of(scored: ScoredTask) -> str:
+    """Return the filter of a task's figure: the primary one where samples have it, else the first.
+
+    Only written answers have a primary filter.
     """
-    names = [str(sample["filter"]) for sample in scored.samples[:1]] + [
-        str(sample["filter"]) for sample in scored.samples
-    ]
-    return (
-        scored.task.primary
-        if scored.task.kind == "generate" and scored.task.primary in names
-        else names[0]
-    )
+    names = [str(sample["filter"]) for sample in scored.samples]
+    is_primary = scored.task.kind == "generate" and scored.task.primary in names
+    return scored.task.primary if is_primary else names[0]
 
 
 def metric_of(task: Task, name: str, samples: Sequence[Mapping[str, Any]]) -> str:
-    """Return the metric that one of lm-eval's tasks is judged by: the task's own where items have
-    it, else the first that they have.
+    """Return the metric that judges one of lm-eval's tasks.
+
+    It is the task's own metric where items have it, else the first metric that items have.
     """
-    given = dict.fromkeys(metric for sample in samples for metric in sample["metrics"])
-    wanted = str(
+    metrics = dict.fromkeys(metric for sample in samples for metric in sample["metrics"])
+    preferred = str(
         getattr(task, "metric", "exact_match" if task.kind == "generate" else task.primary)
     )
-    if not given:
+    if not metrics:
         raise CellFailed(f"{name} gives its items no metric; state one in its metric_list")
-    return wanted if wanted in given else next(iter(given))
+    return preferred if preferred in metrics else next(iter(metrics))
 
 
-def leaf_of(scored: Scored, rows: list[ItemRow], results: Mapping[str, Any]) -> Leaf:
+def subtask_result(
+    scored: ScoredTask, rows: list[ItemRow], results: Mapping[str, Any]
+) -> SubtaskResult:
     """Join rows with lm-eval's own figure; raises `CellFailed` where that is no number."""
-    told = results[scored.name].get(f"{scored.metric},{filter_of(scored)}")
+    figure = results[scored.name].get(f"{scored.metric},{filter_of(scored)}")
     try:
-        return Leaf(scored, rows, float(told))
+        return SubtaskResult(scored, rows, float(figure))
     except (TypeError, ValueError) as problem:
         raise CellFailed(
-            f"{scored.name}: lm-eval's {scored.metric} is {told!r:.60}, no number; pick another "
+            f"{scored.name}: lm-eval's {scored.metric} is {figure!r:.60}, no number; pick another "
             "metric for it"
         ) from problem
 
 
-def summarise(task: Task, leaves: Sequence[Leaf], *, model: Any) -> TaskScore:
-    """Derive a task's figures from its rows; `model` is the one that answered, for its counts and
-    for what its prompts say.
+def summarise(task: Task, subtasks: Sequence[SubtaskResult], *, model: Any) -> TaskScore:
+    """Return a task's figures from the rows of its subtasks.
 
-    Items are the same where the conversations are, whatever template each model is shown them in.
+    `model` is the `HarnessLM` that answered; it has counts, notes and conversations. Two models
+    have the same items where the conversations are the same, whatever their chat templates are.
     """
-    rows = [row for leaf in leaves for row in leaf.rows]
+    rows = [row for subtask in subtasks for row in subtask.rows]
     rows.sort(key=lambda row: row.item)
-    asked = [model.conversations.get(row.prompt_hash, row.prompt_hash) for row in rows]
-    lower = _direction(task, leaves)
-    shared = {
+    lower = _lower_is_better(task, subtasks)
+    common = {
         "task": task.name,
         "version": task.version,
         "kind": task.kind,
         "n": len(rows),
-        "metric": leaves[0].scored.metric,
+        "metric": subtasks[0].scored.metric,
         "higher_is_better": not lower,
-        "primary": task.primary if task.kind == "generate" else leaves[0].scored.metric,
-        "items_digest": digest_of(
-            [
-                (row.item, row.doc_hash, text, row.target_hash)
-                for row, text in zip(rows, asked, strict=True)
-            ]
-        ),
+        "primary": _primary_of(task, subtasks),
+        "items_digest": _items_digest(rows, model.conversations),
         "answers_digest": digest_of([row.answer for row in rows]),
         "likelihoods_digest": likelihoods_digest(rows),
         "cut_prompts": model.cut_prompts,
         "seconds": model.seconds,
-        "from_journal": model.journal.read,
-        "notes": (*model.notes, *getattr(task, "notes", ()), *_unlike(task, leaves)),
+        "from_journal": model.answer_cache.hits,
+        "notes": (*model.notes, *getattr(task, "notes", ()), *_metric_notes(task, subtasks)),
     }
     if task.kind == "perplexity":
-        return TaskScore(**{**shared, **_of_documents(task, leaves, rows)})
+        return TaskScore(**{**common, **_document_figures(task, subtasks, rows)})
     numbers = (
-        [value for leaf in leaves for value in leaf.numbers]
-        if all(leaf.numbers for leaf in leaves)
+        [value for subtask in subtasks for value in subtask.numbers]
+        if all(subtask.numbers for subtask in subtasks)
         else []
     )
-    written = {
-        "truncated_share": _share([row.stop == "length" for row in rows])
-        if task.kind == "generate"
-        else None,
-        "tokens_per_answer": sum(row.tokens for row in rows) / len(rows)
-        if task.kind == "generate"
-        else None,
-        "invalid_share": _share(
-            [row.extracted.get(leaf.extractor, "") is None for leaf in leaves for row in leaf.rows]
-        ),
-        "chosen": _positions(rows) if task.kind == "choose" else {},
-    }
     figures = (
-        _of_items(task, leaves, rows, numbers, lower=lower)
+        _mean_figures(task, subtasks, rows, numbers, lower=lower)
         if numbers
-        else _of_all_together(task, leaves)
+        else _pooled_figures(task, subtasks)
     )
-    return TaskScore(**{**shared, **written, **figures})
+    return TaskScore(**{**common, **_answer_figures(task, subtasks, rows), **figures})
+
+
+def _primary_of(task: Task, subtasks: Sequence[SubtaskResult]) -> str:
+    """Return the extractor whose outcomes are the figure's."""
+    return task.primary if task.kind == "generate" else subtasks[0].scored.metric
+
+
+def _items_digest(rows: Sequence[ItemRow], conversations: Mapping[str, str]) -> str:
+    """Return a digest of the items: documents, targets, and conversations in place of prompts."""
+    prompts = [conversations.get(row.prompt_hash, row.prompt_hash) for row in rows]
+    return digest_of(
+        [
+            (row.item, row.doc_hash, prompt, row.target_hash)
+            for row, prompt in zip(rows, prompts, strict=True)
+        ]
+    )
+
+
+def _answer_figures(
+    task: Task, subtasks: Sequence[SubtaskResult], rows: Sequence[ItemRow]
+) -> dict[str, Any]:
+    """Return figures of the answers themselves: truncated, invalid, length, chosen positions."""
+    is_written = task.kind == "generate"
+    is_invalid = [
+        row.extracted.get(subtask.extractor, "") is None
+        for subtask in subtasks
+        for row in subtask.rows
+    ]
+    return {
+        "truncated_share": _share([row.stop == "length" for row in rows]) if is_written else None,
+        "tokens_per_answer": sum(row.tokens for row in rows) / len(rows) if is_written else None,
+        "invalid_share": _share(is_invalid),
+        "chosen": _position_shares(rows) if task.kind == "choose" else {},
+    }
 
 
 def likelihoods_digest(rows: Sequence[ItemRow]) -> str:
-    """Return a digest of what was computed for choices or documents, to the last bit; "" where
-    nothing was (answers are written).
+    """Return a digest of the log-probabilities of choices or documents, to the last bit.
+
+    "" for answers that are written, which have none.
     """
     likelihoods = [(row.position, row.log_probabilities) for row in rows]
     return digest_of(likelihoods) if all(numbers for _, numbers in likelihoods) else ""
 
 
-def _direction(task: Task, leaves: Sequence[Leaf]) -> bool:
-    """Return whether lower is better; raises `CellFailed` for a group whose members point both
-    ways.
-    """
+def _lower_is_better(task: Task, subtasks: Sequence[SubtaskResult]) -> bool:
+    """Tell whether lower is better; raises `CellFailed` for a group of different directions."""
     if task.kind == "perplexity":
         return True
-    found = {leaf.scored.metric: leaf.scored.lower_is_better(leaf.scored.metric) for leaf in leaves}
-    if len(set(found.values())) > 1:
-        told = ", ".join(
-            f"{metric} {'lower' if lower else 'higher'}" for metric, lower in found.items()
+    lower_of = {
+        subtask.scored.metric: subtask.scored.lower_is_better(subtask.scored.metric)
+        for subtask in subtasks
+    }
+    if len(set(lower_of.values())) > 1:
+        directions = ", ".join(
+            f"{metric} {'lower' if lower else 'higher'}" for metric, lower in lower_of.items()
         )
         raise CellFailed(
-            f"{task.name}: its tasks are better in different directions ({told}); name them one by "
-            "one, each as lm-eval:NAME"
+            f"{task.name}: its tasks are better in different directions ({directions}); name them "
+            "one by one, each as lm-eval:NAME"
         )
-    return any(found.values())
+    return any(lower_of.values())
 
 
-def _unlike(task: Task, leaves: Sequence[Leaf]) -> list[str]:
-    """Say where tasks of a group are judged by different metrics, or by another one than
-    was asked.
-    """
-    by_metric: dict[str, list[str]] = {}
-    for leaf in leaves:
-        by_metric.setdefault(leaf.scored.metric, []).append(leaf.scored.name)
-    wanted = getattr(task, "metric", None)
-    told = "; ".join(
-        f"{metric}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
-        for metric, names in by_metric.items()
-    )
-    if len(by_metric) > 1:
-        return [f"its tasks are judged by different metrics ({told})"]
-    return (
-        [f"its items have no {wanted}; they are judged by {told.partition(':')[0]}"]
-        if wanted and wanted not in by_metric
-        else []
-    )
+def _metric_notes(task: Task, subtasks: Sequence[SubtaskResult]) -> list[str]:
+    """Return a note where subtasks have different metrics, or another one than was configured."""
+    names_of: dict[str, list[str]] = {}
+    for subtask in subtasks:
+        names_of.setdefault(subtask.scored.metric, []).append(subtask.scored.name)
+    if len(names_of) > 1:
+        listed = "; ".join(
+            f"{metric}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+            for metric, names in names_of.items()
+        )
+        return [f"its tasks are judged by different metrics ({listed})"]
+    configured, [metric] = getattr(task, "metric", None), names_of
+    if configured and configured != metric:
+        return [f"its items have no {configured}; they are judged by {metric}"]
+    return []
 
 
-def _by_size(task: Task) -> bool:
+def _weighs_by_size(task: Task) -> bool:
     return bool(getattr(task, "by_size", True))
 
 
-def _mean_of_leaves(task: Task, leaves: Sequence[Leaf]) -> float:
-    """Return lm-eval's figure of a group: the mean over its tasks, by their items or each alike."""
-    sizes = [len(leaf.rows) if _by_size(task) else 1 for leaf in leaves]
-    return math.fsum(leaf.value * size for leaf, size in zip(leaves, sizes, strict=True)) / sum(
-        sizes
-    )
+def _subtask_weights(task: Task, subtasks: Sequence[SubtaskResult]) -> list[int]:
+    """Return how much each subtask counts in its group: by its number of items, or all alike."""
+    return [len(subtask.rows) if _weighs_by_size(task) else 1 for subtask in subtasks]
 
 
-def _of_all_together(task: Task, leaves: Sequence[Leaf]) -> dict[str, Any]:
-    """Return a figure that no item has a value of: with what each item adds to it, or with the
-    reason why it cannot be compared.
+def _mean_of_subtasks(task: Task, subtasks: Sequence[SubtaskResult]) -> float:
+    """Return lm-eval's figure of a group: the weighted mean over its tasks."""
+    weights = _subtask_weights(task, subtasks)
+    products = (subtask.value * weight for subtask, weight in zip(subtasks, weights, strict=True))
+    return math.fsum(products) / sum(weights)
+
+
+def _pooled_figures(task: Task, subtasks: Sequence[SubtaskResult]) -> dict[str, Any]:
+    """Return the fields of a figure of all items together, where no item has a value of its own.
+
+    It comes with what each item adds to it, or with the reason why it cannot be compared.
     """
-    shared = {
-        "value": _mean_of_leaves(task, leaves),
+    several = len(subtasks) > 1
+    common = {
+        "value": _mean_of_subtasks(task, subtasks),
         "stderr": None,
         "outcomes": {},
         "chance": 0.0,
         "unit": "number",
-        "groups": {leaf.scored.name: leaf.value for leaf in leaves} if len(leaves) > 1 else {},
+        "groups": {subtask.scored.name: subtask.value for subtask in subtasks} if several else {},
     }
-    if why := "; ".join(dict.fromkeys(leaf.why for leaf in leaves if leaf.why)):
-        return {**shared, "unpaired": why}
-    runs = [leaf.kept.run for leaf in leaves if not leaf.numbers and leaf.kept.run is not None]
-    lines = tuple(line for run in runs for line in run.statistics)
-    if len(runs) < len(leaves) or len({run.form for run in runs}) > 1:
-        return {
-            **shared,
-            "unpaired": "its tasks' figures are of different kinds, which no draw of items "
-            "compares",
-        }
-    if len(leaves) > 1 and sum(map(len, lines)) > MOST:
-        return {
-            **shared,
-            "unpaired": f"what its items add takes more than the {MOST:,} characters that a record "
-            "holds; try --limit",
-        }
-    sizes = [len(leaf.rows) if _by_size(task) else 1 for leaf in leaves]
-    parts = tuple(
-        (len(leaf.rows), size / sum(sizes) / len(leaf.rows))
-        for leaf, size in zip(leaves, sizes, strict=True)
-    )
-    run, parts = pooled.Corpus(runs[0].form, lines), parts if len(leaves) > 1 else ()
+    reasons = [subtask.unpaired_reason for subtask in subtasks if subtask.unpaired_reason]
+    if reasons:
+        return {**common, "unpaired": "; ".join(dict.fromkeys(reasons))}
+    corpora = [
+        subtask.statistics.corpus
+        for subtask in subtasks
+        if not subtask.numbers and subtask.statistics.corpus is not None
+    ]
+    lines = tuple(line for corpus in corpora for line in corpus.statistics)
+    if len(corpora) < len(subtasks) or len({corpus.form for corpus in corpora}) > 1:
+        reason = "its tasks' figures are of different kinds, so resampled items cannot compare them"
+        return {**common, "unpaired": reason}
+    if several and sum(map(len, lines)) > MAX_CHARACTERS:
+        reason = (
+            f"what its items add takes more than the {MAX_CHARACTERS:,} characters that a record "
+            "holds; try --limit"
+        )
+        return {**common, "unpaired": reason}
+    corpus = pooled.Corpus(corpora[0].form, lines)
+    parts = _pooled_parts(task, subtasks) if several else ()
     return {
-        **shared,
-        "form": run.form,
+        **common,
+        "form": corpus.form,
         "statistics": lines,
         "parts": parts,
-        "stderr": pooled.standard_error(run, parts),
-        "signed": run.form in pooled.SIGNED_FORMS,
-        "unit": "share" if run.form in pooled.SHARE_FORMS else "number",
+        "stderr": pooled.standard_error(corpus, parts),
+        "signed": corpus.form in pooled.SIGNED_FORMS,
+        "unit": "share" if corpus.form in pooled.SHARE_FORMS else "number",
     }
 
 
-def _of_items(
+def _pooled_parts(task: Task, subtasks: Sequence[SubtaskResult]) -> tuple[tuple[int, float], ...]:
+    """Return (number of items, weight of each item) of every subtask."""
+    weights = _subtask_weights(task, subtasks)
+    return tuple(
+        (len(subtask.rows), weight / sum(weights) / len(subtask.rows))
+        for subtask, weight in zip(subtasks, weights, strict=True)
+    )
+
+
+def _mean_figures(
     task: Task,
-    leaves: Sequence[Leaf],
+    subtasks: Sequence[SubtaskResult],
     rows: Sequence[ItemRow],
     numbers: Sequence[float],
     *,
     lower: bool,
 ) -> dict[str, Any]:
-    """Return a figure that is the mean of its items' values; `numbers` are those, in item order."""
-    parts = tuple((len(leaf.rows), 1 / (len(leaves) * len(leaf.rows))) for leaf in leaves)
-    parts = parts if len(leaves) > 1 and not _by_size(task) else ()
-    primary = task.primary if task.kind == "generate" else leaves[0].scored.metric
-    every = {primary: list(numbers)}
-    for name in rows[0].correct:
-        found = [value for row in rows if (value := row.value(name)) is not None]
-        if name != primary and len(found) == len(rows):
-            every[name] = found
-    hits = {
+    """Return the fields of a figure that is the mean of items' values.
+
+    `numbers` holds these values in item order; `lower` tells whether lower is better.
+    """
+    parts = tuple(
+        (len(subtask.rows), 1 / (len(subtasks) * len(subtask.rows))) for subtask in subtasks
+    )
+    parts = parts if len(subtasks) > 1 and not _weighs_by_size(task) else ()
+    primary = _primary_of(task, subtasks)
+    values_of = {primary: list(numbers), **_other_values(rows, primary)}
+    is_binary = {
         name: set(values) <= {0.0, 1.0} and not (lower and name == primary)
-        for name, values in every.items()
+        for name, values in values_of.items()
     }
     value = weighted_mean(numbers, parts)
-    plain = hits[primary] and not parts
-    chances = [row.chance for row in rows]
-    guessed = task.kind == "choose" and all(leaf.scored.metric in _GUESSED for leaf in leaves)
-    grouped = sorted({row.group for row in rows})
-    by_group = {
-        group: fmean(
-            [number for row, number in zip(rows, numbers, strict=True) if row.group == group]
-        )
-        for group in grouped
-        if len(grouped) > 1
-    }
+    by_group = _group_means(rows, numbers)
     return {
         "value": value,
         "stderr": math.sqrt(value * (1 - value) / len(rows))
-        if plain
+        if is_binary[primary] and not parts
         else standard_error(numbers, parts),
         "outcomes": {
             name: "".join("1" if value else "0" for value in values)
-            for name, values in every.items()
-            if hits[name]
+            for name, values in values_of.items()
+            if is_binary[name]
         },
-        "values": {name: tuple(values) for name, values in every.items() if not hits[name]},
+        "values": {
+            name: tuple(values) for name, values in values_of.items() if not is_binary[name]
+        },
         "parts": parts,
-        "chance": weighted_mean(chances, parts)
-        if guessed
-        else task.chance
-        if task.kind == "generate"
-        else 0.0,
+        "chance": _chance(task, subtasks, rows, parts),
         "unit": _unit(numbers, lower=lower),
         "groups": by_group,
         "macro": sum(by_group.values()) / len(by_group) if by_group else None,
+    }
+
+
+def _other_values(rows: Sequence[ItemRow], primary: str) -> dict[str, list[float]]:
+    """Return the items' values by the extractors beside the primary one that give all a value."""
+    values_of: dict[str, list[float]] = {}
+    for name in rows[0].correct:
+        values = [value for row in rows if (value := row.value(name)) is not None]
+        if name != primary and len(values) == len(rows):
+            values_of[name] = values
+    return values_of
+
+
+def _chance(
+    task: Task,
+    subtasks: Sequence[SubtaskResult],
+    rows: Sequence[ItemRow],
+    parts: tuple[tuple[int, float], ...],
+) -> float:
+    """Return what guessing scores; 0 where the metric does not tell."""
+    metrics = {subtask.scored.metric for subtask in subtasks}
+    if task.kind == "choose" and metrics <= _METRICS_WITH_CHANCE:
+        return weighted_mean([row.chance for row in rows], parts)
+    return task.chance if task.kind == "generate" else 0.0
+
+
+def _group_means(rows: Sequence[ItemRow], numbers: Sequence[float]) -> dict[str, float]:
+    """Return the mean of each group of items; empty where all are of one group."""
+    groups = sorted({row.group for row in rows})
+    if len(groups) < 2:
+        return {}
+    return {
+        group: fmean(
+            [number for row, number in zip(rows, numbers, strict=True) if row.group == group]
+        )
+        for group in groups
     }
 
 
@@ -333,66 +382,84 @@ def _unit(numbers: Sequence[float], *, lower: bool) -> Literal["share", "number"
     return "share" if not lower and min(numbers) >= 0 and max(numbers) <= 1 else "number"
 
 
-def _of_documents(task: Task, leaves: Sequence[Leaf], rows: Sequence[ItemRow]) -> dict[str, Any]:
-    """Return a perplexity, or bits per byte: by the words or bytes of all documents, or of a group
-    as lm-eval averages its tasks.
+def _document_figures(
+    task: Task, subtasks: Sequence[SubtaskResult], rows: Sequence[ItemRow]
+) -> dict[str, Any]:
+    """Return the fields of a perplexity, or of bits per byte.
+
+    It is per word or byte of all documents, or of a group the mean that lm-eval makes of its tasks.
     """
-    figures: dict[str, Any] = {"stderr": None, "outcomes": {}, "invalid_share": 0.0, "chance": 0.0}
-    forms = {_form(leaf) for leaf in leaves}
-    averaged = len(leaves) > 1 and getattr(task, "aggregated", False)
-    if averaged or len(forms) > 1 or "" in forms:
-        why = (
-            f"{leaves[0].scored.metric} of {len(leaves)} tasks is the mean of theirs"
-            if averaged
-            else leaves[0].why
+    common: dict[str, Any] = {"stderr": None, "outcomes": {}, "invalid_share": 0.0, "chance": 0.0}
+    forms = {_document_form(subtask) for subtask in subtasks}
+    is_averaged = len(subtasks) > 1 and getattr(task, "aggregated", False)
+    if is_averaged or len(forms) > 1 or "" in forms:
+        reason = (
+            f"{subtasks[0].scored.metric} of {len(subtasks)} tasks is the mean of theirs"
+            if is_averaged
+            else subtasks[0].unpaired_reason
         )
-        return {**figures, "value": _mean_of_leaves(task, leaves), "unpaired": why}
+        return {**common, "value": _mean_of_subtasks(task, subtasks), "unpaired": reason}
     totals = tuple((row.log_probabilities[0], row.words) for row in rows)
     [form] = forms
-    metric = BITS_PER_BYTE if form == BITS_PER_BYTE else leaves[0].scored.metric
-    return {**figures, "value": _figure(form, totals), "totals": totals, "metric": metric}
+    metric = BITS_PER_BYTE if form == BITS_PER_BYTE else subtasks[0].scored.metric
+    return {
+        **common,
+        "value": _document_figure(form, totals),
+        "totals": totals,
+        "metric": metric,
+    }
 
 
-def _figure(form: str, totals: Sequence[tuple[float, float]]) -> float:
+def _document_figure(form: str, totals: Sequence[tuple[float, float]]) -> float:
+    """Return perplexity or bits per byte of documents, (log-likelihood, number of units) each."""
     nats = -sum(total for total, _ in totals) / sum(size for _, size in totals)
     return (
         nats / math.log(2) if form == BITS_PER_BYTE else math.exp(nats) if nats < 700 else math.inf
     )
 
 
-def _form(leaf: Leaf) -> str:
-    """Return how lm-eval's figure follows from the documents' likelihoods and sizes; "" where it
-    follows otherwise.
+def _document_form(subtask: SubtaskResult) -> str:
+    """Return the form of lm-eval's figure of documents: perplexity, or bits per byte.
+
+    "" where it does not follow from the documents' likelihoods and sizes.
     """
-    totals = [(row.log_probabilities[0], row.words) for row in leaf.rows]
+    totals = [(row.log_probabilities[0], row.words) for row in subtask.rows]
     if not all(size > 0 for _, size in totals):
         return ""
-    told = {form: _figure(form, totals) for form in ("perplexity", BITS_PER_BYTE)}
-    return next(
-        (form for form, value in told.items() if math.isclose(leaf.value, value, rel_tol=1e-9)), ""
-    )
+    for form in ("perplexity", BITS_PER_BYTE):
+        if math.isclose(subtask.value, _document_figure(form, totals), rel_tol=1e-9):
+            return form
+    return ""
 
 
-def _positions(rows: Sequence[ItemRow]) -> dict[str, float]:
-    """Return how often each position was chosen, by letter, or number from the 27th on."""
+def _position_shares(rows: Sequence[ItemRow]) -> dict[str, float]:
+    """Return how often each position was chosen, by letter; by number from the 27th on."""
     most = max(len(row.log_probabilities) for row in rows)
-    names = [chr(ord("A") + at) if at < 26 else str(at + 1) for at in range(most)]
-    return {name: _share([row.position == at for row in rows]) for at, name in enumerate(names)}
+    names = [
+        chr(ord("A") + position) if position < 26 else str(position + 1) for position in range(most)
+    ]
+    return {
+        name: _share([row.position == position for row in rows])
+        for position, name in enumerate(names)
+    }
 
 
 def _share(flags: Sequence[bool]) -> float:
     return sum(flags) / len(flags)
 
 
-def changed(first: Sequence[ItemRow], again: Sequence[ItemRow], extractor: str) -> list[bool]:
-    """Tell of every item that stands in both whether its outcome changed; where items have none,
-    whether the answer did.
+def outcome_changes(
+    before: Sequence[ItemRow], after: Sequence[ItemRow], extractor: str
+) -> list[bool]:
+    """Tell of every item that is in both scorings whether its outcome changed.
+
+    Where items have no outcome, answers are compared.
     """
-    before = {row.item: row for row in first}
-    both = [(before[row.item], row) for row in again if row.item in before]
+    before_of = {row.item: row for row in before}
+    pairs = [(before_of[row.item], row) for row in after if row.item in before_of]
     return [
         old.answer != new.answer
         if new.value(extractor) is None
         else old.value(extractor) != new.value(extractor)
-        for old, new in both
+        for old, new in pairs
     ]

@@ -1,9 +1,8 @@
-"""What a transformers model holds likely at the ends of texts, as the plain path scores: padded on
-the left, if at all.
+"""Reads distributions at the ends of texts on the plain path: padded on the left, if at all.
 
-Fidelity has always read so, and caches have always read padded on the right
-(`harness/scoring/reading.py`). The two differ in the last bits, on which the digits of records and
-the bytes of students hang: both stay.
+Fidelity has always read this way, and caches of teachers have always read with padding on the right
+(`harness/scoring/reading.py`). The two differ in the last bits. Digits in records and the bytes of
+students depend on those bits, so both ways stay.
 
 Shapes: N positions, V vocabulary.
 """
@@ -12,38 +11,36 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.models.language_model import LanguageModel
-from harness.scoring.backend import Scored
-from harness.scoring.plain import last_logits, one_row
+from harness.scoring.backend import LikelihoodRequest
+from harness.scoring.plain import last_logits, reason_for_single_rows
 from harness.scoring.reading import Reader
 
 if TYPE_CHECKING:
     import torch
 
 
-class PlainReader(Reader):
-    """Reads rows side by side where a probe shows that padding does not change them, else alone."""
+class LeftPaddedReader(Reader):
+    """Reads rows in left-padded batches where a probe shows that this is safe, else one by one."""
 
-    def read(self, rows: Sequence[Scored], width: int | None) -> "Iterator[torch.Tensor]":
-        """Yield the log-probabilities (N, V) of each row; those of one row at a time stand in
-        memory.
-        """
+    def read(
+        self, rows: Sequence[LikelihoodRequest], width: int | None
+    ) -> "Iterator[torch.Tensor]":
+        """Yield the log-probabilities (N, V) of each row; one row's are in memory at a time."""
         import torch
 
-        for logits_NV in end_logits(self.opened, rows):
+        for logits_NV in target_logits(self.opened, rows):
             with torch.inference_mode():
                 log_p_NV = torch.log_softmax(logits_NV[:, :width].float(), dim=-1)
-            yield log_p_NV  # outside: who takes it keeps a mode of its own
+            yield log_p_NV  # outside of inference_mode: the caller keeps its own mode
 
 
-def end_logits(opened: LanguageModel, rows: Sequence[Scored]) -> "list[torch.Tensor]":
-    """Return the model's own logits (N, V) that predict the last `count` tokens of each row; padded
-    on the left, if at all.
-    """
-    keep = max(row.count for row in rows) + 1
-    parts = [[row] for row in rows] if one_row(opened) else [rows]
+def target_logits(opened: LanguageModel, rows: Sequence[LikelihoodRequest]) -> "list[torch.Tensor]":
+    """Return the logits (N, V) that predict the last `count` tokens of each row."""
+    positions = max(row.count for row in rows) + 1
+    batches = [[row] for row in rows] if reason_for_single_rows(opened) else [rows]
     logits = [
-        of_row
-        for part in parts
-        for of_row in last_logits(opened, [list(row.ids) for row in part], keep)
+        row_logits
+        for batch in batches
+        for row_logits in last_logits(opened, [list(row.ids) for row in batch], positions)
     ]
-    return [of_row[-row.count - 1 : -1] for of_row, row in zip(logits, rows, strict=True)]
+    return [row_logits[-row.count - 1 : -1] for row_logits, row in zip(logits, rows, strict=True)]

@@ -1,14 +1,13 @@
-"""Computes every distinct token in its context once: shared prefixes, packed rows, slots that are
-refilled.
+"""Computes every distinct token in its context once: shared prefixes, packed rows, refilled slots.
 
-A transformers model attends through a function that it looks up by name. Ours (`harness-shared`) is
-handed a `memory` with each forward call and lets it do the attending: `Packed` lays many
-continuations of one prefix into a single row, as a tree in which a token sees its own ancestors
-only (no padding, no copies of the prefix); `Slots` holds rows of different ages for decoding.
-Weights and the rest of the model's code stay untouched.
+A transformers model looks up its attention function by name. Ours (`harness-shared`) gets a
+`memory` object with each forward call and lets it compute the attention. `PackedAttention` puts
+many continuations of one prefix into a single row, as a tree in which a token sees only its
+ancestors: no padding, no copies of the prefix. `DecodingSlots` holds rows of different ages for
+decoding. The model's weights and the rest of its code stay untouched.
 
-A model may use this only after `harness/scoring/admission.py` has found nothing against it, by its
-configuration and by a probe.
+A model may use this only after `harness/scoring/admission.py` has accepted it, by its configuration
+and by a probe.
 
 Shapes: B rows, N packed tokens, P prefix tokens, H query heads, K key heads, G = H/K, D head size,
 V vocabulary.
@@ -17,7 +16,7 @@ V vocabulary.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
@@ -25,15 +24,21 @@ from harness.models.language_model import LanguageModel
 if TYPE_CHECKING:
     import torch
 
-NAME = "harness-shared"
-# what our attention does not compute
-_SEEN_BY_NO_MEMORY = ("softcap", "s_aux", "sliding_window", "position_bias")
+ATTENTION_NAME = "harness-shared"
+# arguments of an attention function that ours does not support
+_UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sliding_window", "position_bias")
 
 
-class Unshareable(Exception):
-    """The model's attention does something that the shared path does not compute; the message says
-    what.
-    """
+class UnsupportedAttention(Exception):
+    """The model's attention needs something that the shared path does not compute; see message."""
+
+
+class Span(NamedTuple):
+    """Where one sequence's tokens are in computed keys and values: a row, and start to end."""
+
+    row: int
+    start: int
+    end: int
 
 
 @dataclass
@@ -44,11 +49,11 @@ class KeyValues:
 
     @property
     def length(self) -> int:
-        """Tokens held."""
+        """The number of tokens."""
         return next((int(keys.shape[2]) for keys, _ in self.layers.values()), 0)
 
     def after(self, count: int) -> "KeyValues":
-        """Return what stands behind the first `count` tokens."""
+        """Return the keys and values after the first `count` tokens."""
         return KeyValues(
             {
                 index: (keys[:, :, count:], values[:, :, count:])
@@ -57,7 +62,7 @@ class KeyValues:
         )
 
     def extended(self, more: "KeyValues") -> "KeyValues":
-        """Return this prefix followed by another stretch."""
+        """Return this prefix with the keys and values of the tokens after it."""
         import torch
 
         if not self.layers:
@@ -74,13 +79,11 @@ class KeyValues:
 
 
 @dataclass
-class Packed:
-    """One row of N tokens laid out as a tree behind a prefix; keeps the keys and values that it
-    computed.
-    """
+class PackedAttention:
+    """One row of N tokens that form a tree behind a prefix; stores their keys and values."""
 
     prefix: KeyValues
-    # (N, N) bool: which packed token sees which; None: a plain causal chain
+    # (N, N) bool: which token sees which; None for a causal chain
     visible: "torch.Tensor | None"
     computed: KeyValues = field(default_factory=KeyValues)
     _mask: "torch.Tensor | None" = None
@@ -99,29 +102,25 @@ class Packed:
         self.computed.layers[layer] = (key, value)
         count, heads = key.shape[2], key.shape[1]
         if self.prefix.layers:
-            before_keys, before_values = self.prefix.layers[layer]
-            key, value = (
-                torch.cat([before_keys, key], dim=2),
-                torch.cat([before_values, value], dim=2),
-            )
-        # Key heads stand in the batch dimension and are expanded over their group without a copy.
+            prefix_keys, prefix_values = self.prefix.layers[layer]
+            key = torch.cat([prefix_keys, key], dim=2)
+            value = torch.cat([prefix_values, value], dim=2)
+        # Key heads are in the batch dimension and are expanded over their group without a copy.
         groups = query.shape[1] // heads
-        asked = query[0].unflatten(0, (heads, groups))
+        queries = query[0].unflatten(0, (heads, groups))
         keys, values = (part[0].unsqueeze(1).expand(heads, groups, -1, -1) for part in (key, value))
         if self.visible is None and not self.prefix.layers:
             attended = torch.nn.functional.scaled_dot_product_attention(
-                asked, keys, values, is_causal=count > 1, scale=scaling
+                queries, keys, values, is_causal=count > 1, scale=scaling
             )
         else:
             attended = torch.nn.functional.scaled_dot_product_attention(
-                asked, keys, values, attn_mask=self._masked(count, query), scale=scaling
+                queries, keys, values, attn_mask=self._additive_mask(count, query), scale=scaling
             )
         return attended.flatten(0, 1).transpose(0, 1)[None]
 
-    def _masked(self, count: int, query: "torch.Tensor") -> "torch.Tensor":
-        """Return the mask (N, P + N), made once a forward: what stands before the pack is seen by
-        all of it.
-        """
+    def _additive_mask(self, count: int, query: "torch.Tensor") -> "torch.Tensor":
+        """Return the additive mask (N, P + N), made once per forward: all tokens see the prefix."""
         import torch
 
         if self._mask is None:
@@ -130,9 +129,8 @@ class Packed:
                 if self.visible is None
                 else self.visible
             )
-            mask = torch.cat(
-                [torch.ones((count, self.prefix.length), dtype=torch.bool), visible], dim=1
-            )
+            sees_prefix = torch.ones((count, self.prefix.length), dtype=torch.bool)
+            mask = torch.cat([sees_prefix, visible], dim=1)
             self._mask = (
                 torch.zeros(mask.shape, dtype=query.dtype)
                 .masked_fill(~mask, float("-inf"))
@@ -142,9 +140,10 @@ class Packed:
 
 
 @dataclass
-class Padded:
-    """Rows that share nothing, padded on the right: no token sees what stands after it, so no mask
-    is needed.
+class PaddedAttention:
+    """Rows without a prefix, padded on the right.
+
+    No mask is needed, because no token sees what comes after it.
     """
 
     computed: KeyValues = field(default_factory=KeyValues)
@@ -172,31 +171,33 @@ class Padded:
 
 
 @dataclass
-class Slots:
-    """Keys and values of rows being decoded behind one prefix; the first `len(lengths)` slots are
-    in use.
+class DecodingSlots:
+    """Keys and values of rows that are decoded behind one prefix.
+
+    The first `len(lengths)` slots are in use.
     """
 
     prefix: KeyValues
     size: int
     capacity: int  # own tokens of a row: the rest of its prompt and its answer
-    lengths: "torch.Tensor"  # (B,) own tokens already held
+    lengths: "torch.Tensor"  # (B,) own tokens stored so far
     layers: dict[int, "tuple[torch.Tensor, torch.Tensor]"] = field(default_factory=dict)
     _mask: "torch.Tensor | None" = None
     _width: int = 0
 
     def prepare(self) -> None:
-        """Fix what all layers of one step share: how wide the rows are and which columns a row
-        sees.
+        """Compute what all layers of one step share: the width of rows, and which columns they see.
+
+        The mask is (B, 1, 1, width), 0 or minus infinity.
         """
         import torch
 
         self._width = int(self.lengths.max()) + 1
-        hidden = torch.arange(self._width, device=self.lengths.device)[None] > self.lengths[:, None]
-        first = next(iter(self.layers.values()))[0]
-        self._mask = torch.zeros(hidden.shape, dtype=first.dtype, device=hidden.device).masked_fill(
-            hidden, float("-inf")
-        )[:, None, None]
+        columns = torch.arange(self._width, device=self.lengths.device)
+        is_hidden = columns[None] > self.lengths[:, None]
+        any_keys = next(iter(self.layers.values()))[0]
+        zeros = torch.zeros(is_hidden.shape, dtype=any_keys.dtype, device=is_hidden.device)
+        self._mask = zeros.masked_fill(is_hidden, float("-inf"))[:, None, None]
 
     def attend(
         self,
@@ -206,117 +207,119 @@ class Slots:
         value: "torch.Tensor",
         scaling: float,
     ) -> "torch.Tensor":
-        """Write one token a row and return the attended values (B, 1, H, D) of queries (B, H, 1,
-        D).
-        """
+        """Store a token a row; return attended values (B, 1, H, D) of queries (B, H, 1, D)."""
         import torch
 
+        keys, values = self._store(layer, key, value)
         rows, heads = key.shape[0], key.shape[1]
-        held_keys, held_values = self.layers[layer]
-        # a scatter writes the same numbers as an assignment by index, many times sooner
-        place = self.lengths[:, None, None, None]
-        held_keys.scatter_(2, place.expand_as(key), key)
-        held_values.scatter_(2, place.expand_as(value), value)
-        keys, values = held_keys[:rows, :, : self._width], held_values[:rows, :, : self._width]
         groups = query.shape[1] // heads
-        # (B, K, G, D): the group is the query's length
-        asked = query[:, :, 0].unflatten(1, (heads, groups))
-        own = asked @ keys.transpose(2, 3) * scaling + self._mask
+        # (B, K, G, D): the group takes the place of the query's length
+        queries = query[:, :, 0].unflatten(1, (heads, groups))
+        own_logits = queries @ keys.transpose(2, 3) * scaling + self._mask
         if not self.prefix.layers:
-            return (torch.softmax(own.float(), dim=-1).to(value.dtype) @ values).flatten(1, 2)[
-                :, None
-            ]
-        before_keys, before_values = self.prefix.layers[layer]
-        width = before_keys.shape[2]
-        # All rows ask the one prefix together, in one product; each asks its own tokens; one
-        # softmax over both.
-        together = asked.transpose(0, 1).flatten(1, 2)  # (K, B * G, D)
-        shared = (
-            (together @ before_keys[0].transpose(1, 2)).unflatten(1, (rows, groups)).transpose(0, 1)
-        )
-        weights = torch.softmax(torch.cat([shared * scaling, own], dim=-1).float(), dim=-1).to(
-            value.dtype
-        )
-        before = weights[..., :width].transpose(0, 1).flatten(1, 2) @ before_values[0]
-        attended = (
-            before.unflatten(1, (rows, groups)).transpose(0, 1) + weights[..., width:] @ values
-        )
+            own_weights = torch.softmax(own_logits.float(), dim=-1).to(value.dtype)
+            return (own_weights @ values).flatten(1, 2)[:, None]
+        prefix_keys, prefix_values = self.prefix.layers[layer]
+        width = prefix_keys.shape[2]
+        # One product for all rows with the prefix, one with each row's own tokens, and one softmax
+        # over both.
+        all_queries = queries.transpose(0, 1).flatten(1, 2)  # (K, B * G, D)
+        prefix_logits = _rows_first(all_queries @ prefix_keys[0].transpose(1, 2), rows, groups)
+        logits = torch.cat([prefix_logits * scaling, own_logits], dim=-1)
+        weights = torch.softmax(logits.float(), dim=-1).to(value.dtype)
+        prefix_weights = weights[..., :width].transpose(0, 1).flatten(1, 2)
+        from_prefix = _rows_first(prefix_weights @ prefix_values[0], rows, groups)
+        attended = from_prefix + weights[..., width:] @ values
         return attended.flatten(1, 2)[:, None]
 
-    def admit(self, computed: KeyValues, spans: Sequence[tuple[int, int, int]]) -> None:
-        """Copy spans (row, start, end) of computed keys and values into the next free slots, one a
-        slot.
+    def _store(
+        self, layer: int, key: "torch.Tensor", value: "torch.Tensor"
+    ) -> "tuple[torch.Tensor, torch.Tensor]":
+        """Store a token's key and value in each row; return all of the rows' own, (B, K, T, D)."""
+        slot_keys, slot_values = self.layers[layer]
+        # a scatter writes the same numbers as an assignment by index, but much faster
+        position = self.lengths[:, None, None, None]
+        slot_keys.scatter_(2, position.expand_as(key), key)
+        slot_values.scatter_(2, position.expand_as(value), value)
+        rows = key.shape[0]
+        return slot_keys[:rows, :, : self._width], slot_values[:rows, :, : self._width]
 
-        What a slot holds behind its length is never seen: padding may be copied with a row.
+    def admit(self, computed: KeyValues, spans: Sequence[Span]) -> None:
+        """Copy spans of computed keys and values into the next free slots, one span per slot.
+
+        Padding may be copied with a row, because no query sees a slot beyond its length.
         """
         import torch
 
-        first = len(self.lengths)
+        first_free = len(self.lengths)
         for layer, (keys, values) in computed.layers.items():
             if layer not in self.layers:
                 shape = (self.size, keys.shape[1], self.capacity, keys.shape[3])
                 value_shape = (*shape[:3], values.shape[3])
                 self.layers[layer] = (keys.new_zeros(shape), values.new_zeros(value_shape))
-            for held, fresh in zip(self.layers[layer], (keys, values), strict=True):
-                _copy_spans(held[first:], fresh, spans)
-        more = torch.tensor([end - start for _, start, end in spans], device=self.lengths.device)
-        self.lengths = torch.cat([self.lengths, more])
+            for slots, source in zip(self.layers[layer], (keys, values), strict=True):
+                _copy_spans(slots[first_free:], source, spans)
+        lengths = torch.tensor([end - start for _, start, end in spans], device=self.lengths.device)
+        self.lengths = torch.cat([self.lengths, lengths])
 
-    def retire(self, done: Sequence[int]) -> list[int]:
-        """Free slots: the last rows move into the holes. Returns the old slot of each row that
-        stays, in new order.
+    def retire(self, ended: Sequence[int]) -> list[int]:
+        """Free slots, and move the last rows into the gaps.
+
+        Returns the old slot of each row that stays, in the new order.
         """
         import torch
 
-        kept = [slot for slot in range(len(self.lengths)) if slot not in set(done)]
+        kept = [slot for slot in range(len(self.lengths)) if slot not in set(ended)]
         order, tail = list(range(len(kept))), [slot for slot in kept if slot >= len(kept)]
-        holes = [slot for slot in done if slot < len(kept)]
-        if holes:
-            moved = [tail.pop() for _ in holes]
-            for hole, source in zip(holes, moved, strict=True):
-                order[hole] = source
+        gaps = [slot for slot in ended if slot < len(kept)]
+        if gaps:
+            moved = [tail.pop() for _ in gaps]
+            for gap, source in zip(gaps, moved, strict=True):
+                order[gap] = source
             device = self.lengths.device
-            into, out = torch.tensor(holes, device=device), torch.tensor(moved, device=device)
-            width = int(self.lengths[out].max())
-            for held in (part for pair in self.layers.values() for part in pair):
-                held[:, :, :width].index_copy_(0, into, held[:, :, :width].index_select(0, out))
+            targets = torch.tensor(gaps, device=device)
+            sources = torch.tensor(moved, device=device)
+            width = int(self.lengths[sources].max())
+            for slots in (part for pair in self.layers.values() for part in pair):
+                rows = slots[:, :, :width].index_select(0, sources)
+                slots[:, :, :width].index_copy_(0, targets, rows)
         self.lengths = self.lengths[order]
         return order
 
 
-def _copy_spans(
-    held: "torch.Tensor", fresh: "torch.Tensor", spans: Sequence[tuple[int, int, int]]
-) -> None:
-    """Copy spans (row, start, end) of (R, K, T, D) to the beginning of slots (S, K, capacity, D),
-    span after span.
-    """
+def _rows_first(values: "torch.Tensor", rows: int, groups: int) -> "torch.Tensor":
+    """Return (K, B * G, ...) as (B, K, G, ...)."""
+    return values.unflatten(1, (rows, groups)).transpose(0, 1)
+
+
+def _copy_spans(slots: "torch.Tensor", source: "torch.Tensor", spans: Sequence[Span]) -> None:
+    """Copy spans of a source (R, K, T, D) to the beginnings of slots (S, K, capacity, D)."""
     rows, starts, ends = zip(*spans, strict=True)
-    if any(starts):  # rows that lie one behind the other in a pack
+    if any(starts):  # sequences one behind the other in a pack
         for slot, (row, start, end) in enumerate(spans):
-            held[slot, :, : end - start] = fresh[row, :, start:end]
-    else:  # rows side by side, as long as each other or padded
-        whole = fresh if list(rows) == list(range(len(fresh))) else fresh[list(rows)]
-        held[: len(rows), :, : max(ends)] = whole[:, :, : max(ends)]
+            slots[slot, :, : end - start] = source[row, :, start:end]
+    else:  # rows side by side, of one length or padded
+        is_all = list(rows) == list(range(len(source)))
+        selected = source if is_all else source[list(rows)]
+        slots[: len(rows), :, : max(ends)] = selected[:, :, : max(ends)]
 
 
-def _attention(
+def _attend_by_memory(
     module: Any,
     query: "torch.Tensor",
     key: "torch.Tensor",
     value: "torch.Tensor",
     attention_mask: "torch.Tensor | None",
-    **given: Any,
+    **arguments: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Attend as the memory of this forward call does; what transformers calls for
-    `harness-shared`.
-    """
-    unknown = [name for name in _SEEN_BY_NO_MEMORY if given.get(name) is not None]
-    if unknown:
-        raise Unshareable(f"its attention uses {unknown[0]}")
-    memory = given.get("memory")
+    """Attend by the memory of this forward call; transformers calls this as `harness-shared`."""
+    unsupported = [name for name in _UNSUPPORTED_ARGUMENTS if arguments.get(name) is not None]
+    if unsupported:
+        raise UnsupportedAttention(f"its attention uses {unsupported[0]}")
+    memory = arguments.get("memory")
     if memory is None:
-        raise Unshareable("its layers do not pass keyword arguments on to their attention")
-    scaling = given.get("scaling")
+        raise UnsupportedAttention("its layers do not pass keyword arguments on to their attention")
+    scaling = arguments.get("scaling")
     return memory.attend(
         module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
     ), None
@@ -324,45 +327,41 @@ def _attention(
 
 @contextlib.contextmanager
 def shared_attention(opened: LanguageModel) -> Iterator[None]:
-    """Let a model attend through its memory inside the block; its own attention comes back
-    after.
-    """
+    """Make a model use our attention inside the block; restore its own attention afterwards."""
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attention)
-    before = opened.text_config._attn_implementation
-    if before == NAME:
+    AttentionInterface.register(ATTENTION_NAME, _attend_by_memory)
+    name_before = opened.text_config._attn_implementation
+    if name_before == ATTENTION_NAME:
         yield
         return
-    opened.model.set_attn_implementation(NAME)
+    opened.model.set_attn_implementation(ATTENTION_NAME)
     try:
         yield
     finally:
-        opened.model.set_attn_implementation(before)
+        opened.model.set_attn_implementation(name_before)
 
 
 @dataclass(frozen=True)
-class Tree:
-    """Sequences merged where they share a beginning: one node a distinct token in its context."""
+class TokenTree:
+    """Sequences merged where they share a beginning; a node is a distinct token in its context."""
 
     tokens: list[int]
     depths: list[int]  # 0 for the first token after the prefix
     parents: list[int]  # -1 at the root
-    paths: list[list[int]]  # the nodes of each sequence, in its order
+    paths: list[list[int]]  # the nodes of each sequence, from its first token to its last
 
     @classmethod
-    def of(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
-        """Merge sequences; those that share a beginning must stand side by side (sorted
-        ones do).
-        """
+    def of(cls, sequences: Sequence[Sequence[int]]) -> "TokenTree":
+        """Merge sequences; those with a common beginning must be neighbours, as sorted ones are."""
         tokens: list[int] = []
         depths: list[int] = []
         parents: list[int] = []
         paths: list[list[int]] = []
-        before: Sequence[int] = ()
+        previous: Sequence[int] = ()
         path: list[int] = []
         for sequence in sequences:
-            common = shared_prefix_length(before, sequence)
+            common = shared_prefix_length(previous, sequence)
             path = path[:common]
             for depth in range(common, len(sequence)):
                 parents.append(path[-1] if path else -1)
@@ -370,14 +369,15 @@ class Tree:
                 tokens.append(sequence[depth])
                 depths.append(depth)
             paths.append(path)
-            before = sequence
+            previous = sequence
             path = list(path)
         return cls(tokens, depths, parents, paths)
 
     @classmethod
-    def unmerged(cls, sequences: Sequence[Sequence[int]]) -> "Tree":
-        """Lay sequences side by side: equal beginnings are kept apart, so that each has keys of its
-        own to copy.
+    def unmerged(cls, sequences: Sequence[Sequence[int]]) -> "TokenTree":
+        """Put sequences one behind the other, so that each has keys and values of its own to copy.
+
+        Common beginnings are not merged.
         """
         tokens = [token for sequence in sequences for token in sequence]
         depths = [depth for sequence in sequences for depth in range(len(sequence))]
@@ -395,86 +395,84 @@ class Tree:
         return all(parent == index - 1 for index, parent in enumerate(self.parents))
 
     def visible(self) -> "torch.Tensor | None":
-        """Return (N, N) bool, True where a token sees another: its ancestors and itself; None for a
-        chain.
-        """
+        """Return which token sees which, (N, N) bool: ancestors and itself. None for a chain."""
         import numpy as np
         import torch
 
         if self.is_chain:
             return None
-        seen = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
+        visible = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
         for index, parent in enumerate(self.parents):
             if parent >= 0:
-                seen[index, : parent + 1] = seen[parent, : parent + 1]
-            seen[index, index] = True
-        return torch.from_numpy(seen)
+                visible[index, : parent + 1] = visible[parent, : parent + 1]
+            visible[index, index] = True
+        return torch.from_numpy(visible)
 
 
 def forward_tree(
-    opened: LanguageModel, tree: Tree, prefix: KeyValues, logits_at: Sequence[int]
+    opened: LanguageModel, tree: TokenTree, prefix: KeyValues, logits_at: Sequence[int]
 ) -> "tuple[torch.Tensor, KeyValues]":
-    """Run a tree behind a prefix; return logits (len(logits_at), V) at those nodes, and the tree's
-    keys and values.
+    """Run a tree behind a prefix, inside `shared_attention`.
 
-    Must run inside `shared_attention`.
+    Returns the logits (len(logits_at), V) at those nodes, and the tree's keys and values.
     """
     import torch
 
-    memory = Packed(prefix, tree.visible())
+    memory = PackedAttention(prefix, tree.visible())
     device = opened.device
+    nodes = torch.tensor(list(logits_at), dtype=torch.long, device=device) if logits_at else 1
     with torch.inference_mode():
-        out = opened.model(
+        output = opened.model(
             input_ids=torch.tensor([tree.tokens], device=device),
             position_ids=torch.tensor([tree.depths], device=device) + prefix.length,
             use_cache=False,
-            logits_to_keep=torch.tensor(list(logits_at), dtype=torch.long, device=device)
-            if logits_at
-            else 1,
+            logits_to_keep=nodes,
             memory=memory,
         )
     if not memory.computed.layers:
-        raise Unshareable("its forward never reached our attention")
-    return out.logits[0, : len(logits_at)], memory.computed
+        raise UnsupportedAttention("its forward never called our attention")
+    return output.logits[0, : len(logits_at)], memory.computed
 
 
 def forward_rows(
     opened: LanguageModel, rows: Sequence[Sequence[int]]
 ) -> "tuple[torch.Tensor, KeyValues]":
-    """Run whole rows side by side; return the logits at their ends (B, V) and keys and values. Must
-    run inside `shared_attention`.
+    """Run whole rows side by side, inside `shared_attention`.
+
+    Returns the logits at their ends (B, V), and keys and values.
     """
     import torch
 
-    memory = Padded()
+    memory = PaddedAttention()
     width = max(map(len, rows))
     ids = torch.tensor(
         [[*row, *[opened.pad_id] * (width - len(row))] for row in rows], device=opened.device
     )
     ends = torch.tensor([len(row) - 1 for row in rows], device=opened.device)
     positions = torch.arange(width, device=opened.device).expand(len(rows), -1)
-    # the head sees the columns in which some row ends
-    kept, places = torch.unique(ends, return_inverse=True)
+    # the head runs at the columns in which some row ends
+    columns, column_of_row = torch.unique(ends, return_inverse=True)
     with torch.inference_mode():
-        out = opened.model(
+        output = opened.model(
             input_ids=ids,
             position_ids=positions,
             use_cache=False,
-            logits_to_keep=kept,
+            logits_to_keep=columns,
             memory=memory,
         )
-        return out.logits[torch.arange(len(rows), device=opened.device), places], memory.computed
+        row_indices = torch.arange(len(rows), device=opened.device)
+        return output.logits[row_indices, column_of_row], memory.computed
 
 
-def forward_step(opened: LanguageModel, tokens: Sequence[int], slots: Slots) -> "torch.Tensor":
-    """Decode one token a row and advance the slots; return logits (B, V). Must run inside
-    `shared_attention`.
-    """
+def forward_step(
+    opened: LanguageModel, tokens: Sequence[int], slots: DecodingSlots
+) -> "torch.Tensor":
+    """Run one token a row inside `shared_attention`, advance the slots; return logits (B, V)."""
     import torch
 
     slots.prepare()
     with torch.inference_mode():
-        out = opened.model(
+        output = opened.model(
             input_ids=torch.tensor(tokens, device=opened.device)[:, None],
             position_ids=(slots.lengths + slots.prefix.length)[:, None],
             use_cache=False,
@@ -482,18 +480,21 @@ def forward_step(opened: LanguageModel, tokens: Sequence[int], slots: Slots) -> 
             memory=slots,
         )
         slots.lengths = slots.lengths + 1
-    logits_BV: torch.Tensor = out.logits[:, -1]
+    logits_BV: torch.Tensor = output.logits[:, -1]
     return logits_BV
 
 
-def prefix_of(
+def compute_prefix(
     opened: LanguageModel, tokens: Sequence[int], *, most: int, behind: KeyValues | None = None
 ) -> KeyValues:
-    """Compute a prefix's keys and values, at most `most` tokens a forward; the stretch `behind`
-    which it stands is kept in front.
+    """Compute the keys and values of a prefix, at most `most` tokens a forward.
+
+    Where the tokens follow others, `behind` holds the keys and values of those, and the result
+    begins with them.
     """
-    held = behind or KeyValues()
+    computed = behind or KeyValues()
     for start in range(0, len(tokens), most):
-        _, more = forward_tree(opened, Tree.of([tokens[start : start + most]]), held, ())
-        held = held.extended(more)
-    return held
+        stretch = TokenTree.of([tokens[start : start + most]])
+        _, more = forward_tree(opened, stretch, computed, ())
+        computed = computed.extended(more)
+    return computed

@@ -1,8 +1,7 @@
-"""What a transformers model holds likely at the ends of texts, batch by batch, by its own
-attention.
+"""Reads distributions at the ends of texts, batch by batch, by the model's own attention.
 
-Texts are padded on the right, as training pads them: what stands behind a token is never seen by
-it, so that no family of models needs to be asked whether padding changes it.
+Texts are padded on the right, as in training: no token sees what comes after it, so no family of
+models needs a probe whether padding changes it.
 
 Shapes: B rows, T tokens, N positions, V vocabulary, K tokens.
 """
@@ -14,23 +13,22 @@ from typing import TYPE_CHECKING
 
 from harness.models.language_model import LanguageModel
 from harness.models.position_head import PositionHead
-from harness.scoring.backend import BatchSize, Scored, TopK
+from harness.scoring.backend import BatchSize, LikelihoodRequest, TopK
 
 if TYPE_CHECKING:
     import torch
 
-MOST_ROWS = 64
+MAX_ROWS = 64
 _LOGIT_BYTES = 2**28  # of one forward pass
 _CPU_TOKENS = 2_048  # of one batch: what a processor's caches hold
 
 
 @dataclass(frozen=True, eq=False)
 class Reader:
-    """A transformers model that says what is likely: `CanRead` and no more, for caches and
-    distances.
+    """A transformers model that returns likely tokens (`CanRead`), for caches and distances.
 
-    `batch_size` counts consecutive rows; "auto" cuts them by memory, best where the longest come
-    first.
+    `batch_size` is a number of consecutive rows. "auto" cuts batches by memory, which works best
+    where the longest rows come first.
     """
 
     opened: LanguageModel
@@ -42,39 +40,40 @@ class Reader:
         return self.opened.context
 
     def top_k(
-        self, rows: Sequence[Scored], *, k: int | None, width: int | None = None
+        self, rows: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
     ) -> Iterator[TopK]:
-        """Yield what is likely at the last positions of each row, in order; a batch is read when
-        its first row is taken.
-        """
+        """Yield the likeliest tokens of each row, in order; batches are read as they are needed."""
         for batch in self.batches(rows, width):
             for log_p_NV in self.read(batch, width):
-                yield likeliest(log_p_NV, k)
+                yield top_tokens(log_p_NV, k)
 
     def batches(
-        self, rows: Sequence[Scored], width: int | None = None
-    ) -> Iterator[Sequence[Scored]]:
-        """Cut rows into batches of the given size, or by memory."""
+        self, rows: Sequence[LikelihoodRequest], width: int | None = None
+    ) -> Iterator[Sequence[LikelihoodRequest]]:
+        """Cut rows into batches of `batch_size` rows, or by memory."""
         if self.batch_size == "auto":
-            return by_memory(rows, width or self.opened.vocabulary, self.opened.device)
+            return batches_by_memory(rows, width or self.opened.vocabulary, self.opened.device)
         return (
             rows[start : start + self.batch_size] for start in range(0, len(rows), self.batch_size)
         )
 
-    def read(self, rows: Sequence[Scored], width: int | None) -> "Iterator[torch.Tensor]":
-        """Read rows in one batch; yield the log-probabilities (N, V) of each. Logits are made at
-        the wanted positions alone.
+    def read(
+        self, rows: Sequence[LikelihoodRequest], width: int | None
+    ) -> "Iterator[torch.Tensor]":
+        """Read rows in one batch; yield the log-probabilities (N, V) of each.
+
+        The language-model head runs at the wanted positions only.
         """
         import torch
 
         batch = right_padded(rows, self.opened.pad_id, self.opened.device)
         with closing(PositionHead(self.opened.model)) as head, torch.inference_mode():
-            log_p_NV = torch.log_softmax(head.at(*batch)[:, :width].float(), dim=-1)
+            log_p_NV = torch.log_softmax(head.logits_at(*batch)[:, :width].float(), dim=-1)
         yield from log_p_NV.split([row.count for row in rows])
 
 
-def likeliest(log_p_NV: "torch.Tensor", k: int | None) -> TopK:
-    """Return the `k` likeliest tokens of each position, or all of them by id."""
+def top_tokens(log_p_NV: "torch.Tensor", k: int | None) -> TopK:
+    """Return the `k` likeliest tokens of each position, or all of them in the order of ids."""
     import torch
 
     if k is None:
@@ -86,38 +85,43 @@ def likeliest(log_p_NV: "torch.Tensor", k: int | None) -> TopK:
 
 
 def right_padded(
-    rows: Sequence[Scored], pad: int, device: str
+    rows: Sequence[LikelihoodRequest], pad: int, device: str
 ) -> "tuple[torch.Tensor, torch.Tensor, torch.Tensor]":
-    """Return ids and attention mask (B, T), and which positions (B, T-1) predict a token that is
-    asked for.
+    """Return ids and attention mask, (B, T), and a mask of the positions to predict, (B, T-1).
+
+    A position is True in the last mask where the token after it is one of a row's last `count`.
     """
     import torch
 
     longest = max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), longest), pad, dtype=torch.long)
     attention = torch.zeros((len(rows), longest), dtype=torch.long)
-    wanted = torch.zeros((len(rows), longest - 1), dtype=torch.bool)
+    predicts_target = torch.zeros((len(rows), longest - 1), dtype=torch.bool)
     for index, row in enumerate(rows):
         length = len(row.ids)
         ids[index, :length] = torch.tensor(row.ids)
         attention[index, :length] = 1
-        wanted[index, length - row.count - 1 : length - 1] = True
-    return ids.to(device), attention.to(device), wanted.to(device)
+        predicts_target[index, length - row.count - 1 : length - 1] = True
+    return ids.to(device), attention.to(device), predicts_target.to(device)
 
 
-def by_memory(rows: Sequence[Scored], width: int, device: str) -> Iterator[Sequence[Scored]]:
-    """Cut rows into batches whose logits stay within 256 MiB; on a CPU also into what its caches
-    hold.
+def batches_by_memory(
+    rows: Sequence[LikelihoodRequest], width: int, device: str
+) -> Iterator[Sequence[LikelihoodRequest]]:
+    """Cut rows into batches whose logits need at most 256 MiB.
+
+    On a CPU a batch is also limited to the tokens that the processor's caches hold.
     """
     longest = max((len(row.ids) for row in rows), default=0)
-    tokens = MOST_ROWS * longest if device.startswith("cuda") else _CPU_TOKENS
+    max_tokens = MAX_ROWS * longest if device.startswith("cuda") else _CPU_TOKENS
     start = 0
     while start < len(rows):
         end, longest = start, 0
         while end < len(rows):
             longest = max(longest, len(rows[end].ids))
-            # More than it needs: prompts have no logits.
-            most = max(1, min(MOST_ROWS, tokens // longest, _LOGIT_BYTES // (4 * width * longest)))
+            # an upper bound: the head does not run at the positions of prompts
+            rows_by_logits = _LOGIT_BYTES // (4 * width * longest)
+            most = max(1, min(MAX_ROWS, max_tokens // longest, rows_by_logits))
             if end - start >= most:
                 break
             end += 1

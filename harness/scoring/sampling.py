@@ -1,4 +1,4 @@
-"""Which items of a task are scored: processed documents, numbered in one order for every model."""
+"""Selects which items of a task are scored, and numbers them in one order for every model."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -7,9 +7,10 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Picked:
-    """The tasks with the documents that are scored, and each document's number, counted through all
-    tasks.
+class SelectedItems:
+    """The tasks with their selected documents, and the number of each document.
+
+    Documents are numbered through all tasks, the ones that were not selected included.
     """
 
     tasks: dict[str, Any]
@@ -17,94 +18,104 @@ class Picked:
 
     @property
     def count(self) -> int:
-        """How many items there are."""
+        """The number of items."""
         return sum(map(len, self.numbers.values()))
 
 
-def pick(built: Mapping[str, Any], limit: int | None, *, name: str) -> Picked:
-    """Fix every task's documents as its `process_docs` leaves them, or a seeded sample of `limit`
-    of them.
+def select_items(built: Mapping[str, Any], limit: int | None, *, name: str) -> SelectedItems:
+    """Select all processed documents of every task, or a seeded sample of `limit` of them.
 
-    lm-eval processes documents anew whenever it is asked for them: fixed here, an item is the same
-    one from prompt to grade.
+    The tasks of `built` are changed to have these documents only. lm-eval processes documents again
+    each time it needs them; fixed once, an item stays the same from prompt to grade.
     """
-    docs = {key: one.eval_docs for key, one in built.items()}
+    docs = {key: task.eval_docs for key, task in built.items()}
     several = len(built) > 1
-    owners = [
+    items = [
         (key, index, group_of(doc, key, several=several))
         for key in built
         for index, doc in enumerate(docs[key])
     ]
-    whole = limit is None or limit >= len(owners)
-    taken = (
-        range(len(owners))
-        if whole
-        else sample([group for _, _, group in owners], limit or 0, name=name)
-    )
+    if limit is None or limit >= len(items):
+        selected: Sequence[int] = range(len(items))
+    else:
+        selected = stratified_sample([group for _, _, group in items], limit, name=name)
     numbers: dict[str, list[int]] = {key: [] for key in built}
-    local: dict[str, list[int]] = {key: [] for key in built}
-    for number in taken:
-        key, index, _ = owners[number]
+    indices: dict[str, list[int]] = {key: [] for key in built}
+    for number in selected:
+        key, index, _ = items[number]
         numbers[key].append(number)
-        local[key].append(index)
-    for key in [key for key in built if local[key]]:
-        _fix(built[key], docs[key], local[key])
-    return Picked(
-        {key: built[key] for key in built if local[key]},
-        {key: numbers[key] for key in built if local[key]},
+        indices[key].append(index)
+    nonempty = [key for key in built if indices[key]]
+    for key in nonempty:
+        _set_documents(built[key], docs[key], indices[key])
+    return SelectedItems(
+        {key: built[key] for key in nonempty}, {key: numbers[key] for key in nonempty}
     )
 
 
-def _fix(task: Any, docs: Any, taken: Sequence[int]) -> None:
-    """Make a task hold these documents and no others; what is left out draws its shots all the
-    same.
+def _set_documents(task: Any, docs: Any, selected: Sequence[int]) -> None:
+    """Make a task have the selected documents only.
+
+    Few-shot examples are still drawn for the others too, so that a sample has the prompts of a
+    full run.
     """
-    if len(taken) < len(docs):
-        _draw_for_all(task, docs, taken)
-        docs = docs.select(taken) if hasattr(docs, "select") else [docs[index] for index in taken]
+    if len(selected) < len(docs):
+        _draw_shots_of_all(task, docs, selected)
+        docs = (
+            docs.select(selected)
+            if hasattr(docs, "select")
+            else [docs[index] for index in selected]
+        )
     if task.has_test_docs():
         task.test_docs = lambda: docs
     else:
         task.validation_docs = lambda: docs
 
 
-def _draw_for_all(task: Any, docs: Any, taken: Sequence[int]) -> None:
-    """Draw the shots of the items that are left out too: shots come from one stream, and a sample's
-    are those of the whole run.
-    """
-    shown = task.fewshot_context
-    gaps = iter([range(before + 1, at) for before, at in zip([-1, *taken], taken, strict=False)])
-    # then the item itself is never among its shots
-    own = task.fewshot_cfg.split == task.config.test_split
+def _draw_shots_of_all(task: Any, docs: Any, selected: Sequence[int]) -> None:
+    """Make a task draw the few-shot examples of unselected items too, and discard these.
 
-    def fewshot_context(doc: Any, num_fewshot: int, **given: Any) -> Any:
-        for index in next(gaps) if num_fewshot else ():
-            task.sampler.sample(n=num_fewshot, eval_doc=docs[index] if own else None)
-        return shown(doc, num_fewshot=num_fewshot, **given)
+    All items draw from one random stream, in order.
+    """
+    original = task.fewshot_context
+    previous = [-1, *selected]
+    skipped = iter(
+        [range(before + 1, index) for before, index in zip(previous, selected, strict=False)]
+    )
+    # where examples come from the scored split, an item is never among its own examples
+    same_split = task.fewshot_cfg.split == task.config.test_split
+
+    def fewshot_context(doc: Any, num_fewshot: int, **settings: Any) -> Any:
+        for index in next(skipped) if num_fewshot else ():
+            task.sampler.sample(n=num_fewshot, eval_doc=docs[index] if same_split else None)
+        return original(doc, num_fewshot=num_fewshot, **settings)
 
     task.fewshot_context = fewshot_context
 
 
 def group_of(doc: Mapping[str, Any], task: str = "", *, several: bool = False) -> str:
-    """Return what an item is broken down by: its subject, its number of steps (plain values, no
-    lists), or of a group its task.
+    """Return the group of an item in breakdowns: its subject, its number of steps, or its task.
+
+    A subject that is no plain value is ignored. The task counts where there are `several`.
     """
-    found = next((doc[name] for name in ("subject", "steps") if name in doc), None)
-    plain = isinstance(found, (str, int)) and not isinstance(found, bool)
-    return str(found) if plain else task if several else ""
+    value = next((doc[name] for name in ("subject", "steps") if name in doc), None)
+    is_plain = isinstance(value, (str, int)) and not isinstance(value, bool)
+    return str(value) if is_plain else task if several else ""
 
 
-def sample(groups: Sequence[str], count: int, *, name: str) -> list[int]:
-    """Draw `count` item numbers, the same ones for every model, spread over the groups as evenly as
-    they allow.
+def stratified_sample(groups: Sequence[str], count: int, *, name: str) -> list[int]:
+    """Draw `count` item numbers, spread over the groups as evenly as possible.
+
+    `groups` holds the group of each item. The draw is seeded by `name`, the same for every model.
     """
-    draw = random.Random(f"limit/{name}")
-    waiting: dict[str, list[int]] = {}
+    generator = random.Random(f"limit/{name}")
+    members_of: dict[str, list[int]] = {}
     for number, group in enumerate(groups):
-        waiting.setdefault(group, []).append(number)
-    for members in waiting.values():
-        draw.shuffle(members)
-    taken: list[int] = []
-    while len(taken) < min(count, len(groups)):
-        taken += [members.pop() for members in waiting.values() if members][: count - len(taken)]
-    return sorted(taken)
+        members_of.setdefault(group, []).append(number)
+    for members in members_of.values():
+        generator.shuffle(members)
+    numbers: list[int] = []
+    while len(numbers) < min(count, len(groups)):
+        one_of_each = [members.pop() for members in members_of.values() if members]
+        numbers += one_of_each[: count - len(numbers)]
+    return sorted(numbers)

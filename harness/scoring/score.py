@@ -1,9 +1,9 @@
-"""Scores a model on tasks through lm-eval's own machinery, and keeps one row per item.
+"""Scores a model on tasks through lm-eval's own machinery, and returns one row per item.
 
-lm-eval builds the prompts, runs its filters and its metric; we answer its requests
+lm-eval builds the prompts, runs its filters and its metric. We answer its requests
 (`harness/scoring/lm_eval_model.py`), add the numeric extractor and the diagnostics, and derive
-every figure from the rows. Neither of lm-eval's caches is used: ours is a journal keyed by what the
-model is and what it was asked.
+every figure from the rows. Neither of lm-eval's caches is used: ours has the model and the exact
+request in its keys.
 """
 
 import logging
@@ -24,18 +24,39 @@ from harness.files.digests import digest_of
 from harness.machine.gpu import device_label
 from harness.models.language_model import LanguageModel
 from harness.records.record import TaskScore
-from harness.scoring.answer_cache import Journal
+from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.backend import BatchSize
-from harness.scoring.items import ItemRow, Scored, read_rows, write_rows
-from harness.scoring.outcomes import leaf_of, metric_of, summarise
-from harness.scoring.sampling import Picked, pick, sample
+from harness.scoring.items import ItemRow, ScoredTask, read_rows, write_rows
+from harness.scoring.outcomes import metric_of, subtask_result, summarise
+from harness.scoring.sampling import SelectedItems, select_items
 
 if TYPE_CHECKING:
     from harness.scoring.backend import Backend
 
-__all__ = ["ItemRow", "journal_path", "read_rows", "sample", "score_task", "write_rows"]
+__all__ = ["ItemRow", "answer_cache_path", "read_rows", "score_task", "write_rows"]
 
 PLAIN_TEXT = Prompting()
+
+
+class _ScoringProgress:
+    """Counts answers to a task's requests, and reports them with lines worth reading."""
+
+    def __init__(self, task: str, total: int, report: Callable[[Progress], None]) -> None:
+        self._task, self._total, self._report, self._done = task, total, report, 0
+
+    def count(self, answers: int) -> None:
+        """Report that so many more requests are answered."""
+        self._done += answers
+        self._total = max(self._total, self._done)
+        self.say(self._task)
+
+    def say(self, line: str) -> None:
+        """Report a line beside the present count."""
+        self._report(
+            Progress(
+                stage="score", done=self._done, total=self._total, unit="requests", detail=line
+            )
+        )
 
 
 # Nine parameters: each is one condition of a score, and programs beside the harness call it by
@@ -52,52 +73,58 @@ def score_task(
     cache: Path | None = None,
     backend: "Backend | None" = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Score one task, or a seeded sample of `limit` of its items; return its figures and its rows,
-    in item order.
+    """Score one task, or a seeded sample of `limit` of its items.
 
-    With a `cache` folder every answer is kept as it comes, and none is computed twice, whatever
-    killed the last try.
+    Returns the task's figures and its rows, in item order. `batch_size` counts where no `backend`
+    is given. With a `cache` folder every answer is stored at once, so that a scoring that was
+    killed resumes without computing an answer twice.
     """
-    from lm_eval.evaluator import evaluate
-
     from harness.scoring.lm_eval_model import HarnessLM
-    from harness.scoring.transformers_backend import Transformers
+    from harness.scoring.transformers_backend import TransformersBackend
 
-    backend = backend or Transformers(opened, batch_size)
+    backend = backend or TransformersBackend(opened, batch_size)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with seeded_as_lm_eval():
         built = task.lm_eval_tasks(source)
         prepare_tasks(built.values())
-        picked = pick(built, limit, name=task.name)
-    items = picked.count
-    if not items:
+        selected = select_items(built, limit, name=task.name)
+    if not selected.count:
         raise CellFailed(f"{task.name}: there is no item to score")
-    total = items
-    done = 0
-
-    def report(count: int) -> None:
-        nonlocal done, total
-        done += count
-        total = max(total, done)
-        progress(Progress(stage="score", done=done, total=total, unit="requests", detail=task.name))
-
-    journal = Journal(
-        journal_path(opened, task, prompting, cache, path=backend.path) if cache else None
+    answer_cache = AnswerCache(
+        answer_cache_path(opened, task, prompting, cache, path=backend.path) if cache else None
     )
-
-    def say(line: str) -> None:
-        progress(Progress(stage="score", done=done, total=total, unit="requests", detail=line))
-
-    model = HarnessLM(opened, backend=backend, journal=journal, progress=report, say=say)
-    # no note of the score: what was dropped is asked again, and nothing in the record differs
-    if damage := journal.damage():
+    reporter = _ScoringProgress(task.name, _request_count(task, selected), progress)
+    model = HarnessLM(
+        opened,
+        backend=backend,
+        answer_cache=answer_cache,
+        progress=reporter.count,
+        say=reporter.say,
+    )
+    # not a note of the score: dropped answers are computed again, and the record is the same
+    if damage := answer_cache.damage():
         print(damage, file=sys.stderr)
-        say(damage)
-    total = items * _choices(picked.tasks) if task.kind == "choose" else items
-    with seeded_as_lm_eval(), _told(task.name):
+        reporter.say(damage)
+    result = _evaluate(model, task, selected, prompting)
+    return _figures_and_rows(task, selected, result, model)
+
+
+def _request_count(task: Task, selected: SelectedItems) -> int:
+    """Return how many requests lm-eval will make, judged by the first item's choices."""
+    per_item = _choices_per_item(selected.tasks) if task.kind == "choose" else 1
+    return selected.count * per_item
+
+
+def _evaluate(
+    model: Any, task: Task, selected: SelectedItems, prompting: Prompting
+) -> Mapping[str, Any]:
+    """Run lm-eval's evaluator on the selected items; return its samples and results."""
+    from lm_eval.evaluator import evaluate
+
+    with seeded_as_lm_eval(), _task_errors_as_failures(task.name):
         result = evaluate(
             model,
-            dict(picked.tasks),
+            dict(selected.tasks),
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=prompting.chat,
@@ -105,14 +132,16 @@ def score_task(
             system_instruction=prompting.system,
         )
     assert result is not None and model.requests, "lm-eval returned without asking the model"
-    return _figures(task, picked, result, model)
+    return result  # type: ignore[no-any-return]
 
 
-def journal_path(
+def answer_cache_path(
     opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str
 ) -> Path:
-    """Name the journal of one model on one task: weights, tokenizer, dtype, device, path, its code
-    and the task's version.
+    """Return the file with a model's answers to a task.
+
+    Its name is a digest of all that an answer depends on: weights and tokenizer, dtype, device, the
+    backend's `path` and code, the task's version, and the prompting.
     """
     code = code_digest(
         "harness.scoring.lm_eval_model",
@@ -132,10 +161,8 @@ def journal_path(
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
-    """Turn what a task's own code or metric raises into a line; what our code raises below it stays
-    as it is.
-    """
+def _task_errors_as_failures(name: str) -> Iterator[None]:
+    """Turn an error of a task's own code or metric into `CellFailed`; errors of our code pass."""
     try:
         yield
     except (
@@ -148,41 +175,43 @@ def _told(name: str) -> Iterator[None]:
         TypeError,
         ValueError,
     ) as problem:
-        # behind this function and the call
+        # the frames after this function and `_evaluate`
         frames = traceback.extract_tb(problem.__traceback__)[2:]
         if any(Path(__file__).parents[1] in Path(frame.filename).parents for frame in frames):
             raise
-        told = " ".join(str(problem).split())[:160] or "no message"
+        message = " ".join(str(problem).split())[:160] or "no message"
         raise CellFailed(
-            f"{name}: lm-eval cannot compute its figures ({type(problem).__name__}: {told}); "
+            f"{name}: lm-eval cannot compute its figures ({type(problem).__name__}: {message}); "
             "correct the task"
         ) from problem
 
 
-def _figures(
-    task: Task, picked: Picked, result: Mapping[str, Any], model: Any
+def _figures_and_rows(
+    task: Task, selected: SelectedItems, result: Mapping[str, Any], model: Any
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Make rows of lm-eval's samples and the task's figures of the rows."""
-    leaves = []
-    for name, built in picked.tasks.items():
+    """Make rows from lm-eval's samples, and the task's figures from the rows."""
+    subtasks = []
+    for name, built in selected.tasks.items():
         samples = result["samples"][name]
-        scored = Scored(
+        scored = ScoredTask(
             task,
             name,
             built,
             samples,
-            picked.numbers[name],
+            selected.numbers[name],
             metric_of(task, name, samples),
-            several=len(picked.tasks) > 1,
+            several=len(selected.tasks) > 1,
         )
-        leaves.append(leaf_of(scored, scored.rows(model), result["results"]))
-    rows = sorted((row for leaf in leaves for row in leaf.rows), key=lambda row: row.item)
-    if len(rows) != picked.count:
-        raise CellFailed(f"{task.name}: {picked.count} items were asked and {len(rows)} came back")
-    return summarise(task, leaves, model=model), rows
+        subtasks.append(subtask_result(scored, scored.rows(model), result["results"]))
+    rows = sorted((row for subtask in subtasks for row in subtask.rows), key=lambda row: row.item)
+    if len(rows) != selected.count:
+        raise CellFailed(
+            f"{task.name}: {selected.count} items were selected, but lm-eval returned {len(rows)}"
+        )
+    return summarise(task, subtasks, model=model), rows
 
 
-def _choices(built: Mapping[str, Any]) -> int:
+def _choices_per_item(built: Mapping[str, Any]) -> int:
     first = next(iter(built.values()))
     return (
         len(first.doc_to_choice(first.eval_docs[0]))

@@ -1,40 +1,38 @@
-"""The default backend: the opened model itself, on the shared path where a probe lets it, else on
-its own.
-"""
+"""The default backend: the opened model itself, on the shared path or on the plain one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.models.language_model import LanguageModel
-from harness.scoring.backend import Answer, Scored, unheard
-from harness.scoring.generation import Writer, why_plain
+from harness.scoring.backend import Likelihood, LikelihoodRequest, ignore_report
+from harness.scoring.generation import Writer, reason_for_plain_path
 from harness.scoring.likelihood import log_likelihoods
-from harness.scoring.plain_reading import PlainReader
+from harness.scoring.plain_reading import LeftPaddedReader
 
 
 @dataclass(frozen=True, eq=False)
-class Transformers(Writer, PlainReader):
+class TransformersBackend(Writer, LeftPaddedReader):
     """Computes with transformers in this process: writes, reads and scores.
 
-    `batch_size` counts the rows at once, by memory unless given; on the shared path a forward that
-    scores takes `pack` tokens, by the device unless given.
+    `batch_size` is the number of rows at once, by memory unless given. On the shared path a forward
+    that scores takes `pack` tokens, by the device unless given.
     """
 
     pack: int | None = field(default=None, kw_only=True)
 
     @property
     def path(self) -> str:
-        """The path that this model takes; asked of it once, when it is first wanted."""
-        return path_of(self.opened)
+        """The path that this model takes; the first use probes the model."""
+        return path_label(self.opened)
 
     def score(
         self,
-        rows: Sequence[Scored],
+        rows: Sequence[LikelihoodRequest],
         *,
-        known: Mapping[int, Answer],
-        finished: Callable[[int, Answer], None] = unheard,
-        say: Callable[[str], None] = unheard,
-    ) -> list[Answer]:
+        known: Mapping[int, Likelihood],
+        finished: Callable[[int, Likelihood], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
+    ) -> list[Likelihood]:
         """Score every row that is not `known`."""
         return log_likelihoods(
             self.opened,
@@ -47,6 +45,6 @@ class Transformers(Writer, PlainReader):
         )
 
 
-def path_of(opened: LanguageModel) -> str:
-    """Return the path that a transformers model takes."""
-    return "transformers/plain/2" if why_plain(opened) else "transformers/shared/1"
+def path_label(opened: LanguageModel) -> str:
+    """Return the path that a transformers model takes, as records print it."""
+    return "transformers/plain/2" if reason_for_plain_path(opened) else "transformers/shared/1"

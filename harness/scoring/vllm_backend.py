@@ -1,9 +1,8 @@
-"""The vLLM backend (`--backend vllm`): the same prompts, cuts, journal and grading, computed by
-vLLM.
+"""The vLLM backend (`--backend vllm`): same prompts, cuts, cache and grading, computed by vLLM.
 
-vLLM lives in an environment of its own and is imported here alone. Its prefix cache does what our
-shared path does; its kernels are not batch-invariant, so a table never mixes its rows with others
-(the path is in every record).
+vLLM is installed in an environment of its own and is imported only here. Its prefix cache does what
+our shared path does. Its kernels are not batch-invariant, so a table never mixes its rows with
+others; the path is in every record.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,16 +14,24 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel, tokenizer_of
-from harness.scoring.backend import Answer, Generation, Sampling, Scored, StopReason, TopK, unheard
+from harness.scoring.backend import (
+    Generation,
+    Likelihood,
+    LikelihoodRequest,
+    Sampling,
+    StopReason,
+    TopK,
+    ignore_report,
+)
 
-CHUNK = 2_048  # requests handed over at once: what a killed run loses at most
+CHUNK_SIZE = 2_048  # requests passed to vLLM at once: a killed run loses at most these
 BACKENDS = ("transformers", "vllm")
-# of a position: what a teacher's cache keeps; vLLM refuses more than it was started for
-MOST_LOGPROBS = 64
+# per position: as many as a teacher's cache keeps; vLLM refuses more than it was started with
+MAX_LOGPROBS = 64
 
 
 def require_vllm() -> None:
-    """Refuse in one line where vLLM is not installed."""
+    """Raise `HarnessError` where vLLM is not installed."""
     if find_spec("vllm") is None:
         raise HarnessError(
             "--backend vllm: vllm is not installed here; type: pip install vllm (in an environment "
@@ -33,105 +40,98 @@ def require_vllm() -> None:
 
 
 @dataclass(frozen=True)
-class _Description:
-    """What the scorer asks of a model beside its answers: vLLM holds the weights in its own
-    process.
-    """
+class _ModelDescription:
+    """What the scorer reads of a model; vLLM has the weights in its own process."""
 
     config: Any
     generation_config: Any
     dtype: Any
 
 
-class Vllm:
+class VllmEngine:
+    """vLLM's engine with one model: takes token ids, returns vLLM's own outputs."""
+
+    def __init__(self, checkpoint: Checkpoint, *, dtype: str, max_model_len: int) -> None:
+        import vllm
+
+        self.version = vllm.__version__
+        self.sampling_params = vllm.SamplingParams
+        self._llm = vllm.LLM(
+            model=str(checkpoint.path),
+            dtype=dtype,
+            seed=0,
+            max_model_len=max_model_len,
+            enable_prefix_caching=True,
+            disable_log_stats=True,
+            max_logprobs=MAX_LOGPROBS,
+        )
+
+    def outputs(
+        self, prompts: Sequence[Sequence[int]], params_of: Callable[[int], Any]
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (row, vLLM's output) in chunks; `params_of` returns the settings of a row.
+
+        Prompts are sorted, so that vLLM's prefix cache finds common beginnings.
+        """
+        order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
+        for start in range(0, len(order), CHUNK_SIZE):
+            chunk = order[start : start + CHUNK_SIZE]
+            inputs = [{"prompt_token_ids": list(prompts[row])} for row in chunk]
+            outputs = self._llm.generate(
+                inputs, sampling_params=[params_of(row) for row in chunk], use_tqdm=False
+            )
+            yield from zip(chunk, outputs, strict=True)
+
+    def token_logprobs(
+        self, requests: Sequence[LikelihoodRequest], count: int
+    ) -> Iterator[tuple[int, list[Mapping[int, Any]]]]:
+        """Yield (row, log-probabilities and ranks by token id at each of its last positions).
+
+        A position has its `count` likeliest tokens, and the token that stands there.
+        """
+        # prompt_logprobs switches vLLM's own prefix cache off for these requests: correct answers
+        # matter more than speed.
+        params = self.sampling_params(temperature=0, max_tokens=1, prompt_logprobs=count)
+        for row, output in self.outputs([request.ids for request in requests], lambda _: params):
+            first = len(requests[row].ids) - requests[row].count
+            yield row, output.prompt_logprobs[first:]
+
+    def close(self) -> None:
+        """Stop the engine's process."""
+        core = getattr(getattr(self._llm, "llm_engine", None), "engine_core", None)
+        if core is not None and hasattr(core, "shutdown"):
+            core.shutdown()
+        del self._llm
+
+
+class VllmBackend:
     """Computes with a vLLM engine that holds one model."""
 
     def __init__(self, checkpoint: Checkpoint, *, dtype: str, device: str) -> None:
         require_vllm()
-        import torch
-        import vllm
-        from transformers import AutoConfig, GenerationConfig
-
-        config = AutoConfig.from_pretrained(checkpoint.path)
-        generation = checkpoint.path / "generation_config.json"
-        described = _Description(
-            config,
-            GenerationConfig.from_pretrained(checkpoint.path)
-            if generation.exists()
-            else GenerationConfig(),
-            getattr(torch, dtype),
-        )
-        tokenizer = tokenizer_of(checkpoint.path)
-        self.opened = LanguageModel(described, tokenizer, device, checkpoint)
-        self.path = f"vllm/{vllm.__version__}"
-        # a scored text is one token longer than its input, and vLLM wants room to write one
+        description = _describe(checkpoint, dtype)
+        self.opened = LanguageModel(description, tokenizer_of(checkpoint.path), device, checkpoint)
+        # a scored text is one token longer than its input, and vLLM needs room to write one
         self.max_length = self.opened.context - 2
-        self._params = vllm.SamplingParams
-        self._engine = vllm.LLM(
-            model=str(checkpoint.path),
-            dtype=dtype,
-            seed=0,
-            max_model_len=self.opened.context,
-            enable_prefix_caching=True,
-            disable_log_stats=True,
-            max_logprobs=MOST_LOGPROBS,
-        )
-
-    def _outputs(
-        self, prompts: Sequence[Sequence[int]], params: Callable[[int], Any]
-    ) -> Iterator[tuple[int, Any]]:
-        """Ask in chunks, prompts with a common beginning next to each other, so that vLLM's prefix
-        cache finds it.
-
-        Yields (row, vLLM's output); `params` gives each row's settings.
-        """
-        order = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
-        for start in range(0, len(order), CHUNK):
-            part = order[start : start + CHUNK]
-            inputs = [{"prompt_token_ids": list(prompts[row])} for row in part]
-            outputs = self._engine.generate(
-                inputs, sampling_params=[params(row) for row in part], use_tqdm=False
-            )
-            yield from zip(part, outputs, strict=True)
-
-    def _read(
-        self, rows: Sequence[Scored], count: int
-    ) -> Iterator[tuple[int, list[Mapping[int, Any]]]]:
-        """Yield (row, what vLLM says of each of its last tokens): `count` likeliest and the token
-        itself, with their ranks.
-        """
-        # prompt_logprobs switches vLLM's own prefix cache off for these requests: right answers
-        # before speed.
-        params = self._params(temperature=0, max_tokens=1, prompt_logprobs=count)
-        for row, output in self._outputs([row.ids for row in rows], lambda _: params):
-            yield row, output.prompt_logprobs[len(rows[row].ids) - rows[row].count :]
+        self._engine = VllmEngine(checkpoint, dtype=dtype, max_model_len=self.opened.context)
+        self.path = f"vllm/{self._engine.version}"
 
     def score(
         self,
-        rows: Sequence[Scored],
+        rows: Sequence[LikelihoodRequest],
         *,
-        known: Mapping[int, Answer],
-        finished: Callable[[int, Answer], None] = unheard,
-        say: Callable[[str], None] = unheard,
-    ) -> list[Answer]:
-        """Score the continuation of every row that is not `known`; vLLM returns each prompt token's
-        log-probability and rank.
-        """
+        known: Mapping[int, Likelihood],
+        finished: Callable[[int, Likelihood], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
+    ) -> list[Likelihood]:
+        """Score every row that is not `known`, from vLLM's log-probabilities of prompt tokens."""
         answers = dict(known)
-        left = [index for index in range(len(rows)) if index not in known]
-        for place, positions in self._read([rows[index] for index in left], 1):
-            row = rows[left[place]]
-            scored = [
-                held[token]
-                for token, held in zip(row.ids[len(row.ids) - row.count :], positions, strict=True)
-            ]
-            answer = Answer(
-                float(sum(token.logprob for token in scored)),
-                all(token.rank == 1 for token in scored),
-            )
-            answers[left[place]] = answer
-            finished(left[place], answer)
-        return [answers[index] for index in range(len(rows))]
+        missing = [row for row in range(len(rows)) if row not in known]
+        requests = [rows[row] for row in missing]
+        for index, positions in self._engine.token_logprobs(requests, 1):
+            answers[missing[index]] = _likelihood(requests[index], positions)
+            finished(missing[index], answers[missing[index]])
+        return [answers[row] for row in range(len(rows))]
 
     def generate(
         self,
@@ -140,45 +140,48 @@ class Vllm:
         max_new_tokens: int,
         stop: Sequence[str] = (),
         sampling: Sampling | None = None,
-        progress: Callable[[int], None] = unheard,
-        finished: Callable[[int, Generation], None] = unheard,
-        say: Callable[[str], None] = unheard,
+        progress: Callable[[int], None] = ignore_report,
+        finished: Callable[[int, Generation], None] = ignore_report,
+        say: Callable[[str], None] = ignore_report,
     ) -> list[Generation]:
-        """Continue every prompt until EOS, a stop string or the longest length; what is drawn
-        follows vLLM's own streams.
+        """Continue every prompt until EOS, a stop string or `max_new_tokens`.
+
+        Sampled tokens come from vLLM's own random streams, one per row.
         """
 
-        def params(row: int) -> Any:
-            drawn = (
+        def params_of(row: int) -> Any:
+            randomness = (
                 {"temperature": sampling.temperature, "seed": sampling.stream_of(row)}
                 if sampling
                 else {"temperature": 0}
             )
-            return self._params(
+            return self._engine.sampling_params(
                 max_tokens=max_new_tokens,
                 stop=list(stop),
                 stop_token_ids=sorted(self.opened.eos_ids),
                 skip_special_tokens=True,
-                **drawn,
+                **randomness,
             )
 
         answers: dict[int, Generation] = {}
-        for row, output in self._outputs(prompts, params):
+        for row, output in self._engine.outputs(prompts, params_of):
             answers[row] = _generation(output.outputs[0])
             finished(row, answers[row])
             progress(1)
         return [answers[row] for row in range(len(prompts))]
 
     def top_k(
-        self, rows: Sequence[Scored], *, k: int | None, width: int | None = None
+        self, rows: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
     ) -> Iterator[TopK]:
-        """Return the `k` likeliest tokens at the last positions of each row; vLLM gives no whole
-        distributions, and cuts no logits.
+        """Yield the `k` likeliest tokens at the last positions of each row.
+
+        Raises `HarnessError` for whole distributions and for fewer tokens than the vocabulary has:
+        vLLM cannot give these.
         """
         vocabulary = int(self.opened.text_config.vocab_size)
-        if k is None or k > MOST_LOGPROBS:
+        if k is None or k > MAX_LOGPROBS:
             raise HarnessError(
-                f"--backend vllm gives the {MOST_LOGPROBS} likeliest tokens at most, not "
+                f"--backend vllm gives the {MAX_LOGPROBS} likeliest tokens at most, not "
                 f"{'all' if k is None else k}; "
                 "type --backend transformers"
             )
@@ -187,28 +190,51 @@ class Vllm:
                 f"--backend vllm gives probabilities among all {vocabulary:,} tokens, not among "
                 f"{width:,}; type --backend transformers"
             )
-        return self._tops(rows, k)
+        return self._top_tokens(rows, k)
 
-    def _tops(self, rows: Sequence[Scored], k: int) -> Iterator[TopK]:
-        for start in range(0, len(rows), CHUNK):
-            part = rows[start : start + CHUNK]
-            tops = {row: _likeliest(positions, k) for row, positions in self._read(part, k)}
-            yield from (tops[row] for row in range(len(part)))
+    def _top_tokens(self, rows: Sequence[LikelihoodRequest], k: int) -> Iterator[TopK]:
+        for start in range(0, len(rows), CHUNK_SIZE):
+            chunk = rows[start : start + CHUNK_SIZE]
+            tokens_of = {
+                row: _top_tokens(positions, k)
+                for row, positions in self._engine.token_logprobs(chunk, k)
+            }
+            yield from (tokens_of[row] for row in range(len(chunk)))
 
     def close(self) -> None:
-        """Stop the engine and give the device's memory back, before another process or library
-        wants it.
-        """
-        core = getattr(getattr(self._engine, "llm_engine", None), "engine_core", None)
-        if core is not None and hasattr(core, "shutdown"):
-            core.shutdown()
-        del self._engine
+        """Stop the engine, so that another process or library can use the device's memory."""
+        self._engine.close()
         release_memory(self.opened.device)
 
 
+def _describe(checkpoint: Checkpoint, dtype: str) -> _ModelDescription:
+    """Read what the scorer needs to know of a checkpoint, without its weights."""
+    import torch
+    from transformers import AutoConfig, GenerationConfig
+
+    has_generation_config = (checkpoint.path / "generation_config.json").exists()
+    return _ModelDescription(
+        AutoConfig.from_pretrained(checkpoint.path),
+        GenerationConfig.from_pretrained(checkpoint.path)
+        if has_generation_config
+        else GenerationConfig(),
+        getattr(torch, dtype),
+    )
+
+
+def _likelihood(request: LikelihoodRequest, positions: Sequence[Mapping[int, Any]]) -> Likelihood:
+    """Return the likelihood of a request's last tokens, from vLLM's tokens at their positions."""
+    scored_ids = request.ids[len(request.ids) - request.count :]
+    tokens = [by_id[token] for token, by_id in zip(scored_ids, positions, strict=True)]
+    return Likelihood(
+        float(sum(token.logprob for token in tokens)), all(token.rank == 1 for token in tokens)
+    )
+
+
 def _generation(output: Any) -> Generation:
-    """Return what vLLM wrote; it stops by a string, by the id of a token (EOS), or at the longest
-    length.
+    """Return vLLM's output as an answer.
+
+    vLLM stops at a string, at the id of a token (EOS), or at the longest length.
     """
     by_string = isinstance(output.stop_reason, str)
     reason: StopReason = (
@@ -217,19 +243,16 @@ def _generation(output: Any) -> Generation:
     return Generation(output.text, len(output.token_ids), reason, tuple(output.token_ids))
 
 
-def _likeliest(positions: Sequence[Mapping[int, Any]], k: int) -> TopK:
-    """Return the likeliest tokens by rank; vLLM adds the token that stands there, whatever its
-    rank, which goes.
+def _top_tokens(positions: Sequence[Mapping[int, Any]], k: int) -> TopK:
+    """Return the `k` likeliest tokens of each position, by rank.
+
+    vLLM adds the token that stands at a position, whatever its rank; it is left out here.
     """
     import torch
 
     ranked = [
-        sorted(held.items(), key=lambda item: (item[1].rank, item[0]))[:k] for held in positions
+        sorted(by_id.items(), key=lambda item: (item[1].rank, item[0]))[:k] for by_id in positions
     ]
     ids = torch.tensor([[token for token, _ in tokens] for tokens in ranked], dtype=torch.long)
-    return TopK(
-        ids,
-        torch.tensor(
-            [[held.logprob for _, held in tokens] for tokens in ranked], dtype=torch.float32
-        ),
-    )
+    log_p = [[logprob.logprob for _, logprob in tokens] for tokens in ranked]
+    return TopK(ids, torch.tensor(log_p, dtype=torch.float32))

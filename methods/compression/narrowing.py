@@ -143,13 +143,13 @@ class WidthPruner:
             widths.append(width)
             return max(1, narrower.kept_channels(width))
 
-        self.config = narrower_config(making.model, keep, cut=making.method)
+        self.config = narrower_config(making.model, keep, label=making.method)
         self.width = widths[-1]
         self.keep = narrower.kept_channels(self.width)
         self._refuse_sizes()
         self.parts: list[FeedForward] = []
         if self.keep < self.width:
-            self.parts = feed_forwards(making.model, self.config, cut=making.method)
+            self.parts = feed_forwards(making.model, self.config, label=making.method)
         if narrower.groups:
             self.heads.find()
 
@@ -291,7 +291,7 @@ def save_with_one_width(
             f"{making.method}: {parameters:,} weights are left and {left.parameters:,} should be; "
             "use prune-depth"
         )
-    refuse_changed(small, left.masked, cut=making.method)
+    refuse_changed(small, left.masked, label=making.method)
     making.opened = replace(making.opened, model=small)
     return making.save(notes=notes, flops=flops)
 
@@ -322,7 +322,7 @@ def save_with_own_widths(
         again = AutoModelForCausalLM.from_pretrained(
             fresh, dtype=next(making.model.parameters()).dtype
         )
-        refuse_changed(again.to(making.job.device).eval(), left.masked, cut=making.method)
+        refuse_changed(again.to(making.job.device).eval(), left.masked, label=making.method)
 
     return making.save_as(write, notes=notes, flops=flops)
 

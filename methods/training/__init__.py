@@ -1,12 +1,13 @@
 """What trained methods share: rows, loss terms, teachers, the loop.
 
-A method derives from `base.Trained` or `distilled.Distilled` (both load without torch) and asks
-inside `compress` for `terms`, `losses`, `traces` or `rollout`. The loop is `loop.fit`;
-`teacher_cache` keeps what a teacher says.
+A method derives from `base.Trained` or `distilled.Distilled` (both load without torch), and imports
+`terms`, `losses`, `traces` or `rollout` inside `compress`. The loop is `loop.fit`; `teacher_cache`
+keeps a teacher's distributions.
 """
 
 __all__ = [
     "base",
+    "cost",
     "distilled",
     "divergences",
     "embedded_teachers",
@@ -29,6 +30,7 @@ __all__ = [
     "teachers",
     "term_progress",
     "terms",
+    "trace_filter",
     "traces",
     "trainer",
     "training_log",

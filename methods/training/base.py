@@ -1,5 +1,4 @@
-"""What trained methods share: their loop settings, and the way from (prompt, completion) pairs to a
-saved student.
+"""What trained methods share: loop settings, and training on pairs of prompt and completion.
 
 Importing this imports no torch, so that settings can be checked before anything is computed.
 """
@@ -26,16 +25,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """What few methods need beside terms and teachers, each in place of what the loop does as a
-    rule.
-    """
+    """What few methods need beside terms and teachers; each replaces a default of the loop."""
 
-    inwards: "TapConfig | None" = None  # which blocks of student and teacher are compared
+    taps: "TapConfig | None" = None  # which blocks of student and teacher are compared
     rollout: "Callable[[], Rollout] | None" = None  # on-policy: rows are the student's own answers
-    seen_tokens: int | None = None  # in place of the budget, where equal examples are wanted
-    # In place of the worked answers of the validation split:
+    seen_tokens: int | None = None  # replaces the budget, where equal examples are compared
+    # replaces the worked answers of the validation split
     validation: Iterable[tuple[str, str]] | None = None
-    # In place of `rows.encode`: pairs to rows and the number left out as too long.
+    # replaces `rows.encode`: pairs to rows, and the number of pairs left out as too long
     encoder: "Callable[..., tuple[list[TokenRow], int]] | None" = None
 
 
@@ -43,14 +40,16 @@ _DEFAULT_OPTIONS = TrainOptions()
 
 
 def default_learning_rate(parameters: int, *, scratch: bool = False) -> float:
-    """Return a learning rate for a student of so many parameters: 1e-3 up to 10 million, then
-    falling as their number to the power 2/3.
+    """Return a learning rate for a student of so many parameters.
 
-    A rule of thumb between what reports of pretraining and of full fine-tuning use (135M: 1.8e-4,
-    1B: 4.6e-5, 8B: 1.2e-5); from random weights (`scratch`) the power is 1/3. It was not tuned:
-    `--tune` searches.
+    It is 1e-3 up to 10 million parameters, and falls as their number to the power 2/3 above; from
+    random weights (`scratch`) the power is 1/3. This is a rule of thumb between what reports of
+    pretraining and of full fine-tuning use (135M: 1.8e-4, 1B: 4.6e-5, 8B: 1.2e-5). It was not
+    tuned: `--tune` searches for a better one.
     """
-    return float(f"{1e-3 * min(1.0, 1e7 / parameters) ** (1 / 3 if scratch else 2 / 3):.2g}")
+    power = 1 / 3 if scratch else 2 / 3
+    rate = 1e-3 * min(1.0, 1e7 / parameters) ** power
+    return float(f"{rate:.2g}")
 
 
 @settings
@@ -63,7 +62,7 @@ class Trained(Method):
 
     # random: the student's shape with weights drawn from the seed
     start: Literal["student", "random"] = "student"
-    # auto: by the student's size, see `rate_for`
+    # auto: by the student's size, see `default_learning_rate`
     learning_rate: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] = "auto"
     batch_size: Annotated[int, Field(ge=1)] = 16  # rows of one optimiser step
     # rows of one forward pass (accumulation); changes memory, not the gradient
@@ -84,12 +83,13 @@ class Trained(Method):
 
     @property
     def discards_weights(self) -> bool:
-        """Tell whether the weights are drawn anew."""
+        """Tell whether the student starts from random weights."""
         return self.start == "random"
 
     def control_settings(self) -> Mapping[str, object]:
-        """Return settings that this row's controls take over, where they have them: they start
-        alike.
+        """Return settings that this row's controls take over, where they have them.
+
+        With them all start alike.
         """
         return self.changed("start")
 
@@ -98,13 +98,13 @@ class Trained(Method):
         return non_default_settings(self, *names)
 
     def loop_settings(self, parameters: int, *, scratch: bool) -> LoopSettings:
-        """Return what the loop is set to for a student of so many parameters."""
-        own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        known = {field.name for field in dataclasses.fields(LoopSettings)}
-        shared = {name: value for name, value in own.items() if name in known}
+        """Return the settings of the loop for a student of so many parameters."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        loop_names = {field.name for field in dataclasses.fields(LoopSettings)}
+        loop_values = {name: value for name, value in values.items() if name in loop_names}
         if self.learning_rate == "auto":
-            shared["learning_rate"] = default_learning_rate(parameters, scratch=scratch)
-        return LoopSettings(**shared)
+            loop_values["learning_rate"] = default_learning_rate(parameters, scratch=scratch)
+        return LoopSettings(**loop_values)
 
     def train(
         self,
@@ -119,40 +119,39 @@ class Trained(Method):
         shared: Sequence[dict[str, Any]] = (),
         **older: Any,
     ) -> Checkpoint:
-        """Train the job's student on (prompt, completion[, tag]) pairs and save it, with
-        `cost.json` beside it.
+        """Train the job's student on (prompt, completion[, tag]) pairs; save it with `cost.json`.
 
-        `selection` trains a share of the tokens; `shared` is the teacher's cached work, as
-        `SharedCost` has it. `older` are the fields of `options` by name, as they were given before
-        it.
+        `selection` trains a share of the tokens; `notes` go into the record; `shared` is the
+        teacher's cached work, with the fields of `SharedCost`. `older` are fields of `options` by
+        name, which is how methods passed them before `options` existed.
         """
         from harness.data.examples import examples_of
         from methods.training.trainer import Trainer, TrainingInputs
 
-        def held_out() -> Iterable[tuple[str, str]]:
+        def validation_pairs() -> Iterable[tuple[str, str]]:
             return full_solution_pairs(
                 examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
             )
 
-        lesson = TrainingInputs(
+        inputs = TrainingInputs(
             terms=terms,
             teachers=teachers,
             selection=selection,
             options=dataclasses.replace(options, **older) if older else options,
             notes=notes or {},
             shared=shared,
-            held_out=held_out,
+            validation_pairs=validation_pairs,
         )
-        return Trainer(self, job, lesson).through(pairs)
+        return Trainer(self, job, inputs).train(pairs)
 
 
 def full_solution_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
-    """Return (prompt, worked completion) pairs."""
+    """Return (prompt, answer with its solution steps) pairs."""
     return [(example.prompt, example.completion) for example in examples]
 
 
 def answer_only_pairs(examples: Iterable[Example]) -> list[tuple[str, str]]:
-    """Return (prompt, answer without the work) pairs."""
+    """Return (prompt, answer without the steps) pairs."""
     return [(example.prompt, example.answer) for example in examples]
 
 

@@ -1,13 +1,12 @@
-"""Settings and loss terms of the methods that read a teacher's logits, hidden states or attention
-at every trained token.
+"""Settings and loss terms of the methods that read a teacher at every trained token.
 
-They are one method with different defaults: any of them can be given the others' terms, by a weight
-or by a list.
+They read its logits, hidden states or attention. They are one method with different defaults: any
+of them can be given the others' terms, by a weight or by a list.
 """
 
 import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
 
@@ -17,21 +16,29 @@ from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers, shared_vocabulary
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from methods.training.positions import Positions
     from methods.training.selection import Selection
     from methods.training.taps import TapConfig
     from methods.training.terms import Term
 
 DIVERGENCES = ("forward-kl", "reverse-kl", "jsd", "skew-kl")
-# terms of what stands inside the teacher: no cache of distributions holds it
+# terms that compare inner states, which no cache of distributions holds
 INNER_TERMS = ("feature", "attention")
 TERMS = (*DIVERGENCES, "ce", *INNER_TERMS)
 
 
-@settings
-class Distilled(Trained):
-    """Settings of every term; a method chooses which ones have a weight."""
+class WeightedTerm(NamedTuple):
+    """A term of the loss by name, and its weight."""
 
-    needs_same_vocabulary: ClassVar[bool] = True
+    name: str
+    weight: float | Literal["auto"]
+
+
+@settings
+class DistillationTerms(Trained):
+    """Settings of every loss term; a method chooses which ones have a weight."""
 
     # above 1 the teacher's ranking of wrong tokens becomes visible
     temperature: Annotated[float, Field(gt=0, le=100)] = 2.0
@@ -57,58 +64,111 @@ class Distilled(Trained):
     # a list in place of the weights above: ["forward-kl=0.5", "ce=0.5", "feature=auto"]
     terms: tuple[str, ...] = ()
 
-    # keep what the teacher thinks; auto: where the budget reads every row once and more
+    @model_validator(mode="after")
+    def _terms_are_known(self) -> Self:
+        terms = self.weights()
+        if len({term.name for term in terms}) < len(terms):
+            raise ValueError(f"terms={list(self.terms)}: a term is named twice")
+        if not any(term.weight == "auto" or term.weight > 0 for term in terms):
+            raise ValueError("every term has weight 0, so nothing would be trained")
+        return self
+
+    def weights(self) -> list[WeightedTerm]:
+        """Return the terms of the loss and their weights; those of weight 0 are left out."""
+        if self.terms:
+            return [parse_term(text) for text in self.terms]
+        terms = [
+            WeightedTerm(self.divergence, self.teacher_share),
+            WeightedTerm("ce", 1 - self.teacher_share),
+            WeightedTerm("feature", self.feature_weight),
+            WeightedTerm("attention", self.attention_weight),
+        ]
+        return [term for term in terms if term.weight != 0]
+
+    def tap_config(self) -> "TapConfig | None":
+        """Return which blocks are compared; None where no term compares inner states."""
+        from methods.training.taps import TapConfig
+
+        names = {term.name for term in self.weights()}
+        if not names & set(INNER_TERMS):
+            return None
+        return TapConfig(
+            hidden_layers=self.feature_layers if "feature" in names else "",
+            attention_layers=self.attention_layers if "attention" in names else "",
+            hidden_distance=self.feature_distance,
+            attention_kind=self.attention_kind,
+            relation_heads=self.relation_heads,
+            attention_tokens=self.attention_tokens,
+        )
+
+    def loss_terms(self) -> "list[Term]":
+        """Return the terms of the loss."""
+        return [self._loss_term(term.name, term.weight) for term in self.weights()]
+
+    def _loss_term(self, name: str, weight: float | Literal["auto"]) -> "Term":
+        from methods.training.terms import Term, hard_labels
+
+        if name == "ce":
+            return hard_labels(weight)
+        if name == "feature":
+            return Term(name, weight, _hidden_state_distance)
+        if name == "attention":
+            taps = self.tap_config()
+            assert taps is not None
+            return Term(name, weight, _attention_divergence, taps.attention_positions)
+        return Term(name, weight, divergence_of(self, name))
+
+
+def parse_term(text: str) -> WeightedTerm:
+    """Read a term such as `feature=auto` or `ce=0.5`. Raises `ValueError` for any other text."""
+    match = re.fullmatch(r"([\w-]+)=(auto|\d*\.?\d+(?:e-?\d+)?)", text.replace(" ", ""))
+    if not match or match[1] not in TERMS:
+        raise ValueError(
+            f"term {text!r} is not NAME=WEIGHT; names are {', '.join(TERMS)}, a weight is "
+            "a number or auto"
+        )
+    return WeightedTerm(match[1], "auto" if match[2] == "auto" else float(match[2]))
+
+
+def _hidden_state_distance(positions: "Positions") -> "Tensor":
+    assert positions.inner_states is not None
+    return positions.inner_states.hidden_state_distance(positions)
+
+
+def _attention_divergence(positions: "Positions") -> "Tensor":
+    assert positions.inner_states is not None
+    return positions.inner_states.attention_divergence(positions)
+
+
+@settings
+class Distilled(DistillationTerms):
+    """A method that trains a student on these terms, against one of the run's teachers."""
+
+    needs_same_vocabulary: ClassVar[bool] = True
+
+    # cache the teacher's distributions; auto: where the budget reads every row at least once
     cache: Literal["auto", "on", "off"] = "auto"
     # tokens kept of a distribution, where the vocabulary is too large to keep whole
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
     teacher: str = ""  # which of several teachers, by name; "": the first
 
-    @model_validator(mode="after")
-    def _terms_are_known(self) -> Self:
-        weights = dict(self.weights())
-        if len(weights) < len(self.weights()):
-            raise ValueError(f"terms={list(self.terms)}: a term is named twice")
-        if not any(weight == "auto" or weight > 0 for weight in weights.values()):
-            raise ValueError("every term has weight 0, so nothing would be trained")
-        return self
-
-    def weights(self) -> list[tuple[str, float | Literal["auto"]]]:
-        """Return the terms of the loss and their weights; those of weight 0 are left out."""
-        if not self.terms:
-            named: list[tuple[str, Any]] = [
-                (self.divergence, self.teacher_share),
-                ("ce", 1 - self.teacher_share),
-            ]
-            named += [("feature", self.feature_weight), ("attention", self.attention_weight)]
-            return [(name, weight) for name, weight in named if weight != 0]
-        found: list[tuple[str, float | Literal["auto"]]] = []
-        for text in self.terms:
-            match = re.fullmatch(r"([\w-]+)=(auto|\d*\.?\d+(?:e-?\d+)?)", text.replace(" ", ""))
-            if not match or match[1] not in TERMS:
-                raise ValueError(
-                    f"term {text!r} is not NAME=WEIGHT; names are {', '.join(TERMS)}, a weight is "
-                    "a number or auto"
-                )
-            found.append((match[1], "auto" if match[2] == "auto" else float(match[2])))
-        return found
-
     @property
     def reads_teacher_live(self) -> bool:
-        """Tell whether no cache serves: it is off, or a term looks into the teacher."""
-        return self.cache == "off" or any(name in INNER_TERMS for name, _ in self.weights())
+        """Tell whether the teacher runs beside the student: no cache, or inner states compared."""
+        return self.cache == "off" or any(term.name in INNER_TERMS for term in self.weights())
 
     def control_settings(self) -> dict[str, object]:
-        """Its controls start alike and, where they read the teacher's logits, by the same
-        divergence: one thing differs, not three.
+        """Return settings that this row's controls take over, where they have them.
+
+        Controls start alike and use the same divergence from the teacher's logits, so that a row
+        and its control differ in one thing.
         """
         return self.changed(
             "start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher"
         )
 
     def compress(self, job: Job) -> Checkpoint:
-        """Train against the teacher: from its cached distributions, or with the teacher beside the
-        student.
-        """
+        """Train against the teacher: from its cached distributions, or beside the live teacher."""
         return self.distil(job, self._examples(job))
 
     def distil(
@@ -121,8 +181,10 @@ class Distilled(Trained):
         notes: Any = None,
         shared: Sequence[dict[str, Any]] = (),
     ) -> Checkpoint:
-        """Train on examples with this method's terms; `over` are more rows than these that the
-        teacher's cache shall hold.
+        """Train on examples with this method's terms.
+
+        `over` are the rows of the teacher's cache, where it holds more than these examples;
+        `notes` and `shared` are those of `Trained.train`.
         """
         return self.train(
             job,
@@ -130,7 +192,7 @@ class Distilled(Trained):
             terms=self.loss_terms(),
             teachers=self.teachers(job, over=over),
             selection=selection,
-            options=TrainOptions(inwards=self.inwards()),
+            options=TrainOptions(taps=self.tap_config()),
             notes=notes,
             shared=shared,
         )
@@ -146,91 +208,58 @@ class Distilled(Trained):
 
         if not self.teacher:
             return job.teacher
-        found = [one for one in job.teachers if one.name == self.teacher]
-        if not found:
-            raise CellFailed(
-                f"teacher={self.teacher!r}: the run's teachers are "
-                f"{', '.join(one.name for one in job.teachers)}"
-            )
-        return found[0]
+        by_name = {teacher.name: teacher for teacher in reversed(job.teachers)}
+        if self.teacher not in by_name:
+            names = ", ".join(teacher.name for teacher in job.teachers)
+            raise CellFailed(f"teacher={self.teacher!r}: the run's teachers are {names}")
+        return by_name[self.teacher]
 
     def longest_row(self, job: Job) -> int:
-        """Return how many tokens student and teacher can read at once."""
+        """Return how many tokens of a row both student and teacher can read."""
         from harness.models.shape import Shape
 
-        return min(
-            Shape.of_folder(one.path).context
-            for one in (job.student_base, self.chosen_teacher(job))
-        )
+        models = (job.student_base, self.chosen_teacher(job))
+        return min(Shape.of_folder(model.path).context for model in models)
 
     def teachers(self, job: Job, *, over: Any = None) -> Teachers | None:
-        """Return what the loss reads of the teacher; None where no term does."""
-        names = {name for name, _ in self.weights()}
+        """Return how the loss reads the teacher; None where no term reads it.
+
+        `over` are the rows of its cache, where they are more than the trained ones.
+        """
+        names = {term.name for term in self.weights()}
         if names == {"ce"} and over is None:
             return None
-        chosen = self.chosen_teacher(job)
+        teacher = self.chosen_teacher(job)
         return Teachers(
-            models=(chosen,),
-            vocabulary=shared_vocabulary(job, [chosen]),
+            models=(teacher,),
+            vocabulary=shared_vocabulary(job, [teacher]),
             k=self.top_k,
             cache=self.cache,
             over=over,
             whole=bool(names & {"reverse-kl", "jsd", "skew-kl"}),
-            inside=self.inwards() is not None,
+            inside=self.tap_config() is not None,
             temperature=self.temperature,
         )
 
-    def inwards(self) -> "TapConfig | None":
-        """Return which blocks are compared; None where no term looks inside."""
-        from methods.training.taps import TapConfig
 
-        names = {name for name, _ in self.weights()}
-        if not names.intersection(INNER_TERMS):
-            return None
-        return TapConfig(
-            hidden=self.feature_layers if "feature" in names else "",
-            attention=self.attention_layers if "attention" in names else "",
-            distance=self.feature_distance,
-            maps=self.attention_kind,
-            relation_heads=self.relation_heads,
-            longest=self.attention_tokens,
-        )
+def divergence_of(method: Any, name: str) -> "Callable[[Positions], Tensor]":
+    """Return a divergence from the only teacher, as a function of the positions.
 
-    def loss_terms(self) -> "list[Term]":
-        """Return the terms of the loss."""
-        from methods.training.positions import Positions, trained_tokens
-        from methods.training.terms import Term, hard_labels
-
-        values: dict[str, Callable[[Positions], Any]] = {
-            name: divergence_of(self, name) for name in DIVERGENCES
-        }
-        values["feature"] = lambda at: at.inside.features(at)  # type: ignore[union-attr]
-        values["attention"] = lambda at: at.inside.attentions(at)  # type: ignore[union-attr]
-        inwards = self.inwards()
-        counts = {"attention": inwards.attended} if inwards is not None else {}
-        return [
-            hard_labels(weight)
-            if name == "ce"
-            else Term(name, weight, values[name], counts.get(name, trained_tokens))
-            for name, weight in self.weights()
-        ]
-
-
-def divergence_of(method: Any, name: str) -> Callable[[Any], Any]:
-    """Return a divergence from the only teacher as a function of the positions, with the method's
-    own temperature, beta and alpha.
+    Temperature, beta and alpha are those of the method.
     """
     from methods.training.divergences import distribution_kl
     from methods.training.losses import jensen_shannon, reverse_kl, skew_kl
 
-    tau = method.temperature
-    return {
-        "forward-kl": lambda at: distribution_kl(at.student_NV, at.teachers[0], tau),
-        "reverse-kl": lambda at: reverse_kl(at.student_NV, at.teacher_NV, temperature=tau),
-        "jsd": lambda at: jensen_shannon(
-            at.student_NV, at.teacher_NV, beta=method.beta, temperature=tau
-        ),
-        "skew-kl": lambda at: skew_kl(
-            at.student_NV, at.teacher_NV, alpha=method.alpha, temperature=tau
-        ),
-    }[name]
+    temperature = method.temperature
+
+    def divergence(positions: "Positions") -> "Tensor":
+        if name == "forward-kl":
+            return distribution_kl(positions.student_NV, positions.teachers[0], temperature)
+        logits = positions.student_NV, positions.teacher_NV
+        if name == "reverse-kl":
+            return reverse_kl(*logits, temperature=temperature)
+        if name == "jsd":
+            return jensen_shannon(*logits, beta=method.beta, temperature=temperature)
+        return skew_kl(*logits, alpha=method.alpha, temperature=temperature)
+
+    return divergence

@@ -1,5 +1,6 @@
-"""How far a student is from a teacher's distribution, whole or of its likeliest tokens, at each
-position.
+"""How far a student is from a teacher's distribution at each position.
+
+The distribution is complete, or cut to its likeliest tokens.
 """
 
 import torch
@@ -17,9 +18,7 @@ from methods.training.positions import Distribution, Positions
 
 
 def distribution_kl(student_NV: Tensor, teacher: Distribution, temperature: float) -> Tensor:
-    """Return the forward KL to a teacher's whole distribution, or to its likeliest tokens and their
-    rest; (N,).
-    """
+    """Return the forward KL to a teacher's distribution, complete or cut to k tokens, (N,)."""
     if teacher.top is not None:
         return top_k_kl(
             student_NV, teacher.top.ids_NK, teacher.top.log_p_NK, temperature=temperature
@@ -29,41 +28,47 @@ def distribution_kl(student_NV: Tensor, teacher: Distribution, temperature: floa
 
 
 def distribution_entropy(teacher: Distribution) -> Tensor:
-    """Return a teacher's entropy at each position; (N,)."""
+    """Return a teacher's entropy at each position, (N,)."""
     if teacher.top is not None:
         return top_k_entropy(teacher.top.log_p_NK)
     assert teacher.logits_NV is not None
     return entropy(teacher.logits_NV)
 
 
-def mixed_kl(at: Positions, weights_NM: Tensor, temperature: float) -> Tensor:
-    """Return the forward KL to a mixture of teachers, weights (N, M) by position.
+def mixed_kl(positions: Positions, weights_NM: Tensor, temperature: float) -> Tensor:
+    """Return the forward KL to a mixture of M teachers, with weights (N, M) by position; (N,).
 
-    Whole distributions are mixed as probabilities. Of kept likeliest tokens the supports differ, so
-    the weighted KLs are added: the same up to a constant that the student cannot change, exact for
-    whole distributions, a lower bound for cut ones.
+    Complete distributions are mixed as probabilities. Cut ones keep different tokens, so the
+    weighted KLs are added instead. That differs by a constant that the student cannot change for
+    complete distributions, and is a lower bound for cut ones.
     """
-    whole = [one.logits_NV for one in at.teachers if one.logits_NV is not None and one.top is None]
-    if len(whole) == len(at.teachers):
-        return forward_kl(
-            at.student_NV,
-            ensemble(whole, weights_NM, temperature=temperature),
-            temperature=temperature,
-        )
-    apart = torch.stack(
-        [distribution_kl(at.student_NV, one, temperature) for one in at.teachers], dim=-1
-    )
-    return (apart * weights_NM / weights_NM.sum(-1, keepdim=True)).sum(-1)
+    logits = [
+        teacher.logits_NV
+        for teacher in positions.teachers
+        if teacher.logits_NV is not None and teacher.top is None
+    ]
+    if len(logits) == len(positions.teachers):
+        mixture_NV = ensemble(logits, weights_NM, temperature=temperature)
+        return forward_kl(positions.student_NV, mixture_NV, temperature=temperature)
+    divergences = [
+        distribution_kl(positions.student_NV, teacher, temperature)
+        for teacher in positions.teachers
+    ]
+    divergences_NM = torch.stack(divergences, dim=-1)
+    return (divergences_NM * weights_NM / weights_NM.sum(-1, keepdim=True)).sum(-1)
 
 
 def label_loss(teacher: Distribution, labels_N: Tensor) -> Tensor:
-    """Return the cross-entropy of the labels under a teacher; a label outside the kept tokens
-    counts as half of what they leave over.
+    """Return the cross-entropy of the labels under a teacher, (N,).
+
+    A label outside the kept tokens counts as half of the probability that they leave over.
     """
     if teacher.top is None:
         assert teacher.logits_NV is not None
         return cross_entropy(teacher.logits_NV, labels_N)
-    found = teacher.top.ids_NK == labels_N[:, None]
-    log_p = teacher.top.log_p_NK.float()
-    rest = torch.log(0.5 * -torch.expm1(torch.logsumexp(log_p, -1).clamp(max=-1e-7)))
-    return -torch.where(found.any(-1), log_p.masked_fill(~found, -torch.inf).amax(-1), rest)
+    is_label_NK = teacher.top.ids_NK == labels_N[:, None]
+    log_p_NK = teacher.top.log_p_NK.float()
+    log_kept = torch.logsumexp(log_p_NK, -1).clamp(max=-1e-7)
+    log_half_tail = torch.log(0.5 * -torch.expm1(log_kept))
+    log_p_label = log_p_NK.masked_fill(~is_label_NK, -torch.inf).amax(-1)
+    return -torch.where(is_label_NK.any(-1), log_p_label, log_half_tail)

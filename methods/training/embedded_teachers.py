@@ -1,9 +1,8 @@
-r"""Trains the embedded family: tokenizer, then `tiny` and `tiny-math`, with the loop that students
-use.
+r"""Trains the embedded teachers `tiny` and `tiny-math`, and their tokenizer.
 
-`harness train-tiny` calls this. Rows are the tasks' own training splits, prompts trained too (a
-base model's diet). Everything runs on one thread, so that the same seed gives the same bytes
-whatever the number of cores.
+`harness train-tiny` calls this; the loop is the one that students use. Rows are the tasks' own
+training splits. Prompts are trained too, as for any base model. Everything runs on one thread, so
+that the same seed gives the same bytes whatever the number of cores.
 """
 
 import json
@@ -27,6 +26,7 @@ from harness.models.shaping import save_student
 from methods.training.loop import fit
 from methods.training.rows import TokenRow, encode
 from methods.training.settings import LoopSettings, Training
+from methods.training.state import TrainingResult
 from methods.training.terms import Objective, hard_labels
 
 VOCABULARY = 1024
@@ -46,7 +46,7 @@ MAX_TOKENS = 1024
 
 @dataclass(frozen=True)
 class EmbeddedTeacherRecipe:
-    """How one embedded teacher is trained: rows of each kind, budget, seed."""
+    """How one embedded teacher is trained: rows of each kind, budget and seed."""
 
     name: str
     problems: int  # word problems with worked answers
@@ -72,7 +72,7 @@ SETTINGS = LoopSettings(
 
 
 def train_tokenizer(texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE that encodes any text; each digit is a token of its own."""
+    """Train a byte-level BPE that encodes any text; each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -106,54 +106,68 @@ def train_teacher(
     budget: int | None,
     progress: Callable[[Progress], None],
 ) -> Checkpoint:
-    """Train one teacher from random weights and save it in bf16, with its recipe and log
-    beside it.
+    """Train one teacher from random weights; save it in bf16 with its recipe and log.
+
+    `budget` replaces the recipe's number of tokens.
     """
     recipe = replace(recipe, seen_tokens=budget or recipe.seen_tokens)
     workdir = folder.with_name(f".{folder.name}.work")
     workdir.mkdir(parents=True, exist_ok=True)
     _refuse_other_recipe(workdir / "recipe.json", recipe)
-    problems, choices = tasks["gsm8k-mini"], tasks["mmlu-mini"]
+    texts = _Texts(tasks["gsm8k-mini"], tasks["mmlu-mini"], source)
     tokenizer = train_tokenizer(
-        text
-        for task, count in ((problems, 5_000), (choices, 3_000))
-        for prompt, completion in _pairs(task, "train", source, count)
-        for text in (prompt + completion,)
+        prompt + completion for prompt, completion in texts.pairs("train", 5_000, 3_000)
     )
-    pairs = [
-        *_pairs(problems, "train", source, recipe.problems),
-        *_pairs(choices, "train", source, recipe.choices),
-    ]
-    random.Random(recipe.seed).shuffle(pairs)
-    half = SETTINGS.validation_rows // 2
-    held_out = [
-        *_pairs(problems, "validation", source, half),
-        *_pairs(choices, "validation", source, half),
-    ]
-    # a base model learns its prompts too
-    rows = [TokenRow(row.ids, 1) for row in encode(tokenizer, pairs, longest=MAX_TOKENS)[0]]
-    torch.manual_seed(recipe.seed)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            **SHAPE,
-            bos_token_id=None,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
-    model.generation_config = GenerationConfig(
-        do_sample=False, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    model = random_model(tokenizer, recipe.seed)
     student = LanguageModel(
         model, tokenizer, "cpu", Checkpoint(path=folder, name=recipe.name, digest="")
     )
+    result = _train_on_one_thread(student, texts, recipe, workdir, progress)
+    teacher = save_student(student, folder, name=recipe.name, dtype=torch.bfloat16, parents=())
+    document: dict[str, Any] = {
+        "recipe": asdict(recipe),
+        "settings": asdict(SETTINGS),
+        "spent": asdict(result),
+        "torch": torch.__version__,
+    }
+    text = json.dumps(document, indent=1) + "\n"
+    (folder / "training.json").write_text(text, encoding="utf-8")
+    _copy_every_25th_step(workdir / "training.jsonl", folder / "training.jsonl")
+    shutil.rmtree(workdir)
+    return teacher
+
+
+def random_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """Return a model of the embedded shape with random weights."""
+    end_id, pad_id = tokenizer.eos_token_id, tokenizer.pad_token_id
+    config = LlamaConfig(**SHAPE, bos_token_id=None, eos_token_id=end_id, pad_token_id=pad_id)
+    torch.manual_seed(seed)
+    model = LlamaForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        do_sample=False, eos_token_id=end_id, pad_token_id=pad_id
+    )
+    return model
+
+
+def _train_on_one_thread(
+    student: LanguageModel,
+    texts: "_Texts",
+    recipe: EmbeddedTeacherRecipe,
+    workdir: Path,
+    progress: Callable[[Progress], None],
+) -> TrainingResult:
+    pairs = texts.pairs("train", recipe.problems, recipe.choices)
+    random.Random(recipe.seed).shuffle(pairs)
+    half = SETTINGS.validation_rows // 2
+    # from the first token on: a base model learns its prompts too
+    rows = [TokenRow(row.ids, 1) for row in _encoded(student, pairs)]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        spent = fit(
+        return fit(
             student,
             rows=rows,
-            validation=encode(tokenizer, held_out, longest=MAX_TOKENS)[0],
+            validation=_encoded(student, texts.pairs("validation", half, half)),
             objective=Objective(terms=[hard_labels()]),
             settings=SETTINGS,
             training=Training(
@@ -167,17 +181,26 @@ def train_teacher(
         )
     finally:
         torch.set_num_threads(threads)
-    made = save_student(student, folder, name=recipe.name, dtype=torch.bfloat16, parents=())
-    told: dict[str, Any] = {
-        "recipe": asdict(recipe),
-        "settings": asdict(SETTINGS),
-        "spent": asdict(spent),
-        "torch": torch.__version__,
-    }
-    (folder / "training.json").write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-    _copy_every_25th_step(workdir / "training.jsonl", folder / "training.jsonl")
-    shutil.rmtree(workdir)
-    return made
+
+
+def _encoded(student: LanguageModel, pairs: Iterable[tuple[str, str]]) -> list[TokenRow]:
+    return encode(student.tokenizer, pairs, longest=MAX_TOKENS)[0]
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """The two tasks whose texts the embedded teachers learn."""
+
+    problems: Task
+    choices: Task
+    source: LocalOrHubData
+
+    def pairs(self, split: Split, problems: int, choices: int) -> list[tuple[str, str]]:
+        """Return the first (prompt, completion) pairs of a split, so many of each task."""
+        return [
+            *_pairs(self.problems, split, self.source, problems),
+            *_pairs(self.choices, split, self.source, choices),
+        ]
 
 
 def _pairs(task: Task, split: Split, source: LocalOrHubData, count: int) -> list[tuple[str, str]]:
@@ -188,22 +211,20 @@ def _pairs(task: Task, split: Split, source: LocalOrHubData, count: int) -> list
 
 
 def _refuse_other_recipe(path: Path, recipe: EmbeddedTeacherRecipe) -> None:
-    """Keep a stopped training from going on under another recipe."""
+    """Refuse to resume a stopped training that has another recipe."""
     text = json.dumps([asdict(recipe), asdict(SETTINGS), SHAPE])
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise HarnessError(
-            f"{path.parent} holds a stopped training with another recipe; delete that folder and "
+            f"{path.parent} has a stopped training with another recipe; delete that folder and "
             "type the command again"
         )
     path.write_text(text, encoding="utf-8")
 
 
 def _copy_every_25th_step(source: Path, target: Path) -> None:
-    """Keep every 25th step and every validation of a training log."""
+    """Copy a training log, with every 25th line and every validation."""
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
-    target.write_text(
-        "".join(
-            line for number, line in enumerate(lines) if number % 25 == 0 or "validation_ce" in line
-        ),
-        encoding="utf-8",
+    kept = (
+        line for number, line in enumerate(lines) if number % 25 == 0 or "validation_ce" in line
     )
+    target.write_text("".join(kept), encoding="utf-8")

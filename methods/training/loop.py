@@ -1,20 +1,20 @@
 """The one training loop of every method that trains: rows, loss terms, budget, validation, resume.
 
-Methods differ by their rows (what text is trained) and by their terms (what loss); everything else
-is the same for all of them, so that a table compares methods and not loops. The rules:
+Methods differ by their rows (which text is trained) and by their terms (which loss). Everything
+else is the same for all of them, so that a table compares methods and not loops. The rules:
 
-- The mask is made from lengths (prompt, completion), never from token ids: a real EOS is trained
+- The mask comes from lengths (prompt, completion), never from token ids: a real EOS is trained
   where pad = EOS.
-- The normaliser is the number of trained tokens of the whole optimiser step, known before its first
-  backward (`stepper`).
-- Logits are made at trained positions only.
-- The budget counts *seen* tokens (prompt and completion, no padding) and is spent to the last row
-  that fits.
-- The validation split is scored before the first step and after each epoch; the best weights of an
-  epoch are what is saved.
-- State is written every few seconds, less often where that takes long; a run that was killed goes
-  on from it and ends in the same bytes (`state`).
-- What saving takes is no part of the seconds and joules of training (`meter`).
+- The loss is divided by the number of trained tokens of the whole optimiser step, known before its
+  first backward pass (`stepper`).
+- Logits are computed at trained positions only.
+- The budget counts the tokens *seen* (prompt and completion, no padding) and is spent to the last
+  row that fits.
+- The validation split is scored before the first step and after each epoch; the weights of the best
+  epoch are saved.
+- State is written every few seconds, less often where that takes long. A killed run resumes from it
+  and ends in the same bytes (`state`).
+- The seconds and joules of training do not include those of saving (`meter`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -49,89 +49,88 @@ def fit(
     settings: LoopSettings,
     training: Training,
 ) -> TrainingResult:
-    """Train `student.model` in place and leave its best weights in it; return what was spent.
+    """Train `student.model` in place, leave its best weights in it, and return what it cost.
 
     Resumes from `state` in the training's folder when it is there.
     """
     if not rows:
         raise CellFailed("no training row is left (all were too long or filtered out)")
     torch.manual_seed(training.seed)
-    with (
-        closing(
-            PreparedTraining(
-                student, rows=rows, objective=objective, settings=settings, training=training
-            )
-        ) as ready,
-        closing(_TrainingRun(ready, validation, training)) as run,
-    ):
-        return run.through(rows)
+    prepared = PreparedTraining(
+        student, rows=rows, objective=objective, settings=settings, training=training
+    )
+    with closing(prepared), closing(_TrainingRun(prepared, validation, training)) as run:
+        return run.train(rows)
 
 
 class _TrainingRun:
     """One training run: the prepared student, its state, its log and its counts."""
 
     def __init__(
-        self, ready: PreparedTraining, validation: Sequence[TokenRow], training: Training
+        self,
+        prepared: PreparedTraining,
+        validation_rows: Sequence[TokenRow],
+        training: Training,
     ) -> None:
         workdir = training.workdir
-        self.ready, self.training = ready, training
-        self.objective, self.settings = ready.objective, ready.settings
-        self.stepper = ready.stepper()
-        self.states = SavedStates(workdir / "state", ready.accelerator)
+        self.prepared, self.training = prepared, training
+        self.objective, self.settings = prepared.objective, prepared.settings
+        self.stepper = prepared.stepper()
+        self.states = SavedStates(workdir / "state", prepared.accelerator)
         self.state = self.states.restore() or LoopState()
-        tracker = ready.accelerator if training.track else None
+        tracker = prepared.accelerator if training.track else None
         self.log = TrainingLog(
             workdir / "training.jsonl", keep_until=self.state.step, tracker=tracker
         )
-        self.meter = Meter(self.state, self.objective, ready.student.device)
+        self.meter = Meter(self.state, self.objective, prepared.student.device)
         self.terms = TermProgress(self.objective, self.state)
         self.validation = Validation(
-            validation, ready=ready, state=self.state, best_file=workdir / "best.pt"
+            validation_rows, prepared=prepared, state=self.state, best_file=workdir / "best.pt"
         )
-        self.moved = self.state.step > 1  # the first step of a warm-up has rate 0
+        self.weights_moved = self.state.step > 1  # the first step of a warm-up has rate 0
 
-    def through(self, rows: Sequence[TokenRow]) -> TrainingResult:
+    def train(self, rows: Sequence[TokenRow]) -> TrainingResult:
         """Make the steps that are left of the budget."""
         if self.state.step == 0:  # the loss that training has to beat
             self.state.start_ce = self.validation.score(self.log)
         steps = shuffled_steps(rows, batch_size=self.settings.batch_size, seed=self.training.seed)
-        for number, (epoch, planned) in enumerate(steps, 1):
+        for step, (epoch, planned_rows) in enumerate(steps, 1):
             if self.state.over:
                 break
-            if number <= self.state.step:
+            if step <= self.state.step:
                 continue
-            if epoch != self.state.epoch and self._stops_after_epoch(epoch):
+            if epoch != self.state.epoch and self._stops_before_epoch(epoch):
                 break
-            self._advance(number, planned)
-            if number == self.training.stop_after_steps:
-                return TrainingResult.of(self.state)
-        self._refuse_no_move()
+            self._advance(step, planned_rows)
+            if step == self.training.stop_after_steps:
+                return TrainingResult.from_state(self.state)
+        self._refuse_unmoved_weights()
         return self._finish()
 
-    def _stops_after_epoch(self, following: int) -> bool:
-        """Score the epoch that has ended; tell whether the following one is not to be trained."""
-        self.validation.hold_out(self.log, self.meter)
-        self.state.epoch = following
+    def _stops_before_epoch(self, epoch: int) -> bool:
+        """Score the epoch that has ended; tell whether training stops before the next one."""
+        self.validation.end_epoch(self.log, self.meter)
+        self.state.epoch = epoch
         return self.validation.stops_early()
 
-    def _advance(self, number: int, planned: Sequence[TokenRow]) -> None:
+    def _advance(self, step: int, planned_rows: Sequence[TokenRow]) -> None:
         """Make the step with those of its rows that fit into the budget, if any do."""
         seen_tokens = self.training.seen_tokens
-        wanted = self._rolled_out(planned, number)
-        rows = rows_within_budget(wanted, seen_tokens - self.state.seen)
-        self.state.over = len(rows) < len(wanted)
+        step_rows = self._rolled_out(planned_rows, step)
+        rows = rows_within_budget(step_rows, seen_tokens - self.state.seen)
+        self.state.over = len(rows) < len(step_rows)
         if not rows:
             return
         rate = learning_rate_at(self.state.seen / seen_tokens, self.settings)
-        self._report(self._step(number, rows, rate=rate))
+        self._report(self._step(step, rows, rate=rate))
         with self.meter.paused():
-            self.states.save(self.state, force=number == self.training.stop_after_steps)
+            self.states.save(self.state, force=step == self.training.stop_after_steps)
 
-    def _rolled_out(self, rows: Sequence[TokenRow], number: int) -> list[TokenRow]:
+    def _rolled_out(self, rows: Sequence[TokenRow], step: int) -> list[TokenRow]:
         """Return the step's rows; on-policy, the student writes them."""
         if self.objective.rollout is None:
             return list(rows)
-        return self.objective.rollout(self.ready.student, rows, number)
+        return self.objective.rollout(self.prepared.student, rows, step)
 
     def _report(self, line: str) -> None:
         done, total = self.state.seen, self.training.seen_tokens
@@ -139,35 +138,35 @@ class _TrainingRun:
             Progress(stage="train", done=done, total=total, unit="tokens", detail=line)
         )
 
-    def _step(self, number: int, rows: Sequence[TokenRow], *, rate: float) -> str:
-        """Make one optimiser step; return a line on it."""
-        several = len(self.objective.terms) > 1
-        self.ready.optimizers.set_rate(rate)
-        weights = self.terms.weights(self.stepper, rows, number)
+    def _step(self, step: int, rows: Sequence[TokenRow], *, rate: float) -> str:
+        """Make one optimiser step; return its summary."""
+        has_several_terms = len(self.objective.terms) > 1
+        self.prepared.optimizers.set_rate(rate)
+        weights = self.terms.weights(self.stepper, rows, step)
         values = self.stepper.backward(
             rows,
             weights=weights,
-            backward=self.ready.accelerator.backward,
-            number=number,
-            norms=several and (number - 1) % STEPS_BETWEEN_NORMS == 0,
+            backward=self.prepared.accelerator.backward,
+            step=step,
+            norms=has_several_terms and (step - 1) % STEPS_BETWEEN_NORMS == 0,
         )
-        norm = self.ready.clipped_norm()
-        self.terms.refuse_explosion(number, values.means, norm)
-        self.moved |= rate > 0
-        self.ready.optimizers.step()
-        self._count(number, rows)
-        if not several:
+        norm = self.prepared.clip_gradient()
+        self.terms.refuse_divergence(step, values.means, norm)
+        self.weights_moved |= rate > 0
+        self.prepared.optimizers.step()
+        self._count(step, rows)
+        if not has_several_terms:
             values = StepValues(values.means, dict.fromkeys(values.means, norm))
-        self.terms.remember(weights, values)
-        self.log.write_step(self._line(rate, norm, weights, values))
+        self.terms.update(weights, values)
+        self.log.write_step(self._log_line(rate, norm, weights, values))
         return self.terms.summary(weights, values.means)
 
-    def _count(self, number: int, rows: Sequence[TokenRow]) -> None:
-        self.state.step = number
+    def _count(self, step: int, rows: Sequence[TokenRow]) -> None:
+        self.state.step = step
         self.state.seen += sum(len(row.ids) for row in rows)
-        self.state.trained += sum(self.objective.trained(row) for row in rows)
+        self.state.trained += sum(self.objective.trained_tokens(row) for row in rows)
 
-    def _line(
+    def _log_line(
         self, rate: float, norm: float, weights: Mapping[str, float], values: StepValues
     ) -> dict[str, float]:
         """Return a step as a line of the log."""
@@ -176,11 +175,11 @@ class _TrainingRun:
         line |= {"gradient_norm": norm, **values.means}
         line |= {f"weight_{name}": weight for name, weight in weights.items()}
         if len(values.means) > 1:
-            line |= {f"gradient_norm_{name}": own for name, own in values.norms.items()}
+            line |= {f"gradient_norm_{name}": term_norm for name, term_norm in values.norms.items()}
         return line
 
-    def _refuse_no_move(self) -> None:
-        if not self.moved:
+    def _refuse_unmoved_weights(self) -> None:
+        if not self.weights_moved:
             raise CellFailed(
                 f"a budget of {self.training.seen_tokens} tokens ends within the first optimiser "
                 "step, before any weight moves; "
@@ -188,22 +187,20 @@ class _TrainingRun:
             )
 
     def _finish(self) -> TrainingResult:
-        """Score the last epoch, put the best weights into the model, and return what it all
-        took.
-        """
-        self.validation.hold_out(self.log, self.meter)
+        """Score the last epoch, load the best weights, and return what training cost."""
+        self.validation.end_epoch(self.log, self.meter)
         self.meter.count()
         self.validation.load_best()
-        devices = self.ready.accelerator.num_processes
-        spent = TrainingResult.of(
+        devices = self.prepared.accelerator.num_processes
+        result = TrainingResult.from_state(
             self.state,
             devices=devices,
             device_seconds=self.state.seconds * devices,
             energy_source=self.meter.energy_source,
-            peak_bytes=peak_bytes(self.ready.student.device),
+            peak_bytes=peak_bytes(self.prepared.student.device),
         )
         self.log.end()
-        return spent
+        return result
 
     def close(self) -> None:
         """Close the log."""

@@ -1,5 +1,7 @@
-"""Counts what a training takes into its state: seconds and joules without saving, teachers' work,
-the student's writing.
+"""Counts what a training takes into its state.
+
+These are seconds and joules (without those of saving), the work of teachers, and the student's own
+writing.
 """
 
 import time
@@ -16,11 +18,11 @@ from methods.training.terms import Objective
 
 
 class Meter:
-    """Keeps a state's counts up to date; what an earlier process counted is kept."""
+    """Keeps a state's counts up to date; what an earlier process counted stays in them."""
 
     def __init__(self, state: LoopState, objective: Objective, device: str) -> None:
         self.state, self.objective = state, objective
-        self.before = replace(state)
+        self.resumed_state = replace(state)  # the counts with which this process began
         self.counted_until = time.monotonic()
         self.energy = EnergyMeter(device)
 
@@ -30,26 +32,28 @@ class Meter:
         self.count()
         yield
         self.counted_until = time.monotonic()
-        self.energy.joules()
+        self.energy.joules()  # read and dropped
 
     def count(self) -> None:
         """Bring the counts up to date."""
         now = time.monotonic()
         self.state.seconds += now - self.counted_until
         self.counted_until = now
-        joules, before = self.energy.joules(), self.state.energy_joules
-        self.state.energy_joules = None if joules is None or before is None else before + joules
+        joules, total = self.energy.joules(), self.state.energy_joules
+        self.state.energy_joules = None if joules is None or total is None else total + joules
         self._count_models()
 
     def _count_models(self) -> None:
-        """Take over what live teachers and the writing student counted in this process."""
-        state, before = self.state, self.before
-        live, rollout = self.objective.live, self.objective.rollout
-        state.teacher_seconds = before.teacher_seconds + sum(teacher.seconds for teacher in live)
-        state.teacher_tokens = before.teacher_tokens + sum(teacher.tokens for teacher in live)
+        """Add what live teachers and the writing student counted in this process."""
+        state, resumed = self.state, self.resumed_state
+        teachers, rollout = self.objective.live_teachers, self.objective.rollout
+        state.teacher_seconds = resumed.teacher_seconds + sum(
+            teacher.seconds for teacher in teachers
+        )
+        state.teacher_tokens = resumed.teacher_tokens + sum(teacher.tokens for teacher in teachers)
         if rollout is not None:
-            state.written = before.written + rollout.written
-            state.writing_seconds = before.writing_seconds + rollout.seconds
+            state.written = resumed.written + rollout.written
+            state.writing_seconds = resumed.writing_seconds + rollout.seconds
 
     @property
     def energy_source(self) -> str:
@@ -58,9 +62,7 @@ class Meter:
 
 
 def peak_bytes(device: str) -> int | None:
-    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None where nothing
-    tells.
-    """
+    """Return the peak memory so far: allocated on a GPU, resident on a CPU; None if unknown."""
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     return process_bytes("VmHWM")

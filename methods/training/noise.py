@@ -1,14 +1,14 @@
-"""Silences what a model draws at random while it trains: a gradient must not depend on how a step
-is split into micro-batches.
+"""Silences what a model draws at random while it trains: dropout and other noise.
 
-Dropout comes in many forms: modules, numbers on modules or in a configuration that a function reads
+With noise a gradient would depend on how a step is split into micro-batches. Noise comes in many
+forms: dropout modules, numbers on modules or in a configuration that a function reads
 (`attention_dropout`, `resid_pdrop`), whole blocks left out (`layerdrop`), noise on routers
-(`jitter`). All that go by such a name are set to 0 while training lasts; then two passes in train
-mode must agree, or the model is refused: whatever is left was found by no name.
+(`jitter`). All that go by such a name are set to 0 while training lasts. Then two passes in train
+mode must agree, or the model is refused: some noise has a name that is not known here.
 """
 
 import re
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -16,46 +16,46 @@ from torch import nn
 from harness.errors import CellFailed, in_one_line
 from harness.models.blocks import probe_ids
 
-_NOISE = re.compile(r"drop|jitter|noise")
+_NOISE_NAME = re.compile(r"drop|jitter|noise")
 MAX_RELATIVE_GAP = 1e-4  # of the largest logit: the order of sums alone
 
 
-def silence_noise(model: Any) -> list[tuple[Any, str, Any]]:
-    """Set every dropout and noise of a model to 0; return what to give to `restored` when training
-    is over.
-    """
-    before: list[tuple[Any, str, Any]] = []
+class NoiseValue(NamedTuple):
+    """A number that was set to 0: the object that holds it, its name there, and its value."""
+
+    holder: Any  # a module or a configuration
+    name: str
+    value: float
+
+
+def silence_noise(model: Any) -> list[NoiseValue]:
+    """Set every dropout and noise of a model to 0; return what `restore_noise` needs afterwards."""
+    silenced: list[NoiseValue] = []
     holders: dict[int, Any] = {}
     for module in model.modules():
         if isinstance(module, nn.modules.dropout._DropoutNd):
-            before.append((module, "p", module.p))
+            silenced.append(NoiseValue(module, "p", module.p))
             module.p = 0.0
         for holder in (module, getattr(module, "config", None)):
             if hasattr(holder, "__dict__"):
                 holders[id(holder)] = holder
     for holder in holders.values():
         for name, value in list(vars(holder).items()):
-            if (
-                _NOISE.search(name)
-                and isinstance(value, int | float)
-                and not isinstance(value, bool)
-                and value
-            ):
-                before.append((holder, name, value))
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if _NOISE_NAME.search(name) and is_number and value:
+                silenced.append(NoiseValue(holder, name, value))
                 setattr(holder, name, 0.0)
-    return before
+    return silenced
 
 
-def restore_noise(before: list[tuple[Any, str, Any]]) -> None:
-    """Give every dropout its own value again: a student's configuration says what its
-    base's did.
-    """
-    for holder, name, value in before:
+def restore_noise(silenced: list[NoiseValue]) -> None:
+    """Give every dropout its value again: the student's configuration then equals its base's."""
+    for holder, name, value in silenced:
         setattr(holder, name, value)
 
 
 def refuse_noise(model: Any) -> None:
-    """Raise `CellFailed` for a model of which two passes in train mode do not agree."""
+    """Raise `CellFailed` for a model whose two passes in train mode differ."""
     ids = probe_ids(model)
     was_training = model.training
     try:
@@ -71,8 +71,7 @@ def refuse_noise(model: Any) -> None:
     gap = float((first - second).abs().max()) / max(float(first.abs().max()), 1e-6)
     if gap > MAX_RELATIVE_GAP:
         raise CellFailed(
-            f"{type(model).__name__} draws something at random while it trains that goes by no "
-            "name known here (two passes differ by "
-            f"{gap:.2g} of the largest logit), so its gradient would depend on the batch; use a "
-            "method that does not train"
+            f"{type(model).__name__} draws something at random while it trains, under a name that "
+            f"is not known here (two passes differ by {gap:.2g} of the largest logit), so its "
+            "gradient would depend on the batch; use a method that does not train"
         )

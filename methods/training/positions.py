@@ -16,40 +16,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Distribution:
-    """What one teacher thinks at the trained positions: logits (live, or kept whole) or its
-    likeliest tokens.
-    """
+    """One teacher's distributions at the trained positions: all logits, or the likeliest tokens."""
 
-    logits_NV: Tensor | None
+    logits_NV: Tensor | None  # from a live teacher, or from a cache that keeps all of them
     top: TopK | None = None
 
 
 @dataclass(frozen=True)
 class Positions:
-    """What a loss term may look at: the trained positions of a micro-batch, already shifted and
-    selected.
-    """
+    """The N trained positions of a micro-batch: logits, labels and what the teachers say there."""
 
     student_NV: Tensor
     labels_N: Tensor
     teachers: tuple[Distribution, ...] = ()
     batch: Batch | None = None
-    # hidden states and attention of both models, where a term asked for them
-    inside: "InnerStates | None" = None
+    # hidden states and attention of both models, where a term needs them
+    inner_states: "InnerStates | None" = None
 
     @property
     def teacher_NV(self) -> Tensor:
         """The only teacher's logits."""
-        [one] = self.teachers
-        assert one.logits_NV is not None, "the teacher's distributions were not kept whole"
-        return one.logits_NV
+        [teacher] = self.teachers
+        assert teacher.logits_NV is not None, "the cache keeps only the teacher's likeliest tokens"
+        return teacher.logits_NV
 
     @property
     def tags_N(self) -> Tensor:
-        """Each position's row's tag."""
+        """The tag of each position's row."""
         assert self.batch is not None
         return torch.tensor(
-            [row.tag for row in self.batch.rows for _ in range(row.trained)],
+            [row.tag for row in self.batch.rows for _ in range(row.trained_tokens)],
             device=self.labels_N.device,
         )
 
@@ -59,4 +55,4 @@ PositionCount = Callable[[TokenRow], int]
 
 def trained_tokens(row: TokenRow) -> int:
     """Count every trained token of a row: what a term is divided by unless it says otherwise."""
-    return row.trained
+    return row.trained_tokens

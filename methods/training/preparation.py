@@ -1,11 +1,9 @@
-"""The student and what is read beside it, made ready for optimiser steps, and let go afterwards as
-they were.
-"""
+"""A student made ready for optimiser steps, with what is read beside it; restored afterwards."""
 
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -29,8 +27,15 @@ if TYPE_CHECKING:
     from methods.training.taps import InnerStates
 
 
+class _Wrapped(NamedTuple):
+    """What accelerate made of a model and of its optimizers."""
+
+    model: Any
+    optimizers: Optimizers
+
+
 class PreparedTraining:
-    """A student in train mode with its hooks, taps and optimizers; `close` takes them out again."""
+    """A student in train mode with its hooks, taps and optimizers; `close` removes them again."""
 
     def __init__(
         self,
@@ -46,57 +51,59 @@ class PreparedTraining:
         autocast = "bfloat16" if training.mixed_precision == "bf16" else ""
         self.student = replace(student, autocast=autocast)
         _refuse_idle_terms(objective, rows)
-        self.noise = silence_noise(student.model)
+        self.silenced_noise = silence_noise(student.model)
         refuse_noise(student.model)
-        self.zeros = freeze_zeros(student.model)
+        self.zero_hooks = freeze_zeros(student.model)
         student.model.train()
         if settings.gradient_checkpointing:
             student.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self.head = TrainedPositionLogits(student.model)
-        self.inside = self._look_inside(rows, training.seed)
-        self.model, self.optimizers = self._prepare()
+        self.inner_states = self._tap_inner_states(rows, training.seed)
+        self.model, self.optimizers = self._wrap()
 
-    def _look_inside(self, rows: Sequence[TokenRow], seed: int) -> "InnerStates | None":
-        if self.objective.inwards is None:
+    def _tap_inner_states(self, rows: Sequence[TokenRow], seed: int) -> "InnerStates | None":
+        """Put taps into both models where a term compares their inner states."""
+        if self.objective.taps is None:
             return None
         from methods.training.taps import InnerStates
 
-        [teacher] = self.objective.live
-        inside = InnerStates(self.student, teacher.model, self.objective.inwards)
-        if len(inside.projections):
-            inside.start_projections(self._seen_by_both(rows, seed, teacher))
-        return inside
+        [teacher] = self.objective.live_teachers
+        inner_states = InnerStates(self.student, teacher.model, self.objective.taps)
+        if len(inner_states.projections):
+            inner_states.fit_projections(self._batches_run_by_both(rows, seed, teacher))
+        return inner_states
 
-    def _seen_by_both(
+    def _batches_run_by_both(
         self, rows: Sequence[TokenRow], seed: int, teacher: LiveTeacher
     ) -> Iterator[Batch]:
-        """Run the first epoch's batches through both models, one at a time."""
+        """Run the first epoch's batches through both models, and yield each batch after its run."""
         size = self.settings.micro_batch_size
-        for epoch, step in shuffled_steps(rows, batch_size=self.settings.batch_size, seed=seed):
+        steps = shuffled_steps(rows, batch_size=self.settings.batch_size, seed=seed)
+        for epoch, step_rows in steps:
             if epoch > 0:
                 return
-            for start in range(0, len(step), size):
-                batch = batch_of(
-                    step[start : start + size], self.student.pad_id, self.student.device
-                )
+            for start in range(0, len(step_rows), size):
+                micro_rows = step_rows[start : start + size]
+                batch = batch_of(micro_rows, self.student.pad_id, self.student.device)
                 with torch.no_grad():
                     teacher.head(batch)
                     self.head(batch)
                 yield batch
 
-    def _prepare(self) -> tuple[Any, Optimizers]:
-        """Return the model as accelerate wraps it, and its optimizers."""
+    def _wrap(self) -> _Wrapped:
+        """Let accelerate wrap the model and its optimizers."""
         modules = [self.student.model]
-        pairs = make_optimizers(self.student.model, self.settings)
-        if self.inside is not None and len(self.inside.projections):
-            pairs.append(projection_optimizer(self.inside.projections, self.settings))
-            modules.append(self.inside.projections)
-        wrapped = self.accelerator.prepare(*modules, *(optimizer for optimizer, _ in pairs))
+        optimizers = make_optimizers(self.student.model, self.settings)
+        if self.inner_states is not None and len(self.inner_states.projections):
+            projections = self.inner_states.projections
+            optimizers.append(projection_optimizer(projections, self.settings))
+            modules.append(projections)
+        wrapped = self.accelerator.prepare(*modules, *(scaled.optimizer for scaled in optimizers))
         wrapped = wrapped if isinstance(wrapped, tuple) else (wrapped,)
-        shares = [share for _, share in pairs]
-        return wrapped[0], Optimizers(wrapped[len(modules) :], shares)
+        shares = [scaled.share for scaled in optimizers]
+        return _Wrapped(wrapped[0], Optimizers(wrapped[len(modules) :], shares))
 
     def stepper(self) -> Stepper:
         """Return what computes the steps of this training."""
@@ -107,38 +114,36 @@ class PreparedTraining:
             self.settings.micro_batch_size,
             self.student.pad_id,
             device=self.accelerator.device,
-            inside=self.inside,
-            ranks=self.accelerator.num_processes,
+            inner_states=self.inner_states,
+            world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
         )
 
-    def clipped_norm(self) -> float:
-        """Clip the gradient; return the norm that it had."""
-        clip = self.settings.max_grad_norm
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), clip))
+    def clip_gradient(self) -> float:
+        """Clip the gradient; return the norm that it had before."""
+        max_norm = self.settings.max_grad_norm
+        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
 
-    def plain(self) -> Any:
+    def unwrapped_model(self) -> Any:
         """Return the model without accelerate's wrapping."""
         return self.accelerator.unwrap_model(self.model)
 
     def close(self) -> None:
         """Take every hook out of the models: what is saved is the student alone."""
         self.head.close()
-        for handle in self.zeros:
-            handle.remove()
-        restore_noise(self.noise)
-        if self.inside is not None:
-            self.inside.close()
-        for source in self.objective.live:
-            source.head.close()
+        for hook in self.zero_hooks:
+            hook.remove()
+        restore_noise(self.silenced_noise)
+        if self.inner_states is not None:
+            self.inner_states.close()
+        for teacher in self.objective.live_teachers:
+            teacher.head.close()
         if self.settings.gradient_checkpointing:
             self.student.model.gradient_checkpointing_disable()
 
 
 def start_accelerator(device: str, settings: LoopSettings, training: Training) -> Any:
-    """Return accelerate's accelerator for one process, with its tracker started where one was asked
-    for.
-    """
+    """Return accelerate's accelerator for one process; start its tracker where one is set."""
     # It warns about tied weights at every saved state.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
     accelerator = Accelerator(
@@ -161,7 +166,7 @@ def start_accelerator(device: str, settings: LoopSettings, training: Training) -
 def _refuse_idle_terms(objective: Objective, rows: Sequence[TokenRow]) -> None:
     """Refuse a term that counts no position of any row: it would train nothing."""
     for term in objective.terms:
-        if not any(objective.counts(term, row) for row in rows):
+        if not any(objective.counted_positions(term, row) for row in rows):
             raise CellFailed(
                 f"the term {term.name} counts no position of any training row (is attention_tokens "
                 "below the prompts?)"

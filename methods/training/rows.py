@@ -1,6 +1,4 @@
-"""Tokenised training rows: how text becomes them, how they are padded, and in which order they are
-seen.
-"""
+"""Tokenised training rows: how text becomes rows, how they are padded, and in which order."""
 
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,6 +11,8 @@ from torch import Tensor
 from harness.errors import CellFailed
 from harness.models.encoding import encode_pair
 
+STEPS_PER_WINDOW = 16  # rows are sorted by length inside windows of so many optimiser steps
+
 
 @dataclass(frozen=True)
 class TokenRow:
@@ -22,42 +22,43 @@ class TokenRow:
     trained_from: int
     # what kind of row it is, where a method has several: its task, or its half of a pair
     tag: int = 0
-    other: "TeacherTokens | None" = (
-        None  # the same text in a teacher's tokens, where those are others
-    )
+    # the same text in the tokens of a teacher that has another tokenizer
+    teacher_tokens: "TeacherTokens | None" = None
 
     @property
-    def trained(self) -> int:
+    def trained_tokens(self) -> int:
         """Number of trained tokens."""
         return len(self.ids) - self.trained_from
 
 
 @dataclass(frozen=True)
 class TeacherTokens:
-    """A row's text in another tokenizer, and which trained positions of the two stand behind the
-    same text.
-    """
+    """A row's text in the teacher's tokens, and which trained positions of the two align."""
 
     ids: tuple[int, ...]
     trained_from: int
-    pairs: tuple[tuple[int, int], ...]  # (ours, theirs), each counted from the first trained token
+    # (student, teacher) positions behind the same text, counted from the first trained token
+    pairs: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right: ids, attention and trained-token masks (B, T), and which logits are
-    trained (B, T-1).
-    """
+    """Rows padded on the right, as tensors (B, T)."""
 
     rows: tuple[TokenRow, ...]
     ids: Tensor
-    attention: Tensor
-    trained: Tensor
+    attention: Tensor  # 1 where a row has a token, 0 where it is padded
+    trained: Tensor  # true at the tokens that are trained
 
     @property
     def mask(self) -> Tensor:
-        """The causal shift: logits at t - 1 stand against token t."""
+        """Which logits are trained, (B, T-1): those at position t - 1 predict token t."""
         return self.trained[:, 1:]
+
+    @property
+    def labels_N(self) -> Tensor:
+        """The trained tokens, row by row."""
+        return self.ids[:, 1:][self.mask]
 
     def to(self, device: Any) -> "Batch":
         """Return the batch on a device."""
@@ -69,26 +70,28 @@ class Batch:
 def encode(
     tokenizer: Any, pairs: Iterable[tuple[Any, ...]], *, longest: int
 ) -> tuple[list[TokenRow], int]:
-    """Tokenise (prompt, completion[, tag]), EOS appended; return rows and the number left out as
-    too long.
+    """Tokenise (prompt, completion[, tag]) with EOS appended; also count what is too long.
 
-    Prompt and completion are encoded as one text, which is what the scorer reads and what the model
-    goes on from.
+    Prompt and completion are encoded as one text: the scorer reads such a text, and the model goes
+    on from it. Rows of more than `longest` tokens are left out; their number is the second value.
     """
-    end = required_eos_id(tokenizer)
+    eos_id = required_eos_id(tokenizer)
     rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion, *tag in pairs:
-        before, after = encode_pair(tokenizer, prompt, completion)
-        if len(before) + len(after) + 1 > longest:
+        prompt_ids, completion_ids = encode_pair(tokenizer, prompt, completion)
+        if len(prompt_ids) + len(completion_ids) + 1 > longest:
             too_long += 1
             continue
-        rows.append(TokenRow((*before, *after, end), len(before), *tag))
+        rows.append(TokenRow((*prompt_ids, *completion_ids, eos_id), len(prompt_ids), *tag))
     return rows, too_long
 
 
 def required_eos_id(tokenizer: Any) -> int:
-    """Return the token that ends a text: what a model must learn to write behind its answer."""
+    """Return the token that ends a text; raise `CellFailed` where the tokenizer has none.
+
+    A model must learn to write it after its answer.
+    """
     if tokenizer.eos_token_id is None:
         raise CellFailed(
             "the student's tokenizer has no EOS, so no answer could end; set eos_token in its "
@@ -97,10 +100,10 @@ def required_eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def collate(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+def collate(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
     """Pad on the right; return ids, attention mask and trained-token mask, all (B, T)."""
     width = max(len(row.ids) for row in rows)
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
+    ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention = torch.zeros((len(rows), width), dtype=torch.long)
     trained = torch.zeros((len(rows), width), dtype=torch.bool)
     for index, row in enumerate(rows):
@@ -110,9 +113,9 @@ def collate(rows: Sequence[TokenRow], pad: int) -> tuple[Tensor, Tensor, Tensor]
     return ids, attention, trained
 
 
-def batch_of(rows: Sequence[TokenRow], pad: int, device: Any = "cpu") -> Batch:
+def batch_of(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> Batch:
     """Return rows as one batch on a device."""
-    return Batch(tuple(rows), *collate(rows, pad)).to(device)
+    return Batch(tuple(rows), *collate(rows, pad_id)).to(device)
 
 
 def shuffled_steps(
@@ -125,26 +128,28 @@ def shuffled_steps(
     """
     epoch = 0
     while True:
-        order = random.Random(f"{seed}/{epoch}")
+        generator = random.Random(f"{seed}/{epoch}")
         shuffled = list(rows)
-        order.shuffle(shuffled)
+        generator.shuffle(shuffled)
         steps: list[list[TokenRow]] = []
-        window = batch_size * 16
-        for start in range(0, len(shuffled), window):
-            part = sorted(shuffled[start : start + window], key=lambda row: len(row.ids))
-            steps += [part[at : at + batch_size] for at in range(0, len(part), batch_size)]
-        order.shuffle(steps)
+        window_rows = batch_size * STEPS_PER_WINDOW
+        for start in range(0, len(shuffled), window_rows):
+            window = sorted(shuffled[start : start + window_rows], key=lambda row: len(row.ids))
+            steps += [
+                window[first : first + batch_size] for first in range(0, len(window), batch_size)
+            ]
+        generator.shuffle(steps)
         for step in steps:
             yield epoch, step
         epoch += 1
 
 
-def rows_within_budget(rows: Sequence[TokenRow], left: int) -> list[TokenRow]:
+def rows_within_budget(rows: Sequence[TokenRow], tokens_left: int) -> list[TokenRow]:
     """Return the leading rows whose tokens fit into what is left of a budget."""
     kept: list[TokenRow] = []
     for row in rows:
-        if left < len(row.ids):
+        if tokens_left < len(row.ids):
             break
-        left -= len(row.ids)
+        tokens_left -= len(row.ids)
         kept.append(row)
     return kept

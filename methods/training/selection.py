@@ -1,4 +1,4 @@
-"""Which trained positions count: those where a teacher has most to say."""
+"""Which trained positions count: those with the highest score by the teacher, or random ones."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,50 +16,51 @@ Score = Literal["kl", "entropy", "excess", "random"]
 
 @dataclass(frozen=True)
 class Selection:
-    """Trains a share of each row's tokens: those with the highest score, or random ones. At least
-    one a row.
+    """Trains a share of each row's tokens, at least one: the highest scores, or random ones.
 
-    kl: the teacher's divergence from the student now. entropy: the teacher's. excess: the label's
-    cross-entropy under the student less that under the teacher (Lin et al., 2024, Rho-1).
+    kl: the teacher's divergence from the student at this step. entropy: the teacher's. excess: the
+    label's cross-entropy under the student less that under the teacher (Lin et al., 2024, Rho-1).
     """
 
     share: float
     score: Score
     seed: int
 
-    def counts(self, row: TokenRow) -> int:
+    def tokens_kept(self, row: TokenRow) -> int:
         """Return how many tokens of a row are trained; known before anything is computed."""
-        return max(1, int(self.share * row.trained + 0.5))
+        return max(1, int(self.share * row.trained_tokens + 0.5))
 
-    def chosen(self, at: Positions, number: int) -> Tensor:
-        """Return which positions are trained, (N,) of booleans: exactly `counts` of each row's."""
-        assert at.batch is not None
+    def mask(self, positions: Positions, step: int) -> Tensor:
+        """Return which positions are trained, (N,) of booleans: `tokens_kept` of each row."""
+        assert positions.batch is not None
         with torch.no_grad():
-            scores = self._scores(at, number)
-        chosen = torch.zeros_like(at.labels_N, dtype=torch.bool)
+            scores = self._scores(positions, step)
+        mask = torch.zeros_like(positions.labels_N, dtype=torch.bool)
         start = 0
-        for row in at.batch.rows:
-            own = scores[start : start + row.trained]
-            chosen[start + own.topk(self.counts(row)).indices] = True
-            start += row.trained
-        return chosen
+        for row in positions.batch.rows:
+            row_scores = scores[start : start + row.trained_tokens]
+            mask[start + row_scores.topk(self.tokens_kept(row)).indices] = True
+            start += row.trained_tokens
+        return mask
 
-    def _scores(self, at: Positions, number: int) -> Tensor:
-        if self.score == "random":  # by the row itself: the same for any split into micro-batches
-            assert at.batch is not None
-            drawn = [
-                torch.rand(
-                    row.trained,
-                    generator=torch.Generator().manual_seed(
-                        hash((self.seed, number, row.ids)) % 2**63
-                    ),
-                )
-                for row in at.batch.rows
-            ]
-            return torch.cat(drawn).to(at.labels_N.device)
-        [teacher] = at.teachers
+    def _scores(self, positions: Positions, step: int) -> Tensor:
+        """Return a score per position, (N,); the highest ones are trained."""
+        if self.score == "random":
+            return self._random_scores(positions, step)
+        [teacher] = positions.teachers
         if self.score == "kl":
-            return distribution_kl(at.student_NV, teacher, 1.0)
+            return distribution_kl(positions.student_NV, teacher, 1.0)
         if self.score == "entropy":
             return distribution_entropy(teacher)
-        return cross_entropy(at.student_NV, at.labels_N) - label_loss(teacher, at.labels_N)
+        student_loss = cross_entropy(positions.student_NV, positions.labels_N)
+        return student_loss - label_loss(teacher, positions.labels_N)
+
+    def _random_scores(self, positions: Positions, step: int) -> Tensor:
+        """Return random scores, seeded by the row: any split into micro-batches gives the same."""
+        assert positions.batch is not None
+        scores = []
+        for row in positions.batch.rows:
+            row_seed = hash((self.seed, step, row.ids)) % 2**63
+            generator = torch.Generator().manual_seed(row_seed)
+            scores.append(torch.rand(row.trained_tokens, generator=generator))
+        return torch.cat(scores).to(positions.labels_N.device)

@@ -1,5 +1,6 @@
-"""What the loop is set to: hyperparameters that the rows of a table share, and what is one
-training's own. No torch at import.
+"""What the loop is set to: hyperparameters, and what belongs to one training alone.
+
+No torch at import.
 """
 
 from collections.abc import Callable
@@ -12,9 +13,7 @@ from harness.contract import Progress
 
 @dataclass(frozen=True, kw_only=True)
 class LoopSettings:
-    """Hyperparameters that every trained method shares; equal across the rows of a table unless
-    set.
-    """
+    """Hyperparameters of every trained method; equal in all rows of a table unless set."""
 
     learning_rate: float
     batch_size: int
@@ -28,17 +27,16 @@ class LoopSettings:
     optimizer: Literal["adamw", "muon"] = "adamw"
 
 
-def _silent(_: Progress) -> None:
+def _ignore_progress(_: Progress) -> None:
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """One training: how many tokens it sees, from which seed, and where its state and its log
-    stand.
+    """One training: how many tokens it sees, its seed, and where its state and its log are.
 
-    `stop_after_steps` ends the process's work early, state saved (the tests use it; a user presses
-    Ctrl-C, which costs at most the seconds since the last state).
+    `stop_after_steps` ends the process's work early, with the state saved. The tests use it; a user
+    presses Ctrl-C, which costs at most the seconds since the last state.
     """
 
     seen_tokens: int
@@ -46,5 +44,5 @@ class Training:
     workdir: Path
     mixed_precision: Literal["no", "bf16"] = "no"
     track: str = ""  # tensorboard, wandb or trackio, beside training.jsonl
-    progress: Callable[[Progress], None] = _silent
+    progress: Callable[[Progress], None] = _ignore_progress
     stop_after_steps: int | None = None

@@ -1,52 +1,86 @@
-"""Which teachers a loss reads, and how: run beside the student, or from what was kept of each. No
-torch at import.
+"""Which teachers a loss reads, and how: run beside the student, or from a cache of each.
+
+No torch at import.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.contract import Checkpoint, Job
 from harness.renames.modules import by_old_name
 
 if TYPE_CHECKING:
     from methods.training.rows import TokenRow
+    from methods.training.teacher_cache import CachedTeacher
     from methods.training.teachers import TeacherSource
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
-    """The teachers whose distributions the loss reads, and how they are to be had."""
+    """The teachers whose distributions the loss reads, and how it reads them."""
 
     models: tuple[Checkpoint, ...]
     vocabulary: int | None  # leading logit columns that mean the same token in all models
-    k: int = 64
+    k: int = 64  # tokens that a cache keeps of each distribution, where it cannot keep all
     # auto: where the budget reads every row at least once
     cache: Literal["auto", "on", "off"] = "auto"
     whole: bool = False  # the loss needs every token's probability, not the k likeliest
-    inside: bool = False  # it looks into the teacher, which no cache of distributions holds
+    inside: bool = False  # it reads inner states, which no cache of distributions holds
     own_tokens: bool = False  # the teacher reads the text in its own tokenizer
-    temperature: float = 1.0  # that the loss reads them at
-    # rows that the cache shall hold beside the trained ones, so that methods with fewer rows share
-    # one
+    temperature: float = 1.0  # of the loss
+    # rows of the cache in place of the trained ones, so that methods with fewer rows share a cache
     over: Any = None
+
+
+class TeacherSources(NamedTuple):
+    """Where the loss gets the teachers' distributions from."""
+
+    makers: "Sequence[Callable[[], TeacherSource]]"  # one per teacher; called for each training
+    caches: "list[CachedTeacher]"  # those among them; empty where the teachers are live
 
 
 def sources_of(
     teachers: Teachers, job: Job, rows: "Sequence[TokenRow]", *, budget: int
-) -> "tuple[Sequence[Callable[[], TeacherSource]], list[Any]]":
-    """Return makers of what the loss reads, and the caches among them: live teachers, or what was
-    kept of each over these rows.
+) -> TeacherSources:
+    """Open the teachers, or their caches over these rows.
+
+    `budget` is the number of tokens that training sees. Raises `CellFailed` for a cache that cannot
+    serve the loss.
     """
-    from harness.errors import CellFailed
     from harness.models.language_model import open_model
-    from harness.models.shape import MAX_DENSE_VOCABULARY, Shape
+    from harness.models.shape import Shape
     from methods.training.teacher_cache import teacher_cache
     from methods.training.teachers import CrossTokenizerTeacher, LiveTeacher
 
     width = teachers.vocabulary or Shape.of_folder(teachers.models[0].path).vocabulary
-    partial = width > MAX_DENSE_VOCABULARY  # only the likeliest tokens would be kept
-    if teachers.cache == "on" and partial and teachers.whole:
+    _refuse_useless_cache(teachers, width)
+    tokens = sum(len(row.ids) for row in rows)
+    if _runs_live(teachers, width, reads_every_row=budget >= tokens):
+        opened = [
+            open_model(model, device=job.device, dtype=job.dtype) for model in teachers.models
+        ]
+        kind = CrossTokenizerTeacher if teachers.own_tokens else LiveTeacher
+        return TeacherSources([partial(kind, model) for model in opened], [])
+    cached_rows = teachers.over or rows
+    caches = [  # one teacher in memory at a time
+        teacher_cache(job, model, cached_rows, k=teachers.k, width=width)
+        for model in teachers.models
+    ]
+    return TeacherSources([partial(_same, cache) for cache in caches], caches)
+
+
+def _same(cache: "CachedTeacher") -> "TeacherSource":
+    """Return the cache: several trainings can read one."""
+    return cache
+
+
+def _refuse_useless_cache(teachers: Teachers, width: int) -> None:
+    """Refuse a cache that keeps fewer tokens than the loss needs, or more than there are."""
+    from harness.errors import CellFailed
+
+    if teachers.cache == "on" and teachers.whole and not _keeps_all_tokens(width):
         raise CellFailed(
             f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type "
             "--set METHOD.cache=off"
@@ -56,46 +90,52 @@ def sources_of(
             f"top_k={teachers.k} is above the vocabulary of {width:,}; give a smaller one, or "
             "cache=off"
         )
-    several = len(teachers.models) > 1
-    seldom = budget < sum(len(row.ids) for row in rows) and not several
-    live = teachers.cache == "off" or (
-        teachers.cache == "auto" and (seldom or (partial and teachers.whole))
-    )
-    if teachers.inside or teachers.own_tokens or live:
-        opened = [open_model(one, device=job.device, dtype=job.dtype) for one in teachers.models]
-        kind = CrossTokenizerTeacher if teachers.own_tokens else LiveTeacher
-        return [lambda one=one: kind(one) for one in opened], []
-    rows = teachers.over or rows
-    # one in memory at a time
-    kept = [teacher_cache(job, one, rows, k=teachers.k, width=width) for one in teachers.models]
-    return [lambda one=one: one for one in kept], kept
+
+
+def _runs_live(teachers: Teachers, width: int, *, reads_every_row: bool) -> bool:
+    """Tell whether the teachers run beside the student, and no cache is used."""
+    if teachers.inside or teachers.own_tokens or teachers.cache == "off":
+        return True
+    if teachers.cache == "on":
+        return False
+    costs_more_than_live = not reads_every_row and len(teachers.models) == 1
+    return costs_more_than_live or (teachers.whole and not _keeps_all_tokens(width))
+
+
+def _keeps_all_tokens(width: int) -> bool:
+    """Tell whether a cache keeps all tokens of a vocabulary, not only the likeliest ones."""
+    from harness.models import shape
+
+    return width <= shape.MAX_DENSE_VOCABULARY
 
 
 def common_context(teachers: Teachers | None) -> int:
-    """Return the longest row, in the student's tokens, that all these teachers can read; those with
-    tokens of their own are not asked.
+    """Return the longest row, in the student's tokens, that all these teachers can read.
+
+    Teachers with another tokenizer do not count: their rows have other lengths.
     """
     from harness.models.shape import Shape
 
-    asked = teachers.models if teachers and not teachers.own_tokens else ()
-    return min((Shape.of_folder(one.path).context for one in asked), default=2**31)
+    models = teachers.models if teachers and not teachers.own_tokens else ()
+    return min((Shape.of_folder(model.path).context for model in models), default=2**31)
 
 
 def shared_vocabulary(job: Job, teachers: Sequence[Checkpoint]) -> int:
-    """Return how many logit columns the student and all these teachers share; refuses other token
-    maps.
+    """Return how many logit columns the student and all these teachers share.
+
+    Raises `HarnessError` where a teacher's tokens have other ids than the student's.
     """
     from harness.models.language_model import student_tokenizer
     from harness.models.vocabulary import common_vocabulary
 
-    ours = student_tokenizer(job.student_base).get_vocab()
+    student_vocabulary = student_tokenizer(job.student_base).get_vocab()
     return min(
         common_vocabulary(
-            ours,
-            student_tokenizer(one).get_vocab(),
-            names=(f"student {job.student_base.name}", f"teacher {one.name}"),
+            student_vocabulary,
+            student_tokenizer(teacher).get_vocab(),
+            names=(f"student {job.student_base.name}", f"teacher {teacher.name}"),
         )
-        for one in teachers
+        for teacher in teachers
     )
 
 

@@ -1,5 +1,6 @@
-"""An optimiser step's loss and gradient: the same whatever its split into micro-batches and
-processes.
+"""An optimiser step's loss and gradient.
+
+They are the same however the step is split into micro-batches and processes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +20,12 @@ if TYPE_CHECKING:
     from methods.training.taps import InnerStates
 
 Backward = Callable[[Tensor], None]
-Sums = dict[str, Tensor]  # of a micro-batch: each term's part of the step's mean
+TermSums = dict[str, Tensor]  # of a micro-batch: each term's part of the step's mean
 
 
 @dataclass
 class StepValues:
-    """What a step says of its terms: unweighted means, and the norms of their weighted
-    gradients.
-    """
+    """The terms of a step: their unweighted means, and the norms of their weighted gradients."""
 
     means: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
@@ -36,18 +35,19 @@ class StepValues:
 class Stepper:
     """Computes a step's loss and gradient.
 
-    Each term is divided by the positions that it counts in the *whole* step over all processes,
-    known before the first backward; DDP averages gradients, so every process divides by its share.
+    Each term is divided by the positions that it counts in the step over all processes, known
+    before the first backward pass. DDP averages gradients, so each process multiplies its loss by
+    the number of processes.
     """
 
     student: Any  # wrapped or not
     head: TrainedPositionLogits
     objective: Objective
     micro_batch_size: int
-    pad: int
+    pad_id: int
     device: Any = "cpu"
-    inside: "InnerStates | None" = None
-    ranks: int = 1
+    inner_states: "InnerStates | None" = None
+    world_size: int = 1
     rank: int = 0
 
     def backward(
@@ -56,84 +56,85 @@ class Stepper:
         *,
         weights: Mapping[str, float],
         backward: Backward,
-        number: int = 0,
+        step: int = 0,
         norms: bool = False,
     ) -> StepValues:
-        """Accumulate one step's gradient; return each term's mean, and the norms of their gradients
-        where `norms`.
-        """
+        """Accumulate one step's gradient; return each term's mean, and with `norms` their norms."""
         values = StepValues()
-        for batch, sums in self._micro_batches(rows, number, values):
-            total = self._weighted(sums, weights)
+        for batch, sums in self._micro_batches(rows, step, values):
+            loss = self._weighted(sums, weights)
             if norms and not values.norms:
-                values.norms.update(self._norms(sums, weights, rows, batch))
-            if total.requires_grad:
-                backward(total * self.ranks)
+                values.norms.update(self._gradient_norms(sums, weights, rows, batch))
+            if loss.requires_grad:
+                backward(loss * self.world_size)
         return values
 
-    def values(self, rows: Sequence[TokenRow], number: int = 0) -> StepValues:
+    def values(self, rows: Sequence[TokenRow], step: int = 0) -> StepValues:
         """Return each term's mean over a step's rows without a gradient."""
         values = StepValues()
         with torch.no_grad():
-            for _ in self._micro_batches(rows, number, values):
+            for _ in self._micro_batches(rows, step, values):
                 pass
         return values
 
-    def _weighted(self, sums: Sums, weights: Mapping[str, float]) -> Tensor:
-        total = torch.zeros((), device=self.device)
-        return sum((weights[name] * value for name, value in sums.items()), total)
+    def _weighted(self, sums: TermSums, weights: Mapping[str, float]) -> Tensor:
+        zero = torch.zeros((), device=self.device)
+        return sum((weights[name] * value for name, value in sums.items()), zero)
 
     def _micro_batches(
-        self, rows: Sequence[TokenRow], number: int, values: StepValues
-    ) -> Iterator[tuple[Batch, Sums]]:
-        """Yield each micro-batch of this process with its sums; the means grow in `values`."""
+        self, rows: Sequence[TokenRow], step: int, values: StepValues
+    ) -> Iterator[tuple[Batch, TermSums]]:
+        """Yield this process's micro-batches with their sums; add the sums to `values.means`."""
         counts = self._counts(rows)
         values.means = dict.fromkeys(counts, 0.0)
-        mine = rows[self.rank :: self.ranks]
-        for start in range(0, len(mine), self.micro_batch_size):
-            batch = batch_of(mine[start : start + self.micro_batch_size], self.pad, self.device)
-            sums = self._sums(batch, number, counts)
+        process_rows = rows[self.rank :: self.world_size]
+        for start in range(0, len(process_rows), self.micro_batch_size):
+            micro_rows = process_rows[start : start + self.micro_batch_size]
+            batch = batch_of(micro_rows, self.pad_id, self.device)
+            sums = self._sums(batch, step, counts)
             for name, value in sums.items():
                 values.means[name] += float(value.detach())
             yield batch, sums
 
     def _counts(self, rows: Sequence[TokenRow]) -> dict[str, int]:
-        """Return how many positions each term counts in the step; a step may hold none that a term
-        counts.
-        """
-        every = {term.name: self._count(term, rows) for term in self.objective.terms}
-        return {name: count for name, count in every.items() if count}
+        """Return how many positions each term counts in the step; terms that count none are out."""
+        counts = {term.name: self._count(term, rows) for term in self.objective.terms}
+        return {name: count for name, count in counts.items() if count}
 
     def _count(self, term: Term, rows: Sequence[TokenRow]) -> int:
-        return sum(self.objective.counts(term, row) for row in rows)
+        return sum(self.objective.counted_positions(term, row) for row in rows)
 
-    def _sums(self, batch: Batch, number: int, counts: Mapping[str, int]) -> Sums:
+    def _sums(self, batch: Batch, step: int, counts: Mapping[str, int]) -> TermSums:
         """Return each term's sum over the micro-batch, divided by the step's count.
 
-        What the terms looked at is let go: the graph keeps what the backward pass needs, and
-        teachers' distributions are not among it.
+        `positions` is released on return, and teachers' distributions with it: the graph keeps
+        only what the backward pass needs.
         """
-        at = self._positions(batch)
+        positions = self._positions(batch)
         selection = self.objective.selection
-        chosen = selection.chosen(at, number) if selection else None
-        sums: Sums = {}
+        mask = selection.mask(positions, step) if selection else None
+        sums: TermSums = {}
         for term in self.objective.terms:
             if term.name in counts:
-                value_N = term.value(at)
-                kept = value_N if chosen is None else value_N[chosen]
-                sums[term.name] = kept.sum() / counts[term.name]
+                value_N = term.value(positions)
+                trained = value_N if mask is None else value_N[mask]
+                sums[term.name] = trained.sum() / counts[term.name]
         return sums
 
     def _positions(self, batch: Batch) -> Positions:
         vocabulary = self.objective.vocabulary
         teachers = tuple(source.read(batch, vocabulary) for source in self.objective.sources)
         student_NV = self.head(batch, through=self.student)[:, :vocabulary]
-        return Positions(student_NV, batch.ids[:, 1:][batch.mask], teachers, batch, self.inside)
+        return Positions(student_NV, batch.labels_N, teachers, batch, self.inner_states)
 
-    def _norms(
-        self, sums: Sums, weights: Mapping[str, float], rows: Sequence[TokenRow], batch: Batch
+    def _gradient_norms(
+        self,
+        sums: TermSums,
+        weights: Mapping[str, float],
+        rows: Sequence[TokenRow],
+        batch: Batch,
     ) -> dict[str, float]:
-        """Return the gradient norm of each weighted term, as this one micro-batch estimates it."""
+        """Return the gradient norm of each weighted term, estimated from this micro-batch alone."""
         norms = {}
         for term in self.objective.terms:
             if term.name in sums:
@@ -141,12 +142,12 @@ class Stepper:
                 norms[term.name] = self._norm(weights[term.name] * sums[term.name], share)
         return norms
 
-    def _norm(self, value: Tensor, share: float) -> float:
-        """Return the gradient norm of a loss that is a share of the step's."""
-        if not value.requires_grad or not share:
+    def _norm(self, loss: Tensor, share: float) -> float:
+        """Return the step's gradient norm from a loss that covers a share of the step."""
+        if not loss.requires_grad or not share:
             return 0.0
-        parameters = [one for one in self.student.parameters() if one.requires_grad]
-        gradients = torch.autograd.grad(value, parameters, retain_graph=True, allow_unused=True)
+        trained = [weight for weight in self.student.parameters() if weight.requires_grad]
+        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
         squares = [
             gradient.float().square().sum() for gradient in gradients if gradient is not None
         ]
@@ -157,16 +158,16 @@ def mean_cross_entropy(
     rows: Sequence[TokenRow],
     *,
     head: TrainedPositionLogits,
-    pad: int,
+    pad_id: int,
     micro_batch_size: int,
     device: Any,
 ) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
-    ordered = sorted(rows, key=lambda row: len(row.ids))
+    by_length = sorted(rows, key=lambda row: len(row.ids))
     with torch.no_grad():
-        for start in range(0, len(ordered), micro_batch_size):
-            batch = batch_of(ordered[start : start + micro_batch_size], pad, device)
-            total += float(cross_entropy(head(batch), batch.ids[:, 1:][batch.mask]).sum())
+        for start in range(0, len(by_length), micro_batch_size):
+            batch = batch_of(by_length[start : start + micro_batch_size], pad_id, device)
+            total += float(cross_entropy(head(batch), batch.labels_N).sum())
             count += int(batch.mask.sum())
     return total / count

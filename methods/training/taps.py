@@ -1,11 +1,11 @@
-"""Taps inside two models: hidden states behind mapped blocks, and queries, keys and values of
-mapped attention layers.
+"""Taps into two models: hidden states of mapped blocks, and attention of mapped layers.
 
 A block's output is caught by a hook on the block, never by `output_hidden_states`, whose last entry
-stands behind the final norm. Queries and keys are caught where every transformers attention hands
-them over (after rotary embedding, before softmax), so the model goes on with its own kernel:
-nothing has to be switched to `eager`, and nothing depends on attention maps that fused kernels
-never build.
+comes after the final norm. Queries and keys are caught where every transformers attention passes
+them on (after rotary embedding, before softmax), so the model keeps its own kernel: nothing has to
+be switched to `eager`, and nothing depends on attention maps, which fused kernels never build.
+
+Legend: B rows, T tokens, N trained positions, H hidden size, d size of a head.
 """
 
 import copy
@@ -13,7 +13,7 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
-from methods.training.losses import attention_kl, hidden_distance
+from methods.training.losses import attention_kl, hidden_distance, unit_rms
 from methods.training.positions import Positions
 from methods.training.rows import Batch, TokenRow
 
@@ -32,30 +32,30 @@ BlockPairs = tuple[tuple[int, int], ...]  # (student block, teacher block), coun
 
 @dataclass(frozen=True, kw_only=True)
 class TapConfig:
-    """Which inner parts of the two models a loss compares."""
+    """Which inner parts of the two models a loss compares, and how."""
 
-    hidden: str = ""  # pairs such as 2-4,4-8; auto; "" for none
-    attention: str = ""
-    distance: Literal["mse", "cosine", "plain-mse"] = "mse"
-    maps: Literal["auto", "maps", "relations"] = "auto"
+    hidden_layers: str = ""  # pairs such as 2-4,4-8; auto; "" for none
+    attention_layers: str = ""
+    hidden_distance: Literal["mse", "cosine", "plain-mse"] = "mse"
+    attention_kind: Literal["auto", "maps", "relations"] = "auto"
     relation_heads: int = 0  # 0: the most that divide both models' widths
-    longest: int = 512  # positions of a row whose attention is compared
+    attention_tokens: int = 512  # positions of a row whose attention is compared
 
-    def attended(self, row: TokenRow) -> int:
+    def attention_positions(self, row: TokenRow) -> int:
         """Return how many trained positions of a row have their attention compared."""
-        return max(0, min(len(row.ids) - 1, self.longest) - (row.trained_from - 1))
+        return max(0, min(len(row.ids) - 1, self.attention_tokens) - (row.trained_from - 1))
 
 
 def parse_block_pairs(
-    text: str, students: int, teachers: int, *, most: int, setting: str
+    text: str, student_blocks: int, teacher_blocks: int, *, most: int, setting: str
 ) -> BlockPairs:
-    """Read `2-4,4-8`, or spread pairs evenly: student block s beside teacher block round(s * L_T /
-    L_S), the last two among them.
+    """Read pairs of blocks such as `2-4,4-8`; `auto` spreads up to `most` pairs evenly.
+
+    `auto` puts student block s beside teacher block round(s * L_T / L_S); the last blocks of both
+    are a pair. `setting` names the setting in an error.
     """
     if text == "auto":
-        count = min(most, students)
-        blocks = [round(students * (index + 1) / count) for index in range(count)]
-        return tuple((s, max(1, int(s * teachers / students + 0.5))) for s in blocks)
+        return _spread_block_pairs(student_blocks, teacher_blocks, most)
     pairs = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)-(\d+)\s*", part)
@@ -65,7 +65,8 @@ def parse_block_pairs(
                 "blocks counted from 1"
             )
         pair = int(match[1]), int(match[2])
-        for side, block, last in (("student", pair[0], students), ("teacher", pair[1], teachers)):
+        sides = ("student", pair[0], student_blocks), ("teacher", pair[1], teacher_blocks)
+        for side, block, last in sides:
             if not 1 <= block <= last:
                 raise CellFailed(
                     f"{setting}={text!r}: the {side} has no block {block}; its blocks are 1 to "
@@ -75,8 +76,16 @@ def parse_block_pairs(
     return tuple(pairs)
 
 
+def _spread_block_pairs(student_blocks: int, teacher_blocks: int, most: int) -> BlockPairs:
+    count = min(most, student_blocks)
+    blocks = [round(student_blocks * (index + 1) / count) for index in range(count)]
+    return tuple(
+        (block, max(1, int(block * teacher_blocks / student_blocks + 0.5))) for block in blocks
+    )
+
+
 def blocks_of(model: Any) -> nn.ModuleList:
-    """Return a causal language model's blocks."""
+    """Return the transformer blocks of a causal language model."""
     count = model.config.get_text_config().num_hidden_layers
     for module in model.modules():
         if isinstance(module, nn.ModuleList) and len(module) == count:
@@ -94,32 +103,46 @@ class HiddenTap:
         self.value: Tensor | None = None
         self._hook = block.register_forward_hook(self._keep)
 
-    def _keep(self, block: nn.Module, given: Any, output: Any) -> None:
+    def _keep(self, block: nn.Module, inputs: Any, output: Any) -> None:
         self.value = output[0] if isinstance(output, tuple) else output
 
     def close(self) -> None:
-        """Leave the model as it was."""
+        """Restore the model."""
         self._hook.remove()
 
 
+class AttentionStates(NamedTuple):
+    """What one attention layer computes with."""
+
+    query: Tensor  # (B, heads, T, d)
+    key: Tensor  # (B, key heads, T, d)
+    value: Tensor  # (B, key heads, T, d)
+    scale: float  # of the scores before softmax
+
+    def first_tokens(self, length: int) -> "AttentionStates":
+        """Return the states of the first `length` tokens, in fp32."""
+        query, key, value = (
+            states[:, :, :length].float() for states in (self.query, self.key, self.value)
+        )
+        return AttentionStates(query, key, value, self.scale)
+
+
 class AttentionTap:
-    """Keeps the queries, keys and values of one block's attention, (B, heads, T, d) each, and its
-    scale.
-    """
+    """Keeps the attention states of one block, while the model's own kernel computes."""
 
     def __init__(self, block: nn.Module) -> None:
         from transformers import AttentionInterface
 
         AttentionInterface.register(_TAPPED_IMPLEMENTATION, _attention_with_tap)
-        self.value: tuple[Tensor, Tensor, Tensor, float] | None = None
+        self.value: AttentionStates | None = None
         self.modules = [
-            one
-            for one in block.modules()
-            if hasattr(one, "config") and "ttention" in type(one).__name__
+            module
+            for module in block.modules()
+            if hasattr(module, "config") and "ttention" in type(module).__name__
         ]
-        self.before = [one.config for one in self.modules]
+        self.original_configs = [module.config for module in self.modules]
         for module in self.modules:
-            # this layer's own; the masks are made from the model's, which stays
+            # A copy for this layer alone: masks are made from the model's, which stays as it is.
             config = copy.copy(module.config)
             config._attn_implementation_internal = _TAPPED_IMPLEMENTATION
             self.implementation = module.config._attn_implementation
@@ -127,174 +150,202 @@ class AttentionTap:
             _TAPS[module] = self
 
     def close(self) -> None:
-        """Leave the model as it was."""
-        for module, config in zip(self.modules, self.before, strict=True):
+        """Restore the model."""
+        for module, config in zip(self.modules, self.original_configs, strict=True):
             module.config = config
             _TAPS.pop(module, None)
 
 
 def _attention_with_tap(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **rest: Any
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    **options: Any,
 ) -> Any:
+    """Keep the layer's attention states in its tap, then run its own kernel on them."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     tap = _TAPS[module]
-    window = rest.get("sliding_window") or getattr(module, "sliding_window", None)
-    if rest.get("softcap") is not None or (window is not None and window < query.shape[2]):
+    window = options.get("sliding_window") or getattr(module, "sliding_window", None)
+    if options.get("softcap") is not None or (window is not None and window < query.shape[2]):
         raise CellFailed(
             f"{type(module).__name__} caps its scores or attends to a window only, which attention "
-            "distillation does not know"
+            "distillation does not support"
         )
-    scale = rest.get("scaling") or query.shape[-1] ** -0.5
-    tap.value = (query, key, value, float(scale))
-    plain = "sdpa" if tap.implementation in (None, "eager") else tap.implementation
-    return ALL_ATTENTION_FUNCTIONS[plain](module, query, key, value, attention_mask, **rest)
+    scale = options.get("scaling") or query.shape[-1] ** -0.5
+    tap.value = AttentionStates(query, key, value, float(scale))
+    kernel = "sdpa" if tap.implementation in (None, "eager") else tap.implementation
+    return ALL_ATTENTION_FUNCTIONS[kernel](module, query, key, value, attention_mask, **options)
 
 
 class InnerStates:
-    """The taps of a pair of models and the projections between their widths."""
+    """The taps of a student and its teacher, and the projections between their widths."""
 
-    def __init__(self, student: LanguageModel, teacher: Any, inwards: TapConfig) -> None:
-        self.inwards = inwards
-        ours, theirs = blocks_of(student.model), blocks_of(teacher)
-        sides = len(ours), len(theirs)
-        self.pairs: BlockPairs = (
-            parse_block_pairs(inwards.hidden, *sides, most=4, setting="feature_layers")
-            if inwards.hidden
+    def __init__(self, student: LanguageModel, teacher: Any, config: TapConfig) -> None:
+        self.config = config
+        student_blocks, teacher_blocks = blocks_of(student.model), blocks_of(teacher)
+        counts = len(student_blocks), len(teacher_blocks)
+        self.hidden_pairs: BlockPairs = (
+            parse_block_pairs(config.hidden_layers, *counts, most=4, setting="feature_layers")
+            if config.hidden_layers
             else ()
         )
-        self.watched: BlockPairs = (
-            parse_block_pairs(inwards.attention, *sides, most=1, setting="attention_layers")
-            if inwards.attention
+        self.attention_pairs: BlockPairs = (
+            parse_block_pairs(config.attention_layers, *counts, most=1, setting="attention_layers")
+            if config.attention_layers
             else ()
         )
-        self.hidden = [(HiddenTap(ours[s - 1]), HiddenTap(theirs[t - 1])) for s, t in self.pairs]
-        self.attention = [
-            (AttentionTap(ours[s - 1]), AttentionTap(theirs[t - 1])) for s, t in self.watched
+        self.hidden_taps = [
+            (HiddenTap(student_blocks[s - 1]), HiddenTap(teacher_blocks[t - 1]))
+            for s, t in self.hidden_pairs
         ]
-        widths = [one.config.get_text_config().hidden_size for one in (student.model, teacher)]
-        projected = len(self.pairs) if widths[0] != widths[1] else 0
+        self.attention_taps = [
+            (AttentionTap(student_blocks[s - 1]), AttentionTap(teacher_blocks[t - 1]))
+            for s, t in self.attention_pairs
+        ]
+        student_width = student.model.config.get_text_config().hidden_size
+        teacher_width = teacher.config.get_text_config().hidden_size
+        projections = len(self.hidden_pairs) if student_width != teacher_width else 0
         self.projections = nn.ModuleList(
-            nn.Linear(*widths, bias=False, device=student.device) for _ in range(projected)
+            nn.Linear(student_width, teacher_width, bias=False, device=student.device)
+            for _ in range(projections)
         )
 
-    def start_projections(self, batches: Iterable[Batch]) -> None:
-        """Set each projection to the least-squares map from student to teacher states, over batches
-        that both models run as they are drawn.
+    def fit_projections(self, batches: Iterable[Batch]) -> None:
+        """Set each projection to the least-squares map from student to teacher states.
 
-        It stops at eight tokens for each dimension of the student: fewer would be fitted by heart.
+        Both models must have run each batch when it is yielded.
         """
         with torch.no_grad():
-            for projection, (gram, cross) in zip(
-                self.projections, self._products(batches), strict=True
-            ):
-                ridge = (
-                    1e-6
-                    * gram.diagonal().mean()
-                    * torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
-                )
-                projection.weight.copy_(torch.linalg.solve(gram + ridge, cross).T)
+            for projection, products in zip(self.projections, self._products(batches), strict=True):
+                gram = products.gram
+                identity = torch.eye(len(gram), device=gram.device, dtype=gram.dtype)
+                ridge = 1e-6 * gram.diagonal().mean() * identity
+                projection.weight.copy_(torch.linalg.solve(gram + ridge, products.cross).T)
 
-    def _products(self, batches: Iterable[Batch]) -> list[Any]:
-        """Return X^T X and X^T Y of each mapped pair, over as many batches as are enough."""
-        products: list[Any] = [(0.0, 0.0) for _ in self.projections]
+    def _products(self, batches: Iterable[Batch]) -> "list[_Products]":
+        """Return X^T X and X^T Y of each mapped pair of blocks.
+
+        It stops at eight tokens per dimension of the student, which is enough not to overfit.
+        """
+        products = [_Products(0.0, 0.0) for _ in self.projections]
         tokens = 0
         for batch in batches:
-            real = batch.attention.bool()
-            real[:, 0] = False  # its states are huge, and take no part in the loss
-            tokens += int(real.sum())
-            for index, (ours, theirs) in enumerate(self.hidden):
-                assert ours.value is not None and theirs.value is not None
-                x, y = (one[real].double() for one in (ours.value, theirs.value))
-                if self.inwards.distance != "plain-mse":
-                    x, y = (
-                        nn.functional.rms_norm(one, one.shape[-1:], eps=1e-12) for one in (x, y)
-                    )
-                products[index] = products[index][0] + x.T @ x, products[index][1] + x.T @ y
+            used = batch.attention.bool()
+            used[:, 0] = False  # its states are huge, and take no part in the loss
+            tokens += int(used.sum())
+            for index, (student_tap, teacher_tap) in enumerate(self.hidden_taps):
+                assert student_tap.value is not None and teacher_tap.value is not None
+                x, y = student_tap.value[used].double(), teacher_tap.value[used].double()
+                if self.config.hidden_distance != "plain-mse":
+                    x, y = unit_rms(x), unit_rms(y)
+                gram, cross = products[index]
+                products[index] = _Products(gram + x.T @ x, cross + x.T @ y)
             if tokens >= 8 * self.projections[0].in_features:
                 break
         return products
 
-    def features(self, at: Positions) -> Tensor:
-        """Return the mean distance of mapped hidden states at the trained positions, (N,); position
-        0 of a row counts 0.
+    def hidden_state_distance(self, positions: Positions) -> Tensor:
+        """Return the mean distance of mapped hidden states at the trained positions, (N,).
+
+        Position 0 of a row counts 0.
         """
-        assert at.batch is not None
-        mask = at.batch.mask
+        assert positions.batch is not None
+        mask = positions.batch.mask
         total: Any = 0.0
-        for index, (ours, theirs) in enumerate(self.hidden):
-            assert ours.value is not None and theirs.value is not None
-            student, teacher = ours.value[:, :-1][mask], theirs.value[:, :-1][mask]
+        for index, (student_tap, teacher_tap) in enumerate(self.hidden_taps):
+            assert student_tap.value is not None and teacher_tap.value is not None
+            student, teacher = student_tap.value[:, :-1][mask], teacher_tap.value[:, :-1][mask]
             if len(self.projections):
-                student = self.projections[index](student.to(self.projections[index].weight.dtype))
-            total = total + hidden_distance(student, teacher, kind=self.inwards.distance)
-        return self._behind_first(total / len(self.hidden), mask)
+                projection = self.projections[index]
+                student = projection(student.to(projection.weight.dtype))
+            total = total + hidden_distance(student, teacher, kind=self.config.hidden_distance)
+        token_index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
+        return total / len(self.hidden_taps) * (token_index > 0)
 
-    def attentions(self, at: Positions) -> Tensor:
-        """Return the mean divergence of mapped attention layers at the trained positions' queries,
-        (N,).
+    def attention_divergence(self, positions: Positions) -> Tensor:
+        """Return the mean divergence of mapped attention layers at the trained positions, (N,).
+
+        A position stands for its query; those after the first `attention_tokens` count 0.
         """
-        assert at.batch is not None
-        mask, real = at.batch.mask, at.batch.attention.bool()
-        length = min(mask.shape[1], self.inwards.longest)
-        causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=real.device))
-        allowed = causal[None, None] & real[:, None, None, :length]
-        found = torch.zeros(mask.shape, device=real.device)
-        for ours, theirs in self.attention:
-            sides = [
-                self._seen(tap, side) for tap, side in ((ours, "student"), (theirs, "teacher"))
-            ]
-            cut = [
-                tuple(one[:, :, :length].float() for one in side[:3]) + side[3:] for side in sides
-            ]
-            rows = [attention_kl(a, b, allowed) for a, b in zip(*self._scores(cut), strict=True)]
-            found[:, :length] = found[:, :length] + torch.stack(rows).mean(0) / len(self.attention)
-        return found[mask]
-
-    def _seen(self, tap: AttentionTap, side: str) -> Any:
-        if tap.value is None:
-            raise CellFailed(
-                f"the {side}'s attention yields no queries and keys (it does not use transformers' "
-                "attention interface); "
-                "type --methods feature, which needs hidden states only"
-            )
-        return tap.value
-
-    def _scores(self, sides: Sequence[Any]) -> list[list[Tensor]]:
-        """Return what is compared of student and of teacher: attention scores, or relations of
-        queries, of keys and of values.
-        """
-        heads = [side[0].shape[1] for side in sides]
-        if self.inwards.maps == "maps" or (self.inwards.maps == "auto" and heads[0] == heads[1]):
-            return [[_attention_scores(*side)] for side in sides]
-        flat = [[_merge_heads(one) for one in side[:3]] for side in sides]
-        widths = [one.shape[-1] for side in flat for one in side]
-        count = self.inwards.relation_heads or math.gcd(*widths)
-        if not self.inwards.relation_heads:
-            count = max(
-                n
-                for n in range(1, min(count, max(heads)) + 1)
-                if all(width % n == 0 for width in widths)
-            )
-        if any(width % count for width in widths):
-            raise CellFailed(
-                f"relation_heads={count} does not divide all widths {sorted(set(widths))}; give a "
-                "common divisor, or 0"
-            )
-        return [[_self_relations(one, count) for one in side] for side in flat]
-
-    def _behind_first(self, values_N: Tensor, mask: Tensor) -> Tensor:
-        times = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
-        return values_N * (times > 0)
+        assert positions.batch is not None
+        mask, is_token = positions.batch.mask, positions.batch.attention.bool()
+        length = min(mask.shape[1], self.config.attention_tokens)
+        causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=mask.device))
+        allowed = causal[None, None] & is_token[:, None, None, :length]
+        divergence_BT = torch.zeros(mask.shape, device=mask.device)
+        for student_tap, teacher_tap in self.attention_taps:
+            student = _states_of(student_tap, "student").first_tokens(length)
+            teacher = _states_of(teacher_tap, "teacher").first_tokens(length)
+            compared = _compared_scores(student, teacher, self.config)
+            divergences = [attention_kl(s, t, allowed) for s, t in compared]
+            layer_mean = torch.stack(divergences).mean(0) / len(self.attention_taps)
+            divergence_BT[:, :length] = divergence_BT[:, :length] + layer_mean
+        return divergence_BT[mask]
 
     def close(self) -> None:
-        """Leave both models as they were."""
-        for hidden in self.hidden:
-            for tap in hidden:
-                tap.close()
-        for attention in self.attention:
-            for side in attention:
-                side.close()
+        """Restore both models."""
+        taps: list[tuple[HiddenTap | AttentionTap, ...]] = []
+        taps += [*self.hidden_taps, *self.attention_taps]
+        for student_tap, teacher_tap in taps:
+            student_tap.close()
+            teacher_tap.close()
+
+
+class _Products(NamedTuple):
+    """Sums over tokens of student states X and teacher states Y, in fp64."""
+
+    gram: Any  # X^T X
+    cross: Any  # X^T Y
+
+
+def _states_of(tap: AttentionTap, side: str) -> AttentionStates:
+    """Return what a tap keeps; `side` names its model in an error."""
+    if tap.value is None:
+        raise CellFailed(
+            f"the {side}'s attention yields no queries and keys (it does not use transformers' "
+            "attention interface); type --methods feature, which needs hidden states only"
+        )
+    return tap.value
+
+
+def _compared_scores(
+    student: AttentionStates, teacher: AttentionStates, config: TapConfig
+) -> list[tuple[Tensor, Tensor]]:
+    """Return what is compared, as (student, teacher) pairs of scores.
+
+    They are attention scores, or the relations of queries, of keys and of values.
+    """
+    student_heads, teacher_heads = student.query.shape[1], teacher.query.shape[1]
+    kind = config.attention_kind
+    if kind == "maps" or (kind == "auto" and student_heads == teacher_heads):
+        return [(_attention_scores(*student), _attention_scores(*teacher))]
+    student_flat = [_merge_heads(states) for states in student[:3]]
+    teacher_flat = [_merge_heads(states) for states in teacher[:3]]
+    widths = [states.shape[-1] for states in (*student_flat, *teacher_flat)]
+    heads = config.relation_heads
+    if not heads:
+        heads = _most_relation_heads(widths, max(student_heads, teacher_heads))
+    if any(width % heads for width in widths):
+        raise CellFailed(
+            f"relation_heads={heads} does not divide all widths {sorted(set(widths))}; give a "
+            "common divisor, or 0"
+        )
+    return [
+        (_self_relations(s, heads), _self_relations(t, heads))
+        for s, t in zip(student_flat, teacher_flat, strict=True)
+    ]
+
+
+def _most_relation_heads(widths: Sequence[int], limit: int) -> int:
+    """Return the largest number up to a limit that divides all widths."""
+    return max(
+        heads
+        for heads in range(1, min(math.gcd(*widths), limit) + 1)
+        if all(width % heads == 0 for width in widths)
+    )
 
 
 def _attention_scores(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -304,11 +355,11 @@ def _attention_scores(query: Tensor, key: Tensor, value: Tensor, scale: float) -
 
 
 def _merge_heads(states: Tensor) -> Tensor:
-    """(B, heads, T, d) to (B, T, heads * d)."""
+    """Return states (B, T, heads * d) of states (B, heads, T, d)."""
     return states.transpose(1, 2).flatten(2)
 
 
-def _self_relations(states: Tensor, count: int) -> Tensor:
+def _self_relations(states: Tensor, heads: int) -> Tensor:
     """Return scaled self-relations (B, R, T, T) of (B, T, R * d), Wang et al., 2021 (MiniLMv2)."""
-    split = states.unflatten(-1, (count, -1)).transpose(1, 2)
+    split = states.unflatten(-1, (heads, -1)).transpose(1, 2)
     return split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])

@@ -1,4 +1,4 @@
-"""Where teachers' distributions come from: computed live, or by a model with other tokens."""
+"""Teachers in memory: their logits at the trained positions, whatever their tokenizer."""
 
 import time
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,66 +15,70 @@ from methods.training.rows import Batch, TokenRow, batch_of
 
 
 class TeacherSource(Protocol):
-    """Where one teacher's distributions come from: the teacher itself, or what was kept of it."""
+    """Where one teacher's distributions come from: the teacher itself, or a cache of them."""
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
-        """Return what the teacher thinks at the batch's trained positions."""
+        """Return the teacher's distributions at the batch's trained positions.
+
+        `vocabulary` is the number of leading logit columns to return; None for all.
+        """
         ...
 
 
 class TrainedPositionLogits(PositionHead):
-    """A model's logits at the trained positions of a batch."""
+    """Computes a model's logits at the trained positions of a batch, and no others."""
 
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return logits (N, V); `through` is the wrapped model, where training wraps it."""
-        return self.at(batch.ids, batch.attention, batch.mask, through=through)
+        return self.logits_at(batch.ids, batch.attention, batch.mask, through=through)
 
 
 class LiveTeacher:
-    """A teacher in memory, run beside the student; counts the seconds spent in it and the tokens
-    that it read.
-    """
+    """A teacher in memory, run beside the student; counts its seconds and the tokens it reads."""
 
-    def __init__(self, opened: LanguageModel) -> None:
-        self.opened = opened
-        self.model = opened.model.requires_grad_(False).eval()
+    def __init__(self, language_model: LanguageModel) -> None:
+        self.language_model = language_model
+        self.model = language_model.model.requires_grad_(False).eval()
         self.head = TrainedPositionLogits(self.model)
         self.seconds = 0.0
         self.tokens = 0
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Run the teacher on the student's own batch."""
-        return Distribution(self._run(batch)[:, :vocabulary])
+        return Distribution(self._logits(batch)[:, :vocabulary])
 
-    def _run(self, batch: Batch) -> Tensor:
-        """Return the teacher's logits; the seconds are its own: what a GPU was asked before is
-        waited for.
+    def _logits(self, batch: Batch) -> Tensor:
+        """Return the teacher's logits, and count the time of this forward pass.
+
+        The device is synchronised first, so that work queued before is not counted.
         """
-        synchronise(self.opened.device)
+        synchronise(self.language_model.device)
         began = time.perf_counter()
         with torch.no_grad():
             logits = self.head(batch)
-        synchronise(self.opened.device)
+        synchronise(self.language_model.device)
         self.seconds += time.perf_counter() - began
         self.tokens += sum(len(row.ids) for row in batch.rows)
         return logits
 
 
 class CrossTokenizerTeacher(LiveTeacher):
-    """A live teacher with a tokenizer of its own, run on its own tokens of the same text."""
+    """A live teacher with another tokenizer, run on its own tokens of the same text."""
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
-        """Return its logits (M, W) at the aligned positions, in the rows' order."""
-        others = []
-        wanted: list[int] = []
+        """Return the teacher's logits (M, W) at the aligned positions, in the rows' order."""
+        teacher_rows = []
+        aligned: list[int] = []  # indices into the teacher's trained positions of all rows
         start = 0
         for row in batch.rows:
-            assert row.other is not None
-            others.append(TokenRow(row.other.ids, row.other.trained_from))
-            wanted += [start + theirs for _, theirs in row.other.pairs]
-            start += others[-1].trained
-        logits = self._run(batch_of(others, self.opened.pad_id, batch.ids.device))
-        return Distribution(logits[torch.tensor(wanted, device=logits.device)])
+            tokens = row.teacher_tokens
+            assert tokens is not None
+            teacher_rows.append(TokenRow(tokens.ids, tokens.trained_from))
+            aligned += [start + teacher_position for _, teacher_position in tokens.pairs]
+            start += teacher_rows[-1].trained_tokens
+        pad_id = self.language_model.pad_id
+        logits = self._logits(batch_of(teacher_rows, pad_id, batch.ids.device))
+        return Distribution(logits[torch.tensor(aligned, device=logits.device)])
 
 
 if not TYPE_CHECKING:  # a checker refuses old names; programs that use them go on working

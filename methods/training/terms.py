@@ -1,10 +1,8 @@
-"""What is minimised: loss terms, each one number a trained position, and the objective that holds
-them.
-"""
+"""What is minimised: loss terms, one number per trained position, and the objective of them all."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
@@ -21,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Term:
-    """One summand of the loss. `value` returns (N,), one number a trained position; the loop sums,
-    divides and weighs it.
+    """One summand of the loss.
 
+    `value` returns (N,), one number per trained position; the loop sums, divides and weighs it.
     A weight of `auto` follows the others: the term then counts as much as all terms of fixed weight
     together.
     """
@@ -31,45 +29,46 @@ class Term:
     name: str
     weight: float | Literal["auto"]
     value: Callable[[Positions], Tensor]
-    # positions of a row that the term is divided by, known before any of them is computed
+    # how many positions of a row the term is divided by, known before any of them is computed
     counts: PositionCount = trained_tokens
 
 
 def hard_labels(weight: float | Literal["auto"] = 1.0, *, tag: int | None = None) -> Term:
-    """Return the cross-entropy term against the text itself; with a tag, of rows with that tag
-    alone.
-    """
+    """Return the cross-entropy against the text itself; with a tag, on rows of that tag alone."""
+
+    def loss(positions: Positions) -> Tensor:
+        return cross_entropy(positions.student_NV, positions.labels_N)
+
     if tag is None:
-        return Term("ce", weight, lambda at: cross_entropy(at.student_NV, at.labels_N))
+        return Term("ce", weight, loss)
     return Term(
         f"ce-{tag}",
         weight,
-        lambda at: cross_entropy(at.student_NV, at.labels_N) * (at.tags_N == tag),
-        counts=lambda row: row.trained if row.tag == tag else 0,
+        lambda positions: loss(positions) * (positions.tags_N == tag),
+        counts=lambda row: row.trained_tokens if row.tag == tag else 0,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """What a method minimises, over which rows it is told apart."""
+    """What a method minimises: its loss terms, and what they read of teachers and rows."""
 
     terms: Sequence[Term]
     sources: Sequence[TeacherSource] = ()
     vocabulary: int | None = None  # leading logit columns that mean the same token in all models
-    selection: Selection | None = None
-    inwards: "TapConfig | None" = None  # which blocks of student and teacher are compared
+    selection: Selection | None = None  # trains a share of the tokens
+    taps: "TapConfig | None" = None  # which blocks of student and teacher are compared
     rollout: "Rollout | None" = None  # on-policy: rows are the student's own answers
-    notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def live(self) -> list[LiveTeacher]:
+    def live_teachers(self) -> list[LiveTeacher]:
         """The teachers that are run beside the student."""
-        return [one for one in self.sources if isinstance(one, LiveTeacher)]
+        return [source for source in self.sources if isinstance(source, LiveTeacher)]
 
-    def counts(self, term: Term, row: TokenRow) -> int:
+    def counted_positions(self, term: Term, row: TokenRow) -> int:
         """Return how many positions of a row a term is divided by."""
-        return self.selection.counts(row) if self.selection else term.counts(row)
+        return self.selection.tokens_kept(row) if self.selection else term.counts(row)
 
-    def trained(self, row: TokenRow) -> int:
+    def trained_tokens(self, row: TokenRow) -> int:
         """Return how many tokens of a row are trained."""
-        return self.selection.counts(row) if self.selection else row.trained
+        return self.selection.tokens_kept(row) if self.selection else row.trained_tokens

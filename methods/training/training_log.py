@@ -1,6 +1,4 @@
-"""`training.jsonl`: one line a step or validation, shown in a tracker too where one was
-asked for.
-"""
+"""`training.jsonl`: one line per step or validation; a tracker gets the same where one is set."""
 
 import json
 from collections.abc import Mapping
@@ -12,15 +10,11 @@ from harness.files.writing import write_atomically
 
 
 class TrainingLog:
-    """The log of one training. On resume it is cut back to the state's step."""
+    """The log of one training. A resumed one is first cut back to the step of its saved state."""
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
         lines = read_json_lines(path, torn=True) if path.exists() else ()
-        kept = (
-            line
-            for line in lines
-            if isinstance(line, dict) and _is_older_than_state(line, keep_until)
-        )
+        kept = (line for line in lines if isinstance(line, dict) and _stays(line, keep_until))
         write_atomically(path, "".join(json_line(line) for line in kept))
         self._stream = path.open("a", encoding="utf-8")
         self._tracker = tracker  # accelerate's accelerator, or None
@@ -29,17 +23,17 @@ class TrainingLog:
         """Log an optimiser step."""
         self._write(line)
         if self._tracker is not None:
-            shown = {name: value for name, value in line.items() if name != "step"}
-            self._tracker.log(shown, step=line["step"])
+            values = {name: value for name, value in line.items() if name != "step"}
+            self._tracker.log(values, step=line["step"])
 
     def write_validation(self, loss: float, *, step: int, epoch: int, seen: int) -> None:
-        """Log the loss on the validation rows (nats a token)."""
+        """Log the loss on the validation rows (nats per token)."""
         self._write({"step": step, "epoch": epoch, "seen": seen, "validation_ce": loss})
         if self._tracker is not None:
             self._tracker.log({"validation_ce": loss}, step=step)
 
     def end(self) -> None:
-        """Let the tracker finish what it shows: the training is whole."""
+        """Tell the tracker that the training has ended, so that it writes what it still holds."""
         if self._tracker is not None:
             self._tracker.end_training()
 
@@ -52,13 +46,13 @@ class TrainingLog:
         self._stream.flush()
 
 
-def _is_older_than_state(line: dict[str, Any], keep_until: int) -> bool:
-    """Tell whether a line is older than the state.
+def _stays(line: dict[str, Any], saved_step: int) -> bool:
+    """Tell whether a line stays when training resumes from the state of `saved_step`.
 
-    A state is saved after its step's line and before the validation of that step, which will come
-    again.
+    A state is saved after the line of its step and before the validation of that step, which will
+    be repeated.
     """
     step = line.get("step")
     if not isinstance(step, int):
         return False
-    return step < keep_until or (step == keep_until > 0 and "validation_ce" not in line)
+    return step < saved_step or (step == saved_step > 0 and "validation_ce" not in line)

@@ -1,6 +1,4 @@
-"""The validation rows while a student trains: their loss, and the weights of the epoch where it was
-lowest.
-"""
+"""The validation rows while a student trains: their loss, and the weights of the best epoch."""
 
 import math
 from collections.abc import Sequence
@@ -22,28 +20,28 @@ class Validation:
         self,
         rows: Sequence[TokenRow],
         *,
-        ready: PreparedTraining,
+        prepared: PreparedTraining,
         state: LoopState,
         best_file: Path,
     ) -> None:
-        self.rows, self.ready, self.state, self.best_file = rows, ready, state, best_file
+        self.rows, self.prepared, self.state, self.best_file = rows, prepared, state, best_file
 
     def score(self, log: TrainingLog) -> float:
-        """Return the loss on the validation rows (nats a token), logged."""
-        ready, state = self.ready, self.state
-        ready.model.eval()
+        """Return the loss on the validation rows (nats per token), and log it."""
+        prepared, state = self.prepared, self.state
+        prepared.model.eval()
         loss = mean_cross_entropy(
             self.rows,
-            head=ready.head,
-            pad=ready.student.pad_id,
-            micro_batch_size=ready.settings.micro_batch_size,
-            device=ready.accelerator.device,
+            head=prepared.head,
+            pad_id=prepared.student.pad_id,
+            micro_batch_size=prepared.settings.micro_batch_size,
+            device=prepared.accelerator.device,
         )
-        ready.model.train()
+        prepared.model.train()
         log.write_validation(loss, step=state.step, epoch=state.epoch, seen=state.seen)
         return loss
 
-    def hold_out(self, log: TrainingLog, meter: Meter) -> None:
+    def end_epoch(self, log: TrainingLog, meter: Meter) -> None:
         """Score an epoch that has ended, and keep the weights when they are the best so far."""
         state, loss = self.state, self.score(log)
         if not math.isfinite(loss):
@@ -53,15 +51,15 @@ class Validation:
         state.since_best += 1
         if loss < state.best:
             state.best, state.kept_step, state.since_best = loss, state.step, 0
-            fresh = self.best_file.with_suffix(".part")
+            part_file = self.best_file.with_suffix(".part")
             with meter.paused():
-                write_best(self.ready.plain().state_dict(), fresh)
-            keep_best(fresh, self.best_file)
+                write_best(self.prepared.unwrapped_model().state_dict(), part_file)
+            keep_best(part_file, self.best_file)
 
     def stops_early(self) -> bool:
-        """Tell whether as many epochs as are patiently waited for have brought nothing better."""
-        return 0 < self.ready.settings.patience <= self.state.since_best
+        """Tell whether `patience` epochs have brought no better loss; 0 means never to stop."""
+        return 0 < self.prepared.settings.patience <= self.state.since_best
 
     def load_best(self) -> None:
         """Put the best weights into the model."""
-        self.ready.plain().load_state_dict(load_best(self.best_file))
+        self.prepared.unwrapped_model().load_state_dict(load_best(self.best_file))

@@ -33,7 +33,7 @@ from harness.records.baseline import read_baseline, write_baseline
 from harness.records.record import BadRecord, read_record, write_record
 from harness.records.samples import Evidence
 from harness.records.store import Store, read_records
-from harness.scoring.answer_cache import Journal
+from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.items import ItemRow, read_rows, write_rows
 
 SECONDS = 20.0  # that no reading of a small file takes
@@ -402,20 +402,20 @@ def _read_training(folder: Path, path: Path) -> Believed:
 
 def _answers(folder: Path) -> Path:
     path = folder / "cache" / "answers" / "ab" / "abc.jsonl"
-    journal = Journal(path)
+    cache = AnswerCache(path)
     for number in range(5):
-        journal.put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+        cache.put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
     return path
 
 
 def _read_answers(folder: Path, path: Path) -> Believed:
     said = command("cache", "verify", "--cache", folder / "cache")
-    journal = Journal(path)
-    if journal.dropped and "DAMAGED" not in said:
+    cache = AnswerCache(path)
+    if cache.dropped and "DAMAGED" not in said:
         return {"verify": said}
     return {
         key: held
-        for key, held in ((f"key{number}", journal.get(f"key{number}")) for number in range(5))
+        for key, held in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
         if held is not None
     }
 

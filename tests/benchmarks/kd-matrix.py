@@ -119,20 +119,20 @@ def main() -> None:
 def _compress(method: Any, job: Job) -> None:
     """Make a student; a random teacher solves nothing, so `cot` keeps whatever ended or was cut."""
     if "ChainOfThought" in type(method).__name__:
-        from methods.training import traces
+        from methods.training import trace_filter
 
-        plain = traces.filter_traces
+        plain = trace_filter.filter_traces
 
         def everything(examples: Any, texts: Any, job: Any, **_: Any) -> Any:
             return [
                 (example, group[0].text) for example, group in zip(examples, texts, strict=True)
             ], {}
 
-        traces.filter_traces = everything
+        trace_filter.filter_traces = everything
         try:
             method.compress(job)
         finally:
-            traces.filter_traces = plain
+            trace_filter.filter_traces = plain
         return
     method.compress(job)
 

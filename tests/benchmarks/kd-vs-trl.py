@@ -278,7 +278,7 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
         batch = batch_of(rows[start : start + 16], 1)
         with torch.no_grad():
             student, teacher = (head(batch) for head in heads)
-        found["ce"] += float(cross_entropy(student, batch.ids[:, 1:][batch.mask]).sum())
+        found["ce"] += float(cross_entropy(student, batch.labels_N).sum())
         found["kl"] += float(forward_kl(student, teacher).sum())
         count += int(batch.mask.sum())
     return {name: round(value / count, 5) for name, value in found.items()}

@@ -19,8 +19,21 @@ from harness.models.artefacts import default_cache
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import resolve
 from harness.models.shaping import student_of
-from harness.scoring.admission import _TOLERANCE, _answers, _in_float32, _probed, _widest, refusal
-from harness.scoring.rounding import LIKELY, at_places, deviation, log_probabilities, own_deviation
+from harness.scoring.admission import (
+    _TOLERANCE,
+    _float32_reference,
+    _probe_texts,
+    _shared_path_logits,
+    _widest_gap,
+    shared_path_refusal,
+)
+from harness.scoring.rounding import (
+    MIN_LOG_PROBABILITY,
+    at_places,
+    own_log_probabilities,
+    own_rms_deviation,
+    rms_deviation,
+)
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "helpers"))
 from families import FAMILIES, random_family
@@ -59,16 +72,19 @@ def judged(opened: LanguageModel) -> tuple[float, float, float]:
     """Return the widest gap in float32, the widest in bf16, and the path's deviation over the own
     attention's.
     """
-    texts = _probed(opened)
-    places, logits = _answers(opened, texts)
-    gap = _widest(logits, at_places(log_probabilities(opened, texts), places), LIKELY)
-    in_full = _in_float32(opened, texts)
+    texts = _probe_texts(opened)
+    places, logits = _shared_path_logits(opened, texts)
+    gap = _widest_gap(
+        logits, at_places(own_log_probabilities(opened, texts), places), MIN_LOG_PROBABILITY
+    )
+    in_full = _float32_reference(opened, texts)
     assert in_full is not None
     truth, fault = in_full
     return (
         fault,
         gap,
-        deviation(logits, at_places(truth, places)) / own_deviation(opened, texts, truth, places),
+        rms_deviation(logits, at_places(truth, places))
+        / own_rms_deviation(opened, texts, truth, places),
     )
 
 
@@ -79,7 +95,7 @@ def main(folders: Sequence[str]) -> None:
         if getattr(opened.model, "is_quantized", False):
             continue
         opened.model.to(torch.bfloat16)
-        why = refusal(opened)
+        why = shared_path_refusal(opened)
         if why and "moved by" not in why:
             print(f"{name[-50:]:50} {why[:80]}")
             continue

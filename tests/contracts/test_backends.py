@@ -13,24 +13,24 @@ from vllm_stand_in import install
 
 from harness.scoring import backend as protocols
 from harness.scoring import generation
-from harness.scoring.backend import Answer, Sampling, Scored, TopK
-from harness.scoring.fidelity import Read, token_fidelity
-from harness.scoring.plain_reading import PlainReader
-from harness.scoring.reading import Reader, by_memory
-from harness.scoring.transformers_backend import Transformers
-from harness.scoring.vllm_backend import Vllm
+from harness.scoring.backend import Likelihood, LikelihoodRequest, Sampling, TopK
+from harness.scoring.fidelity import PromptedAnswer, TeacherReading, token_fidelity
+from harness.scoring.plain_reading import LeftPaddedReader
+from harness.scoring.reading import Reader, batches_by_memory
+from harness.scoring.transformers_backend import TransformersBackend
+from harness.scoring.vllm_backend import VllmBackend
 
 KINDS = ("shared", "plain", "plain, three rows", "shared, a pack of 24", "vllm")
 SHARED = list(range(40, 90))  # a beginning that is worth a pass of its own
 ROWS = [
-    Scored([*SHARED, 7, 8], 1),
-    Scored([*SHARED, 7, 9], 1),
-    Scored([*SHARED, 7, 9, 11, 12], 3),
-    Scored([5, 6], 1),
-    Scored([5, 6, 7, 8, 9], 4),
-    Scored([5, 6], 1),  # once more, as are the next
-    Scored([*SHARED, 7, 8], 1),
-    Scored([99, 98, 97, 96, 95, 94], 2),
+    LikelihoodRequest([*SHARED, 7, 8], 1),
+    LikelihoodRequest([*SHARED, 7, 9], 1),
+    LikelihoodRequest([*SHARED, 7, 9, 11, 12], 3),
+    LikelihoodRequest([5, 6], 1),
+    LikelihoodRequest([5, 6, 7, 8, 9], 4),
+    LikelihoodRequest([5, 6], 1),  # once more, as are the next
+    LikelihoodRequest([*SHARED, 7, 8], 1),
+    LikelihoodRequest([99, 98, 97, 96, 95, 94], 2),
 ]
 PROMPTS = [[*SHARED, 7], [5, 6, 7], [*SHARED, 9, 10, 11], [5], [5, 6, 7]]
 
@@ -41,12 +41,12 @@ def backend(request, embedded, monkeypatch):
     kind = request.param
     if kind == "vllm":
         install(monkeypatch, embedded)
-        return Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+        return VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     if kind.startswith("plain"):
         opened = replace(embedded, model=copy.deepcopy(embedded.model))
         monkeypatch.setitem(generation._REFUSALS, opened.model, "asked to")
-        return Transformers(opened, 3 if "three" in kind else "auto")
-    return Transformers(embedded, pack=24 if "pack" in kind else None)
+        return TransformersBackend(opened, 3 if "three" in kind else "auto")
+    return TransformersBackend(embedded, pack=24 if "pack" in kind else None)
 
 
 def log_p_of(opened, row):
@@ -70,11 +70,12 @@ def by_hand(opened, row):
 def test_scores_are_those_of_a_bare_forward_pass_in_the_given_order(backend, embedded):
     for rows in (ROWS, ROWS[::-1], ROWS[3:4]):
         answers = backend.score(rows, known={})
-        assert all(isinstance(answer, Answer) for answer in answers)
+        assert all(isinstance(answer, Likelihood) for answer in answers)
         for row, answer in zip(rows, answers, strict=True):
             value, greedy = by_hand(embedded, row)
             assert (
-                answer.log_probability == pytest.approx(value, abs=1e-3) and answer.greedy == greedy
+                answer.log_probability == pytest.approx(value, abs=1e-3)
+                and answer.is_greedy == greedy
             )
 
 
@@ -90,7 +91,7 @@ def test_each_row_is_reported_once_with_the_answer_that_is_returned(backend):
 @pytest.mark.parametrize("known", [(0,), (1, 4, 7), tuple(range(8))])
 def test_what_is_known_is_returned_untouched_unreported_and_changes_no_other_digit(backend, known):
     whole, heard = backend.score(ROWS, known={}), []
-    given = {row: Answer(-1234.5 - row, False) for row in known}
+    given = {row: Likelihood(-1234.5 - row, False) for row in known}
     answers = backend.score(ROWS, known=given, finished=lambda row, answer: heard.append(row))
     assert [answers[row] for row in known] == list(given.values())
     left = [row for row in range(len(ROWS)) if row not in known]
@@ -104,7 +105,9 @@ def test_what_is_written_is_the_likeliest_token_after_token(backend, embedded):
     answers = backend.generate(PROMPTS, max_new_tokens=6)
     for prompt, answer in zip(PROMPTS, answers, strict=True):
         assert 1 <= answer.tokens == len(answer.ids) <= 6
-        assert backend.score([Scored([*prompt, *answer.ids], answer.tokens)], known={})[0].greedy
+        assert backend.score([LikelihoodRequest([*prompt, *answer.ids], answer.tokens)], known={})[
+            0
+        ].is_greedy
         assert (answer.stop == "eos") == (answer.ids[-1] in embedded.eos_ids)
     assert backend.generate(PROMPTS[::-1], max_new_tokens=6) == answers[::-1]
 
@@ -183,7 +186,7 @@ def test_the_likeliest_tokens_are_those_of_a_bare_forward_pass(backend, embedded
 
 
 def test_the_first_of_the_likeliest_tokens_agrees_with_what_is_called_greedy(backend):
-    greedy = [answer.greedy for answer in backend.score(ROWS, known={})]
+    greedy = [answer.is_greedy for answer in backend.score(ROWS, known={})]
     tops = backend.top_k(ROWS, k=1)
     assert greedy == [
         top.ids_NK[:, 0].tolist() == list(row.ids[-row.count :])
@@ -191,7 +194,7 @@ def test_the_first_of_the_likeliest_tokens_agrees_with_what_is_called_greedy(bac
     ]
 
 
-@pytest.mark.parametrize("reader", [Reader, PlainReader])
+@pytest.mark.parametrize("reader", [Reader, LeftPaddedReader])
 @pytest.mark.parametrize("size", ["auto", 1, 3])
 @pytest.mark.parametrize("width", [None, 1_000, 17, 5_000])
 def test_a_whole_distribution_stands_by_id_among_the_tokens_that_are_wanted(
@@ -206,7 +209,7 @@ def test_a_whole_distribution_stands_by_id_among_the_tokens_that_are_wanted(
         )
 
 
-@pytest.mark.parametrize("reader", [Reader, PlainReader])
+@pytest.mark.parametrize("reader", [Reader, LeftPaddedReader])
 def test_reading_leaves_the_model_as_it_was(embedded, reader):
     hooks = [len(module._forward_pre_hooks) for module in embedded.model.modules()]
     list(reader(embedded).top_k(ROWS, k=2))
@@ -231,8 +234,8 @@ def test_distributions_are_computed_while_they_are_taken(embedded, monkeypatch):
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("lengths", [[900, 700, 40, 3], [3, 40, 700, 900], [40] * 300, [5_000], []])
 def test_batches_by_memory_hold_every_row_once_and_no_more_than_fits(lengths, device):
-    rows = [Scored(range(length), 1) for length in lengths]
-    batches = list(by_memory(rows, 50_000, device))
+    rows = [LikelihoodRequest(range(length), 1) for length in lengths]
+    batches = list(batches_by_memory(rows, 50_000, device))
     assert [row for batch in batches for row in batch] == rows
     for batch in batches:
         longest = max(len(row.ids) for row in batch)
@@ -262,7 +265,7 @@ def test_a_backend_says_what_it_computes_with(backend, embedded):
 
 
 @pytest.mark.parametrize("name", ["generate", "score", "top_k"])
-@pytest.mark.parametrize("kind", [Transformers, Vllm])
+@pytest.mark.parametrize("kind", [TransformersBackend, VllmBackend])
 def test_every_backend_takes_what_the_protocol_names(kind, name):
     wanted = inspect.signature(getattr(protocols.Backend, name)).parameters
     given = inspect.signature(getattr(kind, name)).parameters
@@ -290,7 +293,7 @@ class Table:
 def test_fidelity_asks_any_backend_that_can_read():
     shares = torch.tensor([[0.5, 0.25, 0.25]])
     teacher = [
-        Read((1,) * before, (0,) * after, shares.log().expand(after, 3))
+        TeacherReading(PromptedAnswer([1] * before, [0] * after), shares.log().expand(after, 3))
         for before, after in ((1, 2), (2, 8), (3, 1))
     ]
     same, other = (

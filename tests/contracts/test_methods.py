@@ -574,7 +574,7 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
 
 @pytest.mark.slow
 def test_only_right_and_finished_traces_survive(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=4)
     right = [Generation(one.completion, 30, "eos") for one in examples]
@@ -608,16 +608,16 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
     long_enough, counts = filter_traces(examples, texts, given, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
     # as many, right or wrong, always the same for a seed
-    drawn, counts = filter_traces(examples, texts, given, rejects=False)
+    drawn, counts = filter_traces(examples, texts, given, reject_wrong=False)
     assert (
         len(drawn) == counts["traces_kept"] == 3
-        and drawn == filter_traces(examples, texts, given, rejects=False)[0]
+        and drawn == filter_traces(examples, texts, given, reject_wrong=False)[0]
     )
     assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
 
 
 def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     given = job(teacher, tmp_path / "x")
     examples = examples_of(given.tasks, "train", given.source, rows=5)
@@ -650,7 +650,7 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
 
 
 def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     told = []
     given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
@@ -676,7 +676,7 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     [example] = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=1)
     marked = example.completion.replace("=", "=<<1+1=2>>", 1)
@@ -688,7 +688,7 @@ def test_calculator_marks_are_not_trained(teacher, tmp_path):
 def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(teacher, tmp_path):
     from dataclasses import replace
 
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     given = job(teacher, tmp_path / "x")
     taken, tested = (

@@ -261,7 +261,7 @@ OLD = {
     "draws": ("draws = True", lambda method: method.draws_random_numbers),
     "several_teachers": ("several_teachers = True", lambda method: method.needs_several_teachers),
     "same_vocabulary": ("same_vocabulary = True", lambda method: method.needs_same_vocabulary),
-    "reads_live_teacher": ("reads_live_teacher = True", lambda method: method.reads_teacher_live),
+    "reads_inside": ("reads_inside = True", lambda method: method.reads_teacher_live),
     "hands_on": (
         "def hands_on(self): return {'ratio': 1}",
         lambda method: method.control_settings() == {"ratio": 1},
@@ -305,9 +305,7 @@ def test_a_setting_may_have_an_old_name_and_then_is_no_trait(load):
 
 def test_old_names_do_not_switch_off_what_a_base_says_by_its_settings(load):
     with pytest.warns(OldName):
-        method = load(
-            stated("reads_live_teacher = False", base="(Distilled)"), build={"cache": "off"}
-        )
+        method = load(stated("reads_inside = False", base="(Distilled)"), build={"cache": "off"})
     assert method.reads_teacher_live
 
 

@@ -27,8 +27,8 @@ from harness.records.record import Cost, Environment, RunRecord, TaskScore
 from harness.registry import Registry
 
 
-def stage(found, name):
-    return next(one for one in found.stages if one.name.startswith(name))
+def stage(estimate, name):
+    return next(line for line in estimate.stages if line.name.startswith(name))
 
 
 def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on="", **changes):
@@ -91,26 +91,26 @@ def record(label="response", *, settings=None, share=0.6, seconds=10.0, made_on=
 
 
 def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
-    asked = {"teacher": "70B", "student": "3B", "hardware": "1xH200"}
-    [found] = estimate_plans(["sft"], budget=10_000_000, **asked)
-    one, shape = stage(found, "train"), found.request.student
+    request = {"teacher": "70B", "student": "3B", "hardware": "1xH200"}
+    [estimate] = estimate_plans(["sft"], budget=10_000_000, **request)
+    training, shape = stage(estimate, "train"), estimate.request.student
     attention = 4 * shape.layers * shape.heads * shape.head_size * 190 / 2
     forward = 2 * (shape.body + shape.embedding) + attention
     held_out = (2 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
-    assert one.seconds == pytest.approx(14 + 3 * forward * 1e7 / (0.35 * 989e12) + held_out)
+    assert training.seconds == pytest.approx(14 + 3 * forward * 1e7 / (0.35 * 989e12) + held_out)
     tokens = 16 * 380  # the longest batch
     activations = tokens * 28 * (8 * 3072 + 2 * (24 + 8) * 128 + 4 * 8_192) * 2
     logits = 4 * 128_256 * (2 * tokens + 4 * tokens * 0.6)
     assert (
-        one.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits)
-        and one.tokens == 1e7
+        training.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits)
+        and training.tokens == 1e7
     )
 
 
 def test_recomputing_activations_leaves_the_logits_and_costs_a_third_more():
-    asked = {"teacher": "8B", "student": "3B", "budget": 10**8}
-    [roomy] = estimate_plans(["sft"], hardware="8x80GB", **asked)
-    [tight] = estimate_plans(["sft"], hardware="8x24GB", **asked)
+    request = {"teacher": "8B", "student": "3B", "budget": 10**8}
+    [roomy] = estimate_plans(["sft"], hardware="8x80GB", **request)
+    [tight] = estimate_plans(["sft"], hardware="8x24GB", **request)
     assert "recomputed" not in stage(roomy, "train").layout
     assert "recomputed" in stage(tight, "train").layout or not stage(tight, "train").fits
     tokens = 16 * 380
@@ -119,16 +119,16 @@ def test_recomputing_activations_leaves_the_logits_and_costs_a_third_more():
 
 
 def test_hidden_states_are_not_cached():
-    asked = {
+    request = {
         "teacher": "70B",
         "student": "3B",
         "hardware": "2x80GB",
         "budget": 10**8,
         "rows": 1_000,
     }
-    [logits] = estimate_plans(["response"], **asked)
-    [inside] = estimate_plans(["feature"], **asked)
-    assert not any(one.name.startswith("teacher reads") for one in inside.stages)
+    [logits] = estimate_plans(["response"], **request)
+    [inside] = estimate_plans(["feature"], **request)
+    assert not any(line.name.startswith("teacher reads") for line in inside.stages)
     assert stage(logits, "train").seconds < stage(inside, "train").seconds / 3
     assert not any("distributions" in line for line in inside.advice)
 
@@ -147,15 +147,15 @@ def test_a_mixture_of_experts_is_refused_and_no_weights_are_touched(tmp_path, mo
         "intermediate_size": 128,
     }
     (tmp_path / "config.json").write_text(json.dumps(config))
-    [found] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
-    assert found.request.teacher.layers == 2
+    [estimate] = estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
+    assert estimate.request.teacher.layers == 2
     (tmp_path / "config.json").write_text(json.dumps({**config, "num_local_experts": 8}))
     with pytest.raises(HarnessError, match="mixture of 8 experts"):
         estimate_plans(["sft"], teacher=str(tmp_path), hardware="1xH100")
 
 
 def test_the_layout_is_the_simplest_that_fits():
-    [found] = estimate_plans(
+    [estimate] = estimate_plans(
         ["response+int4"],
         teacher="70B",
         student="7B",
@@ -164,14 +164,14 @@ def test_the_layout_is_the_simplest_that_fits():
         rows=100_000,
     )
     assert (
-        stage(found, "train").layout.startswith("FSDP2 over 8")
-        and "teacher" not in stage(found, "train").layout
+        stage(estimate, "train").layout.startswith("FSDP2 over 8")
+        and "teacher" not in stage(estimate, "train").layout
     )
-    assert "GiB of cache" in stage(found, "teacher reads").note
-    assert all(one.fits for one in found.stages)
+    assert "GiB of cache" in stage(estimate, "teacher reads").note
+    assert all(line.fits for line in estimate.stages)
     # 141 GB of bf16 are no 80
-    assert stage(found, "score the teacher").layout.startswith("tensor parallel over")
-    assert "4.25 bits" in stage(found, "compress: int4").note
+    assert stage(estimate, "score the teacher").layout.startswith("tensor parallel over")
+    assert "4.25 bits" in stage(estimate, "compress: int4").note
     [small] = estimate_plans(
         ["response"], teacher="135M", student="135M", hardware="8xH100", budget=100_000
     )
@@ -185,52 +185,54 @@ def test_the_layout_is_the_simplest_that_fits():
         and any("NOT EVERYTHING FITS" in line for line in alone.advice)
     )
     assert stage(alone, "train").memory / GIB > 0.92 * 80
-    assert stage(alone, "train").note == "a smaller student, or a larger device"
+    assert stage(alone, "train").note == "give a smaller student, or a device with more memory"
     assert any(
-        "over 8 devices are arithmetic: this version trains in one process" in line
-        for line in found.advice
+        "over 8 devices are only calculated: this version trains in one process" in line
+        for line in estimate.advice
     )
 
 
 def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a_cache():
-    asked = {"teacher": "70B", "student": "7B", "hardware": "8xB200"}
-    [plain] = estimate_plans(["sft"], budget=10**6, rows=10_000, **asked)
+    request = {"teacher": "70B", "student": "7B", "hardware": "8xB200"}
+    [plain] = estimate_plans(["sft"], budget=10**6, rows=10_000, **request)
     # 1.9 M tokens of rows: fewer than all are read
-    [live] = estimate_plans(["response"], budget=10**6, rows=10_000, **asked)
+    [live] = estimate_plans(["response"], budget=10**6, rows=10_000, **request)
     teacher = live.request.teacher
     attention = 4 * teacher.layers * teacher.heads * teacher.head_size * 190 / 2
     token = (2 * (teacher.body + teacher.embedding) + attention) / (8 * 0.45 * 2250e12)
     assert stage(live, "train").seconds - stage(plain, "train").seconds == pytest.approx(
         1e6 * token
     )
-    [kept] = estimate_plans(["response"], budget=10**9, rows=10_000, **asked)
+    [kept] = estimate_plans(["response"], budget=10**9, rows=10_000, **request)
     assert stage(kept, "teacher reads").seconds == pytest.approx(1.9e6 * token)
-    assert "526.3 passes of the teacher saved to one" in next(
+    assert "one pass of the teacher instead of 526.3" in next(
         line for line in kept.advice if "distributions" in line
     )
     assert stage(kept, "teacher reads").note == f"{1.9e6 * 0.6 * 64 * 6 / GIB:.2f} GiB of cache"
 
 
 def test_a_price_is_device_hours():
-    [found] = estimate_plans(["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9)
-    assert f"{found.seconds * 8 * 3 / 3600:,.2f} at 3 a device-hour" in estimate_text(
-        found, price=3.0
+    [estimate] = estimate_plans(
+        ["sft"], teacher="70B", student="7B", hardware="8xH100", budget=10**9
     )
-    assert "device-hour" not in estimate_text(found)
+    assert f"{estimate.seconds * 8 * 3 / 3600:,.2f} at 3 a device-hour" in estimate_text(
+        estimate, price=3.0
+    )
+    assert "device-hour" not in estimate_text(estimate)
 
 
 def test_rates_come_from_this_machines_records_and_no_others():
-    here = [record(seconds=seconds) for seconds in (10.0, 12.0, 22.0)]
-    found = parse_hardware(
-        "cpu", [*here, record(made_on="another, 64 cores"), record(status="failed")]
+    own_records = [record(seconds=seconds) for seconds in (10.0, 12.0, 22.0)]
+    hardware = parse_hardware(
+        "cpu", [*own_records, record(made_on="another, 64 cores"), record(status="failed")]
     )
     # medians, the teacher's seconds out
-    assert found.train == pytest.approx(1e12 / 10) and found.forward == pytest.approx(1e11)
-    assert "3 trained rows" in found.source
+    assert hardware.train == pytest.approx(1e12 / 10) and hardware.forward == pytest.approx(1e11)
+    assert "3 trained rows" in hardware.source
     assert "rule of thumb" in parse_hardware("cpu", []).source
     # another machine: no record of this one speaks for it
-    assert parse_hardware("cpu:8x32GB", here).memory == 32 * GIB
-    [plan] = estimate_plans(["sft"], records=here)
+    assert parse_hardware("cpu:8x32GB", own_records).memory == 32 * GIB
+    [plan] = estimate_plans(["sft"], records=own_records)
     assert stage(plan, "score and time").note == "1 of 1 tasks from this machine's records"
 
 
@@ -244,8 +246,8 @@ def test_settings_are_recommended_by_what_was_measured_else_by_what_was_publishe
         record(settings={"temperature": 1.0}, share=0.7),
         record(settings={"temperature": 4.0}, share=0.5),
     ]
-    [told] = estimate_plans(["response"], records=tried)
-    line = next(line for line in told.advice if line.startswith("temperature"))
+    [estimate] = estimate_plans(["response"], records=tried)
+    line = next(line for line in estimate.advice if line.startswith("temperature"))
     assert line.startswith(
         "temperature: 1.0, the best measured here on gsm8k-mini (1.0 70.0 %, 4.0 50.0 %; records "
         "response{'te"
@@ -253,46 +255,57 @@ def test_settings_are_recommended_by_what_was_measured_else_by_what_was_publishe
     # no fair comparison: not compared
     for other in ({"limited": True}, {"budget_tokens": 2}, {"student_recipe": "depth:0.25"}):
         mixed = [tried[0], record(settings={"temperature": 4.0}, share=0.9, **other)]
-        [told] = estimate_plans(["response"], records=mixed)
-        assert any(line.startswith("temperature: 2.0 (our default") for line in told.advice)
+        [estimate] = estimate_plans(["response"], records=mixed)
+        assert any(line.startswith("temperature: 2.0 (our default") for line in estimate.advice)
 
 
 def test_every_quoted_publication_is_in_the_file():
     from harness.estimating.advice import PUBLISHED
 
-    known = {one["id"]: one for one in json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]}
-    [found] = estimate_plans(["cot+int4"], teacher="70B", student="7B", hardware="8xH100")
+    publications = {
+        publication["id"]: publication
+        for publication in json.loads(PUBLISHED.read_text(encoding="utf-8"))["records"]
+    }
+    [estimate] = estimate_plans(["cot+int4"], teacher="70B", student="7B", hardware="8xH100")
     quoted = [
         word.strip("(),;.")
-        for line in found.advice
+        for line in estimate.advice
         for word in line.split()
         if word.strip("(),;.").rpartition("-")[2].isdigit()
     ]
     ids = [word for word in quoted if word.startswith(("distil-", "prune-"))]
-    assert len(ids) >= 6 and set(ids) <= set(known)
+    assert len(ids) >= 6 and set(ids) <= set(publications)
     assert any(
-        f"{known['distil-04']['retention_pct']:g} % at 10.4x" in line for line in found.advice
+        f"{publications['distil-04']['retention_pct']:g} % at 10.4x" in line
+        for line in estimate.advice
     )
 
 
 def test_every_method_and_task_is_known_to_the_plan():
     registry = Registry("method", methods.METHODS)
-    found = {name: workload_of(registry.build(name, {})) for name in registry.table}
-    assert all(work.trains == registry.load(name).trains for name, work in found.items())
+    workloads = {name: workload_of(registry.build(name, {})) for name in registry.table}
+    assert all(work.trains == registry.load(name).trains for name, work in workloads.items())
     assert (
-        found["cot"].writes_traces
-        and found["response"].reads_teacher
-        and not found["sft"].reads_teacher
+        workloads["cot"].writes_traces
+        and workloads["response"].reads_teacher
+        and not workloads["sft"].reads_teacher
     )
-    assert found["int4"].bits == 4.25 and found["int4-calibrated"].calibrates == (128, 256)
-    assert found["prune-magnitude"].changes and found["prune-magnitude"].calibrates == (0, 0)
-    assert found["on-policy"].reads_live_teacher and not found["response"].reads_live_teacher
-    assert workload_of(registry.build("response", {"cache": "off"})).reads_live_teacher
+    assert workloads["int4"].bits == 4.25 and workloads["int4-calibrated"].calibrates == (128, 256)
+    assert workloads["prune-magnitude"].changes_weights and workloads[
+        "prune-magnitude"
+    ].calibrates == (
+        0,
+        0,
+    )
+    assert (
+        workloads["on-policy"].reads_teacher_live and not workloads["response"].reads_teacher_live
+    )
+    assert workload_of(registry.build("response", {"cache": "off"})).reads_teacher_live
     assert {name for name in suites.TASKS if not name.startswith("lm-eval")} <= set(ITEMS_BY_TASK)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--hardware", "many"], "8xH100"),
         (["--hardware", "8xH1000"], "did you mean 'H100'"),
@@ -300,15 +313,15 @@ def test_every_method_and_task_is_known_to_the_plan():
         (["--methods", "respons"], "did you mean 'response'"),
         (["--methods", ""], "no method is asked for"),
         (["--methods", "cot[sampels=8]"], "did you mean 'samples'"),
-        (["--hardware", "cpu:0x32GB"], "cores and memory"),
+        (["--hardware", "cpu:0x32GB"], "at least one core, and memory"),
         (["--teacher", "0B"], "write for example 7B"),
         (["--student", "7X"], "write for example 7B or 135M"),
         (["--hardware", "8xA100"], "write 8xA100-80GB or 8xA100-40GB"),
         (["--rows", "0"], "--rows"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
-    done = subprocess.run(
+def test_a_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    result = subprocess.run(
         [sys.executable, "-P", "-m", "harness.cli", "plan", *arguments],
         capture_output=True,
         text=True,
@@ -316,8 +329,10 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
         check=False,
     )
     assert (
-        done.returncode == 2 and said in done.stderr and len(done.stderr.strip().splitlines()) == 1
-    ), done.stderr
+        result.returncode == 2
+        and message in result.stderr
+        and len(result.stderr.strip().splitlines()) == 1
+    ), result.stderr
 
 
 def test_what_does_not_fit_ends_with_exit_code_1(tmp_path):
@@ -334,72 +349,76 @@ def test_what_does_not_fit_ends_with_exit_code_1(tmp_path):
         "--hardware",
         "1x80GB",
     ]
-    done = subprocess.run(
+    result = subprocess.run(
         [*line, "--methods", "response"], capture_output=True, text=True, cwd=tmp_path, check=False
     )
-    assert done.returncode == 1 and "DOES NOT FIT" in done.stdout
+    assert result.returncode == 1 and "DOES NOT FIT" in result.stdout
 
 
 def test_a_stage_behind_a_cut_has_the_size_that_is_left():
-    asked = {"teacher": "8B", "hardware": "1xB200"}
-    [plain] = estimate_plans(["sft"], student="depth:0.5", **asked)
-    [half] = estimate_plans(["prune-depth[ratio=0.5]+sft"], student="depth:0.75", **asked)
+    request = {"teacher": "8B", "hardware": "1xB200"}
+    [plain] = estimate_plans(["sft"], student="depth:0.5", **request)
+    [half] = estimate_plans(["prune-depth[ratio=0.5]+sft"], student="depth:0.75", **request)
     assert (
         stage(half, "train").memory == stage(plain, "train").memory
         and stage(half, "score and").memory == stage(plain, "score and").memory
     )
     [narrow] = estimate_plans(
-        ["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **asked
+        ["prune-width[ratio=0.5,groups=2]+sft"], student="depth:0.75", **request
     )
-    left = replace(plain.request.teacher, intermediate=7_168, kv_heads=6, heads=24)
+    cut_shape = replace(plain.request.teacher, intermediate=7_168, kv_heads=6, heads=24)
     assert stage(narrow, "train").memory - stage(plain, "train").memory == pytest.approx(
-        16 * (left.parameters - plain.request.student.parameters)
-        + activation_bytes(left, 16 * 380, 2)
+        16 * (cut_shape.parameters - plain.request.student.parameters)
+        + activation_bytes(cut_shape, 16 * 380, 2)
         - activation_bytes(plain.request.student, 16 * 380, 2)
     )
-    [whole] = estimate_plans(["identity"], student="depth:0.5", **asked)
-    assert stage(whole, "score and").memory == stage(whole, "score the teacher").memory
+    [uncut] = estimate_plans(["identity"], student="depth:0.5", **request)
+    assert stage(uncut, "score and").memory == stage(uncut, "score the teacher").memory
 
 
 def expected(methods, *, finished=(), **settings):
     """Return what the cells of a run would take, by label and seed, and their keys."""
     plan = plan_run(build_config({"methods": methods, "controls": False, **settings}))
-    told = estimate_cells(plan, finished)
-    return {(cell.label, cell.seed): one for cell, one in zip(plan.cells, told, strict=True)}, [
-        cell.key for cell in plan.cells
-    ]
+    estimates = estimate_cells(plan, finished)
+    return {
+        (cell.label, cell.seed): estimate
+        for cell, estimate in zip(plan.cells, estimates, strict=True)
+    }, [cell.key for cell in plan.cells]
 
 
 def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
     rows = ["int8", "untouched", "fake-int4", "prune-depth[ratio=0.5]+sft"]
-    found, _ = expected(rows, out=tmp_path)
+    cells, _ = expected(rows, out=tmp_path)
     untimed, _ = expected(rows, out=tmp_path, grid="none")
     teacher = Shape.of_folder(EMBEDDED / "tiny")
-    run = {key: one.seconds for key, one in untimed.items()}
+    run = {key: cell.seconds for key, cell in untimed.items()}
     scored = {key: run[key, None] for key in ("teacher", "untouched")}
     # scored at the teacher's size, and packed before
     assert scored["untouched"] < scored["teacher"] < run["int8", None]
     # which is not timed
     assert all(
-        found[key].seconds > one.seconds + 9
-        for key, one in untimed.items()
+        cells[key].seconds > cell.seconds + 9
+        for key, cell in untimed.items()
         if key[0] != "fake-int4"
     )
-    assert found["fake-int4", None].seconds == run["fake-int4", None]
-    chain = found["prune-depth[ratio=0.5]+sft", 1]
+    assert cells["fake-int4", None].seconds == run["fake-int4", None]
+    chain = cells["prune-depth[ratio=0.5]+sft", 1]
     assert (
-        chain.states == 16 * replace(teacher, layers=4).parameters
+        chain.training_bytes == 16 * replace(teacher, layers=4).parameters
         and chain.verdict == "fits"
-        and not found["int8", None].states
+        and not cells["int8", None].training_bytes
     )
     beside, _ = expected(["feature", "response"], out=tmp_path)
-    assert beside["feature", 1].states - beside["response", 1].states == 4 * teacher.parameters
+    assert (
+        beside["feature", 1].training_bytes - beside["response", 1].training_bytes
+        == 4 * teacher.parameters
+    )
 
 
 def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
-    found, keys = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path)
-    seconds = {key: one.seconds for key, one in found.items()}
-    assert seconds["cot", 1] > seconds["cot", 2] and list(found)[1:4] == [
+    cells, keys = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path)
+    seconds = {key: cell.seconds for key, cell in cells.items()}
+    assert seconds["cot", 1] > seconds["cot", 2] and list(cells)[1:4] == [
         ("cot", 1),
         ("cot", 2),
         ("prune-depth", None),
@@ -414,32 +433,37 @@ def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
 
 def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
-    found, _ = expected(["sft"], out=tmp_path)
+    cells, _ = expected(["sft"], out=tmp_path)
     assert (
-        found["sft", 1].verdict == "DOES NOT FIT, give a smaller student or a larger device"
-        and found["teacher", None].states == 0
+        cells["sft", 1].verdict
+        == "DOES NOT FIT, give a smaller student or a device with more memory"
+        and cells["teacher", None].training_bytes == 0
     )
 
 
 def test_a_gpu_is_taken_for_the_listed_one_of_its_size(monkeypatch):
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 79.6 * GIB)
-    found = this_machine("cuda", [])
-    assert found.kind == "cuda" and found.memory == 79.6 * GIB and "taken for 80GB" in found.name
+    hardware = this_machine("cuda", [])
+    assert (
+        hardware.kind == "cuda"
+        and hardware.memory == 79.6 * GIB
+        and "taken for 80GB" in hardware.name
+    )
 
 
 def test_weights_that_lie_twice_in_a_folder_are_not_counted_twice(tmp_path):
     import shutil
 
     folder = shutil.copytree(EMBEDDED / "tiny", tmp_path / "twice")
-    whole = Shape.of_folder(folder)
-    assert cut_parameters(folder, whole.shallower(0.5)) == whole.shallower(0.5).parameters
+    shape = Shape.of_folder(folder)
+    assert cut_parameters(folder, shape.shallower(0.5)) == shape.shallower(0.5).parameters
     shutil.copy(folder / "model.safetensors", folder / "consolidated.safetensors")
-    assert cut_parameters(folder, whole) == whole.parameters
+    assert cut_parameters(folder, shape) == shape.parameters
 
 
 def test_sizes_share_the_teachers_vocabulary():
-    [found] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100")
-    assert found.request.student.vocabulary == found.request.teacher.vocabulary
+    [estimate] = estimate_plans(["response"], teacher="70B", student="7B", hardware="8xH100")
+    assert estimate.request.student.vocabulary == estimate.request.teacher.vocabulary
 
 
 def test_durations_in_words():

@@ -9,7 +9,7 @@ from harness.data.source import LocalOrHubData
 from harness.files.lines import read_json_lines, split_lines, write_json_lines
 from harness.models.artefacts import CacheEntry, entry_damage
 from harness.records.samples import Evidence
-from harness.scoring.answer_cache import Journal
+from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.items import ItemRow, read_rows, write_rows
 
 BREAKS = ["\u2028", "\u2029", "\u0085", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e", "\r", "\r\n", "\n"]
@@ -43,12 +43,12 @@ def test_a_text_with_a_rare_line_break_is_read_back_by_every_reader(sign, tmp_pa
         text,
         "x",
     ]
-    journal = tmp_path / "answers.jsonl"
+    cache = tmp_path / "answers.jsonl"
     for key in "ab":
-        Journal(journal).put(key, [text, 3, "eos"], 0.5)
-    again = Journal(journal)
+        AnswerCache(cache).put(key, [text, 3, "eos"], 0.5)
+    again = AnswerCache(cache)
     assert again.get("a") == again.get("b") == ([text, 3, "eos"], 0.5)
-    assert entry_damage(CacheEntry(kind="answers", path=journal, bytes=1, changed=0.0)) == ""
+    assert entry_damage(CacheEntry(kind="answers", path=cache, bytes=1, changed=0.0)) == ""
     (tmp_path / "data.jsonl").write_text(
         json.dumps({"q": text}, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n"
     )
@@ -81,7 +81,7 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
 def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
     path = tmp_path / "answers" / "ab" / "abc.jsonl"
     for number in range(3):
-        Journal(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
+        AnswerCache(path).put(f"key{number}", [f"answer {number}", 3, "eos"], 0.5)
     entry = CacheEntry(kind="answers", path=path, bytes=1, changed=0.0)
     whole = path.read_text(encoding="utf-8")
     old = json.dumps(["key1", ["answer 1", 3, "eos"], 0.5]) + "\n"  # of a version without digests
@@ -94,18 +94,18 @@ def test_an_edited_answer_is_found_dropped_said_and_asked_again(tmp_path):
     ):
         path.write_text(harmed, encoding="utf-8")
         assert entry_damage(entry).startswith("line 2: ")
-        journal = Journal(path)
+        cache = AnswerCache(path)
         assert (
-            "1 kept answers are not as they were written (line 2" in journal.damage()
-            and "asked again" in journal.damage()
+            "1 cached answers are damaged and were dropped (line 2" in cache.damage()
+            and "computed again" in cache.damage()
         )
         assert (
-            journal.get("key1") is None
-            and journal.get("key9") is None
-            and journal.get("key2") == (["answer 2", 3, "eos"], 0.5)
+            cache.get("key1") is None
+            and cache.get("key9") is None
+            and cache.get("key2") == (["answer 2", 3, "eos"], 0.5)
         )
-        journal.put("key1", ["answer 1", 3, "eos"], 0.5)
-        assert entry_damage(entry) == "" == Journal(path).damage()
+        cache.put("key1", ["answer 1", 3, "eos"], 0.5)
+        assert entry_damage(entry) == "" == AnswerCache(path).damage()
         assert sorted(path.read_text().splitlines(keepends=True)) == sorted(lines)
 
 

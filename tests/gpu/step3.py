@@ -40,7 +40,7 @@ def _plain(opened: Any) -> Iterator[None]:
     """Let the scorer take the model's own attention in padded batches, for comparison."""
     from harness.scoring import generation
 
-    before = generation.why_plain(opened)
+    before = generation.reason_for_plain_path(opened)
     generation._REFUSALS[opened.model] = "for comparison"
     try:
         yield
@@ -54,17 +54,20 @@ def packs(kit: Kit) -> Figures:
     """
     import torch
 
-    from harness.scoring.generation import why_plain
-    from harness.scoring.likelihood import Scored, log_likelihoods
+    from harness.scoring.backend import LikelihoodRequest
+    from harness.scoring.generation import reason_for_plain_path
+    from harness.scoring.likelihood import log_likelihoods
 
     opened = kit.opened("7B")
     prompts = _subject(kit, 6 if kit.dry else 100, kit.shapes["7B"][5])
-    rows = [Scored([*prompt, letter], 1) for prompt in prompts for letter in (5, 6, 7, 8)]
+    rows = [
+        LikelihoodRequest([*prompt, letter], 1) for prompt in prompts for letter in (5, 6, 7, 8)
+    ]
     tokens = sum(len(prompt) for prompt in prompts)
     told: Figures = {
         "questions": len(prompts),
         "tokens without sharing": tokens,
-        "refused": why_plain(opened),
+        "refused": reason_for_plain_path(opened),
     }
     values: dict[str, list[float]] = {}
 

@@ -310,7 +310,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     def out_of_memory(*given, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(fidelity, "remember", out_of_memory)
+    monkeypatch.setattr(fidelity, "save_hidden_states", out_of_memory)
     monkeypatch.setattr(evaluation, "_distances_to_teacher", out_of_memory)
     job = teacher_job.model_copy(update={"noise": 0})
     record = cell._compute(job, lambda _: None, time.monotonic())
@@ -393,10 +393,11 @@ PROMPTS = (
 
 @pytest.mark.gpu
 def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card, embedded):
-    from harness.scoring.generation import generate, why_plain
-    from harness.scoring.likelihood import Scored, log_likelihoods
+    from harness.scoring.backend import LikelihoodRequest
+    from harness.scoring.generation import generate, reason_for_plain_path
+    from harness.scoring.likelihood import log_likelihoods
 
-    assert why_plain(on_card) == ""
+    assert reason_for_plain_path(on_card) == ""
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     ours, theirs = (generate(opened, prompts, max_new_tokens=24) for opened in (on_card, embedded))
     assert [one.ids for one in ours] == [one.ids for one in theirs]
@@ -404,7 +405,7 @@ def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card,
         one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)
     ]
     rows = [
-        Scored([*prompt, *answer.ids], len(answer.ids))
+        LikelihoodRequest([*prompt, *answer.ids], len(answer.ids))
         for prompt, answer in zip(prompts, ours, strict=True)
     ]
     for (value, _), (other, _) in zip(

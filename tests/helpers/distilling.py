@@ -46,17 +46,17 @@ SETTINGS = LoopSettings(
 
 def rows_of(count, seed=0, shortest=5, longest=19):
     draw = torch.Generator().manual_seed(seed)
-    made = []
+    rows = []
     for _ in range(count):
         length = int(torch.randint(shortest, longest, (1,), generator=draw))
         ids = torch.randint(3, 500, (length,), generator=draw).tolist()
-        made.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
-    return made
+        rows.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+    return rows
 
 
-def job(teachers, folder, *, tokens=3_000, rows=40, **more):
+def job(teachers, folder, *, tokens=3_000, rows=40, **changes):
     folder.mkdir(parents=True, exist_ok=True)
-    given = {
+    settings = {
         "teachers": tuple(teachers),
         "student": "depth:0.5",
         "student_base": teachers[0],
@@ -67,23 +67,28 @@ def job(teachers, folder, *, tokens=3_000, rows=40, **more):
         "workdir": folder,
         "cache": folder.parent / "cache",
     }
-    return Job(**{**given, **more})
+    return Job(**{**settings, **changes})
 
 
-def seen_inside(student, teacher, inwards, rows=None):
+def seen_inside(student, teacher, taps, rows=None):
     """Run both models with taps; return the inside and the positions."""
-    inside = InnerStates(student, teacher.model, inwards)
+    inside = InnerStates(student, teacher.model, taps)
     batch = batch_of(rows or rows_of(4), 1)
     logits = TrainedPositionLogits(student.model)(batch)
     with torch.no_grad():
         TrainedPositionLogits(teacher.model)(batch)
-    return inside, Positions(logits, batch.ids[:, 1:][batch.mask], (), batch, inside)
+    return inside, Positions(logits, batch.labels_N, (), batch, inside)
 
 
 def stepped(student, objective, rows, micro, inside=None):
     student.model.zero_grad()
     stepper = Stepper(
-        student.model, TrainedPositionLogits(student.model), objective, micro, 1, inside=inside
+        student.model,
+        TrainedPositionLogits(student.model),
+        objective,
+        micro,
+        1,
+        inner_states=inside,
     )
     stepper.backward(
         rows,
@@ -92,20 +97,28 @@ def stepped(student, objective, rows, micro, inside=None):
     )
     stepper.head.close()
     return torch.cat(
-        [one.grad.flatten() for one in student.model.parameters() if one.grad is not None]
+        [
+            parameter.grad.flatten()
+            for parameter in student.model.parameters()
+            if parameter.grad is not None
+        ]
     )
 
 
-def train(
-    student, teacher, folder, *, inwards=None, stop=None, settings=SETTINGS, terms=None, **aim
-):
+def train(student, teacher, folder, *, taps=None, stop=None, settings=SETTINGS, terms=None, **aim):
     folder.mkdir(exist_ok=True)
-    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
-    feature = Term("feature", "auto", lambda at: at.inside.features(at))
+    kd = Term(
+        "kl",
+        0.5,
+        lambda positions: forward_kl(positions.student_NV, positions.teacher_NV, temperature=2.0),
+    )
+    feature = Term(
+        "feature", "auto", lambda positions: positions.inner_states.hidden_state_distance(positions)
+    )
     objective = Objective(
-        terms=terms or [kd, hard_labels(0.5), *([feature] if inwards else [])],
+        terms=terms or [kd, hard_labels(0.5), *([feature] if taps else [])],
         sources=[LiveTeacher(teacher)] if teacher else (),
-        inwards=inwards,
+        taps=taps,
         **aim,
     )
     spent = fit(
@@ -124,6 +137,6 @@ def gradient_of(model, rows, micro_batch_size, **aim):
     objective = Objective(terms=[hard_labels()], **aim)
     stepper = Stepper(model, TrainedPositionLogits(model), objective, micro_batch_size, 1)
     values = stepper.backward(
-        rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), number=3
+        rows, weights={"ce": 1.0}, backward=lambda loss: loss.backward(), step=3
     ).means
     return values["ce"], torch.cat([p.grad.flatten() for p in model.parameters()])

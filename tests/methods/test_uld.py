@@ -18,26 +18,29 @@ def test_equal_tokenizers_align_every_position(tiny):
     tokenizer = open_model(tiny).tokenizer
     pairs = full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 5))
     rows, _ = aligned_rows(tokenizer, tokenizer, pairs, longest=512)
-    assert all(row.other.pairs == tuple((at, at) for at in range(row.trained)) for row in rows)
+    assert all(
+        row.teacher_tokens.pairs == tuple((at, at) for at in range(row.trained_tokens))
+        for row in rows
+    )
 
 
 def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, other_tokenizer):
     ours = open_model(tiny).tokenizer
     text = " Mia hat 3 Äpfel – und 12 €.\n#### 12"
     [row], _ = aligned_rows(ours, other_tokenizer, [("Frage:", text)], longest=512)
-    assert len(row.other.pairs) > 5
-    for mine, theirs in row.other.pairs:
+    assert len(row.teacher_tokens.pairs) > 5
+    for mine, theirs in row.teacher_tokens.pairs:
         read = [
             tokenizer.decode(list(ids[start : start + count]), clean_up_tokenization_spaces=False)
             for tokenizer, ids, start, count in (
                 (ours, row.ids, row.trained_from, mine),
-                (other_tokenizer, row.other.ids, row.other.trained_from, theirs),
+                (other_tokenizer, row.teacher_tokens.ids, row.teacher_tokens.trained_from, theirs),
             )
         ]
         assert read[0] == read[1] and text.startswith(read[0])
-    assert row.other.pairs[0] == (0, 0) and row.other.pairs[-1] == (
-        row.trained - 1,
-        len(row.other.ids) - row.other.trained_from - 1,
+    assert row.teacher_tokens.pairs[0] == (0, 0) and row.teacher_tokens.pairs[-1] == (
+        row.trained_tokens - 1,
+        len(row.teacher_tokens.ids) - row.teacher_tokens.trained_from - 1,
     )
 
 

@@ -314,7 +314,7 @@ def test_every_packed_weight_has_another_shape_than_the_float_one():
     for module in (
         Int8Linear((8, 16), bias=False),
         Int8DynamicLinear((8, 16), bias=True),
-        Int4Linear((8, 16), group=16, zeros=True, bias=False),
+        Int4Linear((8, 16), group_size=16, has_zeros=True, bias=False),
     ):
         assert module.weight.shape != (8, 16) and not module.weight.is_floating_point()
 
@@ -535,12 +535,12 @@ def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_wha
 ):
     from harness.measuring.worker import resident_bytes
     from harness.models.language_model import open_model
-    from harness.scoring.generation import why_plain
+    from harness.scoring.generation import reason_for_plain_path
 
     for name in ("int8", "int8-dynamic", "int4"):
         opened = open_model(compress(name)[0])
         before = resident_bytes(opened.model)
-        assert why_plain(opened) == "", name
+        assert reason_for_plain_path(opened) == "", name
         # after the kernels have laid out their weights
         assert abs(resident_bytes(opened.model) - before) < 0.01 * before, name
 

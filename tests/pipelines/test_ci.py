@@ -29,29 +29,31 @@ def desk(tmp_path_factory):
     first documented command.
     """
     folder = tmp_path_factory.mktemp("ci")
-    done = harness(folder, *shlex.split(COMMANDS[0])[1:])
-    assert done.returncode == 0, done.stderr
+    result = harness(folder, *shlex.split(COMMANDS[0])[1:])
+    assert result.returncode == 0, result.stderr
     return folder
 
 
 def harness(folder, *words, **environment):
     line = [sys.executable, "-P", "-m", "harness.cli", *words]
-    known = {**os.environ, "HARNESS_CACHE": str(folder / "cache"), **environment}
-    return subprocess.run(line, cwd=folder, capture_output=True, text=True, env=known, check=False)
+    variables = {**os.environ, "HARNESS_CACHE": str(folder / "cache"), **environment}
+    return subprocess.run(
+        line, cwd=folder, capture_output=True, text=True, env=variables, check=False
+    )
 
 
 def test_our_own_gate(desk):
     """Three rows of the embedded pair against the committed baseline: what CI runs on every change
     of this repository.
     """
-    done = harness(desk, "check", "runs", "--baseline", str(BASELINE))
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "int8" in done.stdout and "not in the baseline" not in done.stdout
+    result = harness(desk, "check", "runs", "--baseline", str(BASELINE))
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "int8" in result.stdout and "not in the baseline" not in result.stdout
 
 
 def test_our_own_claims(desk):
-    done = harness(desk, "check", "runs", "--rows", "int8,prune-width", "--margin", "0.97")
-    assert done.returncode == 0, done.stdout
+    result = harness(desk, "check", "runs", "--rows", "int8,prune-width", "--margin", "0.97")
+    assert result.returncode == 0, result.stdout
     cut = harness(desk, "check", "runs", "--rows", "prune-depth", "--margin", "0.95")
     # a quarter of the blocks less, and nothing trained
     assert cut.returncode == 1 and "MISSED" in cut.stdout
@@ -64,21 +66,21 @@ def test_every_documented_command_runs(desk):
             # a developer's tree has changes; a baseline refuses them
             for path in (desk / "runs" / "cells").glob("*/record.json"):
                 _mark_clean(path)
-        done = harness(desk, *words)
-        assert done.returncode == 0, f"{line}\n{done.stdout}\n{done.stderr}"
+        result = harness(desk, *words)
+        assert result.returncode == 0, f"{line}\n{result.stdout}\n{result.stderr}"
 
 
 def _mark_clean(path):
     from harness.records import record
 
-    found = record.read_record(path)
-    environment = found.environment.model_copy(update={"dirty": False})
-    record.write_record(path, found.model_copy(update={"environment": environment}))
+    run_record = record.read_record(path)
+    environment = run_record.environment.model_copy(update={"dirty": False})
+    record.write_record(path, run_record.model_copy(update={"environment": environment}))
 
 
 def test_the_page_reads_what_a_run_wrote(desk):
-    done = harness(desk, "report", "runs", "--html", "--out", "tables", "--forms", "md")
-    assert done.returncode == 0, done.stderr
+    result = harness(desk, "report", "runs", "--html", "--out", "tables", "--forms", "md")
+    assert result.returncode == 0, result.stderr
     page = (desk / "tables" / "page.html").read_text()
     data = json.loads(
         re.search(r'<script id="data" type="application/json">(.*?)</script>', page)[1]
@@ -102,13 +104,15 @@ def test_the_page_reads_what_a_run_wrote(desk):
 def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code, verdict):
     action = yaml.safe_load((ROOT / ".github" / "actions" / "check" / "action.yml").read_text())
     [step] = action["runs"]["steps"]
-    given = {
+    inputs = {
         "records": str(desk / "runs"),
         "margin": margin,
         "rows": "prune-depth" if verdict == "missed" else "int8",
         "cannot-tell": cannot_tell,
     }
-    values = {name: given.get(name, one["default"]) for name, one in action["inputs"].items()}
+    values = {
+        name: inputs.get(name, setting["default"]) for name, setting in action["inputs"].items()
+    }
     environment = {
         name: re.sub(r"\$\{\{ inputs\.([\w-]+) \}\}", lambda m: values[m[1]], text)
         for name, text in step["env"].items()
@@ -117,7 +121,7 @@ def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code,
     command = tmp_path / "bin" / "harness"
     command.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m harness.cli "$@"\n')
     command.chmod(0o755)
-    done = subprocess.run(
+    result = subprocess.run(
         ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
         cwd=tmp_path,
         capture_output=True,
@@ -131,9 +135,9 @@ def test_the_action_does_what_it_says(desk, tmp_path, margin, cannot_tell, code,
             "GITHUB_STEP_SUMMARY": str(tmp_path / "summary.md"),
         },
     )
-    assert done.returncode == code, done.stdout + done.stderr
-    told = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())
-    assert told["verdict"] == verdict
+    assert result.returncode == code, result.stdout + result.stderr
+    outputs = dict(line.split("=") for line in (tmp_path / "output").read_text().splitlines())
+    assert outputs["verdict"] == verdict
     if verdict != "mistake":
         assert (tmp_path / "harness-check.xml").exists() and verdict in (
             tmp_path / "summary.md"

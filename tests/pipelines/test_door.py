@@ -45,14 +45,14 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def only_line(told, code=2):
-    assert told[0] == code, told
-    assert len(told[1].splitlines()) == 1 and told[1].startswith("harness: "), told[1]
-    return told[1]
+def only_line(output, code=2):
+    assert output[0] == code, output
+    assert len(output[1].splitlines()) == 1 and output[1].startswith("harness: "), output[1]
+    return output[1]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "--suite", ""], "--suite is empty"),
         (["run", "--suite", " , "], "--suite is empty"),
@@ -106,14 +106,14 @@ def only_line(told, code=2):
         (["cache", "prune", "--older-than", "nan"], "--older-than"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, said, typed, here):
+def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, message, typed, here):
     line = only_line(typed(*arguments))
-    assert said in line and len(line) < 500 + len(str(arguments))
+    assert message in line and len(line) < 500 + len(str(arguments))
     assert sorted(path.name for path in here.iterdir()) == ["file"], "nothing is made"
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["run", "--out", "file"], "file is a file, and a folder is needed"),
         (["run", "--out", "file/deeper/down"], "is a file, and a folder is needed"),
@@ -138,10 +138,10 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, said
     ],
 )
 def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_computed(
-    arguments, said, typed, here
+    arguments, message, typed, here
 ):
     line = only_line(typed(*arguments))
-    assert said in line and len(line) < 600
+    assert message in line and len(line) < 600
     assert sorted(path.name for path in here.iterdir()) == ["file"]
 
 
@@ -150,9 +150,9 @@ def test_a_folder_with_little_space_is_said_and_one_without_is_refused(tmp_path,
 
     free = [500 * 2**20]
     monkeypatch.setattr(shutil, "disk_usage", lambda path: type("Usage", (), {"free": free[0]}))
-    said = []
-    check_folder(tmp_path / "a" / "b", "--cache", say=said.append)
-    assert said == [f"--cache {tmp_path / 'a' / 'b'}: only 500 MiB are free there"]
+    messages = []
+    check_folder(tmp_path / "a" / "b", "--cache", say=messages.append)
+    assert messages == [f"--cache {tmp_path / 'a' / 'b'}: only 500 MiB are free there"]
     free[0] = 2**20
     with pytest.raises(HarnessError, match=r"--cache .*1\.0 MiB are free there, too few"):
         check_folder(tmp_path / "a", "--cache")
@@ -249,7 +249,7 @@ def test_a_reader_that_goes_away_is_no_verdict(arguments):
 
 
 def test_a_check_keeps_its_code_whoever_reads_it(tmp_path):
-    whole = cli_process(
+    unpiped = cli_process(
         "check",
         STUDY,
         "--margin",
@@ -259,7 +259,7 @@ def test_a_check_keeps_its_code_whoever_reads_it(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    whole.communicate(timeout=120)
+    unpiped.communicate(timeout=120)
     torn = cli_process(
         "check",
         STUDY,
@@ -272,7 +272,7 @@ def test_a_check_keeps_its_code_whoever_reads_it(tmp_path):
     )
     torn.stdout.close()
     errors = torn.stderr.read()
-    assert torn.wait(timeout=120) == whole.returncode and b"Traceback" not in errors
+    assert torn.wait(timeout=120) == unpiped.returncode and b"Traceback" not in errors
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
@@ -312,8 +312,7 @@ def test_repeated_options_add_up():
 
     assert joined_lists(["int8", "response,cot"]) == ["int8", "response", "cot"]
     assert [
-        build_config({"cell_timeout": given}).cell_timeout
-        for given in ("90", "90s", "1.5m", "2h", 7)
+        build_config({"cell_timeout": text}).cell_timeout for text in ("90", "90s", "1.5m", "2h", 7)
     ] == [90, 90, 90, 7200, 7]
     assert parse_seconds(None) is None
 
@@ -381,8 +380,8 @@ def test_a_process_whose_time_is_over_is_ended_with_what_it_started(tmp_path):
     )
     heard = []
     began = time.monotonic()
-    found = watch_process(process, log, heard.append, seconds=1.5)
-    assert found.late and found.code == -signal.SIGKILL and time.monotonic() - began < 30
+    ending = watch_process(process, log, heard.append, seconds=1.5)
+    assert ending.late and ending.code == -signal.SIGKILL and time.monotonic() - began < 30
     for _ in range(50):
         if (
             not Path(f"/proc/{heard[0]['held']}").exists()
@@ -428,11 +427,11 @@ def test_a_process_that_writes_without_end_keeps_a_small_log(tmp_path, monkeypat
         "sys.stderr.write('last words')"
     )
     process, log = a_child(tmp_path, code)
-    found = watch_process(process, log, lambda said: None)
+    ending = watch_process(process, log, lambda message: None)
     assert (
         log.stat().st_size <= watched.MAX_LOG_BYTES
-        and found.log.endswith("last words")
-        and len(found.log) <= watched.LOG_TAIL_BYTES
+        and ending.log.endswith("last words")
+        and len(ending.log) <= watched.LOG_TAIL_BYTES
     )
 
 
@@ -472,7 +471,7 @@ def test_no_process_outlives_its_parent(ends):
 
 
 @pytest.mark.parametrize(
-    ("code", "log", "said"),
+    ("code", "log", "message"),
     [
         (-signal.SIGSEGV, "", "crashed (SIGSEGV)"),
         (-signal.SIGSEGV, CRASH_LOG, "in pack, kernels.py line 7"),
@@ -493,8 +492,8 @@ def test_no_process_outlives_its_parent(ends):
         (3, "KeyError: 'x'", "ended with status 3: KeyError: 'x'"),
     ],
 )
-def test_how_a_process_ended_is_said_so_that_it_helps(code, log, said):
-    assert said in how_it_ended(code, log)
+def test_how_a_process_ended_is_said_so_that_it_helps(code, log, message):
+    assert message in how_it_ended(code, log)
 
 
 def test_what_is_no_want_of_memory_is_not_called_so():
@@ -517,7 +516,7 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
     assert "will not help" in _process_failure(crash, second, None, tmp_path / "log.txt"), (
         "nor the third time"
     )
-    assert "go on from its last saved state" in _process_failure(
+    assert "continue from the last saved state" in _process_failure(
         ProcessEnd(-signal.SIGKILL, ""), first, None, tmp_path
     )
     assert "--cell-timeout" in _process_failure(
@@ -526,16 +525,16 @@ def test_the_same_crash_twice_is_not_to_be_run_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "made", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str
+    "result", ["student", None, 3, ("a", "b"), Path("student"), {"path": 1}], ids=str
 )
-def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(made, tmp_path):
+def test_a_method_that_returns_no_checkpoint_is_told_what_to_return(result, tmp_path):
     from harness.running.student import _refuse_invalid_student
 
     with pytest.raises(
         CellFailed,
         match=r"mine\.compress returned .* must return a Checkpoint: save it in job\.workdir",
     ):
-        _refuse_invalid_student("mine", made, tmp_path)
+        _refuse_invalid_student("mine", result, tmp_path)
 
 
 def test_a_checkpoint_elsewhere_is_told_where_it_belongs(tmp_path):
@@ -576,8 +575,8 @@ def test_task_files_run_only_where_they_are_allowed_to(typed, here):
         ["--suite", "mine.toml"],
     ):
         assert "type --allow-task-code" in only_line(typed("run", *arguments))
-        code, said = typed("run", *arguments, "--allow-task-code")
-        assert code == 2 and "--allow-task-code" not in said, (
+        code, output = typed("run", *arguments, "--allow-task-code")
+        assert code == 2 and "--allow-task-code" not in output, (
             "allowed: the task itself is what is missing"
         )
 
@@ -596,7 +595,7 @@ class Templated:
     def __init__(self, render):
         self.render = render
 
-    def apply_chat_template(self, turns, **given):
+    def apply_chat_template(self, turns, **settings):
         return self.render(turns)
 
 
@@ -633,18 +632,18 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
     import harness.models.language_model as model
 
     monkeypatch.setattr(model, "MAX_TEMPLATE_SECONDS", 0.3)
-    said = []
+    messages = []
 
     def render():
         try:
             model.render_chat(Templated(endless), [])
         except CellFailed as problem:
-            said.append(str(problem))
+            messages.append(str(problem))
 
     thread = threading.Thread(target=render, daemon=True)
     thread.start()
     thread.join(20)
-    assert said == [
+    assert messages == [
         "the chat template takes more than 0.3 s for one prompt; type --chat-template off"
     ]
     assert model.render_chat(Templated(lambda turns: "fine"), []) == "fine"
@@ -653,12 +652,12 @@ def test_a_template_is_bounded_in_a_thread_too(monkeypatch):
 def test_the_alarm_of_others_goes_on():
     from harness.models.bounded import time_limit
 
-    before = signal.getsignal(signal.SIGALRM)
+    handler = signal.getsignal(signal.SIGALRM)
     signal.setitimer(signal.ITIMER_REAL, 50)
     with time_limit(1):
         pass
-    left, _ = signal.setitimer(signal.ITIMER_REAL, 0)
-    assert 40 < left <= 50 and signal.getsignal(signal.SIGALRM) is before
+    remaining, _ = signal.setitimer(signal.ITIMER_REAL, 0)
+    assert 40 < remaining <= 50 and signal.getsignal(signal.SIGALRM) is handler
 
 
 @pytest.mark.parametrize(
@@ -733,28 +732,28 @@ def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_p
     ]
     process = cli_process(*line, stdout=subprocess.DEVNULL, stderr=theirs)
     os.close(theirs)
-    said = b""
+    output = b""
     deadline = time.monotonic() + 120
-    while b" train" not in said:
-        assert time.monotonic() < deadline and process.poll() is None, said[-500:]
-        said += os.read(ours, 65536)
+    while b" train" not in output:
+        assert time.monotonic() < deadline and process.poll() is None, output[-500:]
+        output += os.read(ours, 65536)
     process.send_signal(signal.SIGTERM)
     while chunk := _read(ours):
-        said += chunk
+        output += chunk
     assert process.wait(timeout=30) == 128 + signal.SIGTERM
-    text = said.decode()
+    text = output.decode()
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is shown again"
     last = " ".join(text.rsplit("harness: ", 1)[1].split())
     assert last.startswith(
         "stopped (SIGTERM); what was finished is kept, the same command goes on from there: "
         "harness run --methods sft"
     )
-    left = [
+    survivors = [
         path
         for path in Path("/proc").glob("[0-9]*/cmdline")
         if str(tmp_path).encode() in _bytes(path)
     ]
-    assert not left
+    assert not survivors
 
 
 def _read(number):
@@ -775,7 +774,7 @@ def _bytes(path):
 def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_on(tmp_path):
     import harness
 
-    done = harness.run(
+    run = harness.run(
         ["identity"],
         "mini",
         cell_timeout=0.4,
@@ -784,11 +783,11 @@ def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_
         grid="none",
         noise=0,
     )
-    assert [one.record.status for one in done.cells] == ["failed", "failed"]
-    for one in done.cells:
+    assert [result.record.status for result in run.cells] == ["failed", "failed"]
+    for result in run.cells:
         assert (
-            one.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer one: "
-            "run again to go on from its last saved state"
+            result.record.reason == "stopped after 0.4 s (--cell-timeout); give a longer time "
+            "and run again, to continue from the last saved state"
         )
     again = [
         cell.key
@@ -805,6 +804,6 @@ def test_a_cell_that_takes_longer_than_it_may_is_a_failed_row_and_the_others_go_
             )
         ).cells
     ]
-    assert again == [one.cell.key for one in done.cells], (
+    assert again == [result.cell.key for result in run.cells], (
         "how long a cell may take is no part of its key"
     )

@@ -18,8 +18,8 @@ QUICK = [target for target in TARGETS if not target.heavy]
 @pytest.mark.slow
 @pytest.mark.parametrize("target", QUICK, ids=[target.name for target in QUICK])
 def test_harmed_files_are_one_line_or_made_again(target, tmp_path):
-    found = fuzz(target, tmp_path / "files", count=6, seed=1)
-    assert found.tried == 6 and not [*found.tracebacks, *found.silent, *found.hangs]
+    report = fuzz(target, tmp_path / "files", count=6, seed=1)
+    assert report.tried == 6 and not [*report.tracebacks, *report.silent, *report.hangs]
 
 
 def test_the_program_sees_what_it_looks_for(tmp_path):

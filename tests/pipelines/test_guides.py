@@ -97,26 +97,26 @@ def test_a_guide_is_formatted_as_the_project_is(package):
     ruff = pytest.importorskip("ruff")
     assert ruff
     files = [name for name in package.files if name.endswith(".py")]
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "ruff", "format", "--check", "--line-length", "100", *files],
         capture_output=True,
         text=True,
         cwd=package.folder,
     )
-    assert done.returncode == 0, done.stdout
+    assert result.returncode == 0, result.stdout
 
 
 @pytest.mark.slow
 def test_every_command_of_a_guide_works_as_it_stands(package):
     assert len(package.commands) >= 3
     for words in package.commands:
-        done = package.run(words)
-        said = f"{shlex.join(words)}\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
-        assert done.returncode == 0, said
+        result = package.run(words)
+        output = f"{shlex.join(words)}\n{result.stdout[-2000:]}\n{result.stderr[-2000:]}"
+        assert result.returncode == 0, output
         if words[:2] == ["harness", "list"]:
             [points] = tomllib.loads(package.files["pyproject.toml"])["project"][
                 "entry-points"
             ].values()
-            assert all(f"{name} " in done.stdout for name in points), said
+            assert all(f"{name} " in result.stdout for name in points), output
         if words[:2] == ["harness", "run"]:
-            assert "failed" not in done.stdout and "skipped" not in done.stdout, said
+            assert "failed" not in result.stdout and "skipped" not in result.stdout, output

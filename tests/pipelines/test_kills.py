@@ -31,10 +31,10 @@ def test_killed_and_refused_runs_go_on_to_the_same_records_and_many_starts_share
     command = [sys.executable, str(PROGRAM), "--first", "2", "--crowds", "6", "--seed", "1"]
     root = str(PROGRAM.parents[2])
     environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr[-3_000:]
-    came = re.findall(r"^\d+: .* ended with", done.stdout, re.MULTILINE)
-    assert len(came) >= 6 and done.stdout.count("6 starts at once") == 2
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr[-3_000:]
+    came = re.findall(r"^\d+: .* ended with", result.stdout, re.MULTILINE)
+    assert len(came) >= 6 and result.stdout.count("6 starts at once") == 2
 
 
 # The faults themselves: a program that cannot fail shows nothing
@@ -62,7 +62,7 @@ def struck(root, **fault):
         _faults.FAULT: Fault(**fault).as_json(),
         "PYTHONPATH": str(PROGRAM.parents[2]),
     }
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", WRITER, str(PROGRAM.parent)],
         env=environment,
         capture_output=True,
@@ -72,22 +72,22 @@ def struck(root, **fault):
     )
     names = sorted(path.name for path in (root / "store" / "runs").iterdir())
     events = [line.split("\t")[1] for line in _faults.log_of(root).read_text().splitlines()]
-    return done, names, events
+    return result, names, events
 
 
 def test_an_undisturbed_writer_shows_every_boundary_in_its_order(tmp_path):
-    done, names, events = struck(tmp_path / "a", operation="nothing")
-    assert done.returncode == 0 and names == ["a.json"]
+    result, names, events = struck(tmp_path / "a", operation="nothing")
+    assert result.returncode == 0 and names == ["a.json"]
     assert events == ["open", "write", "sync", "rename", "renamed", "folder"]
 
 
 @pytest.mark.parametrize("operation", ["open", "write", "sync", "rename", "renamed", "folder"])
 def test_a_kill_leaves_what_its_boundary_says(tmp_path, operation):
-    done, names, events = struck(tmp_path / "a", operation=operation, kind="run list", after=30)
-    assert done.returncode == -9 and events[-1] == _faults.STRUCK
-    whole = operation in ("renamed", "folder")
+    result, names, events = struck(tmp_path / "a", operation=operation, kind="run list", after=30)
+    assert result.returncode == -9 and events[-1] == _faults.STRUCK
+    complete = operation in ("renamed", "folder")
     assert [name.endswith(".part") for name in names] == (
-        [] if operation == "open" else [not whole]
+        [] if operation == "open" else [not complete]
     )
     sizes = {"open": [], "write": [30]}.get(operation, [100])
     assert [path.stat().st_size for path in (tmp_path / "a" / "store" / "runs").iterdir()] == sizes
@@ -96,18 +96,20 @@ def test_a_kill_leaves_what_its_boundary_says(tmp_path, operation):
 @pytest.mark.parametrize("deed", ["ENOSPC", "EIO", "EACCES"])
 @pytest.mark.parametrize("operation", ["open", "write", "sync", "rename"])
 def test_a_refusal_leaves_nothing(tmp_path, operation, deed):
-    done, names, _ = struck(tmp_path / "a", deed=deed, operation=operation, after=30)
-    assert done.returncode == 1 and f"[Errno {getattr(__import__('errno'), deed)}]" in done.stderr
+    result, names, _ = struck(tmp_path / "a", deed=deed, operation=operation, after=30)
+    assert (
+        result.returncode == 1 and f"[Errno {getattr(__import__('errno'), deed)}]" in result.stderr
+    )
     assert names == []
 
 
 def test_short_writes_are_written_on_and_torn_files_are_cut_to_half(tmp_path):
-    done, names, _ = struck(tmp_path / "a", deed="short", operation="write", after=30)
+    result, names, _ = struck(tmp_path / "a", deed="short", operation="write", after=30)
     file = tmp_path / "a" / "store" / "runs" / "a.json"
-    assert done.returncode == 0 and names == ["a.json"] and file.stat().st_size == 100
-    done, names, _ = struck(tmp_path / "b", deed="torn", operation="renamed")
+    assert result.returncode == 0 and names == ["a.json"] and file.stat().st_size == 100
+    result, names, _ = struck(tmp_path / "b", deed="torn", operation="renamed")
     file = tmp_path / "b" / "store" / "runs" / "a.json"
-    assert done.returncode == -9 and names == ["a.json"] and file.stat().st_size == 50
+    assert result.returncode == -9 and names == ["a.json"] and file.stat().st_size == 50
 
 
 # What a killed process leaves
@@ -124,11 +126,11 @@ def test_what_a_process_left_half_written_goes_once_it_is_gone_and_quiet(tmp_pat
         return path
 
     dead, living, fresh = lay(GONE, old), lay(os.getpid(), old), lay(GONE + 1, time.time())
-    whole = tmp_path / "a.json"
-    whole.write_text("{}")
-    os.utime(whole, (old, old))
+    complete = tmp_path / "a.json"
+    complete.write_text("{}")
+    os.utime(complete, (old, old))
     assert leftovers.delete_abandoned([tmp_path, tmp_path / "nowhere"]) == [dead]
-    assert living.exists() and fresh.exists() and whole.exists()
+    assert living.exists() and fresh.exists() and complete.exists()
 
 
 def test_a_folder_that_is_still_written_into_stays(tmp_path):
@@ -141,17 +143,17 @@ def test_a_folder_that_is_still_written_into_stays(tmp_path):
 
 
 def test_notes_of_holders_that_were_killed_go_and_others_stay(tmp_path):
-    store, here = Store(tmp_path), socket.gethostname()
+    store, this_machine = Store(tmp_path), socket.gethostname()
     store.prepare()
     notes = {}
     for name, process, machine in (
-        ("killed", GONE, here),
-        ("living", os.getpid(), here),
-        ("elsewhere", GONE, f"{here}-2"),
+        ("killed", GONE, this_machine),
+        ("living", os.getpid(), this_machine),
+        ("elsewhere", GONE, f"{this_machine}-2"),
     ):
         notes[name] = tmp_path / "locks" / f"{name}.json"
-        told = {"process": process, "machine": machine, "since": "2026-01-01 00:00:00 UTC"}
-        notes[name].write_text(json.dumps(told))
+        note = {"process": process, "machine": machine, "since": "2026-01-01 00:00:00 UTC"}
+        notes[name].write_text(json.dumps(note))
     notes["torn"] = tmp_path / "locks" / "torn.json"
     notes["torn"].write_text('{"proc')
     store.prepare()
@@ -214,7 +216,7 @@ def test_the_card_stands_before_the_record_that_ends_a_cell(tmp_path, monkeypatc
     )
     monkeypatch.setattr(cell, "_compute", lambda *_: type("Record", (), {"status": "success"}))
     monkeypatch.setattr(cell, "_write_model_card", lambda job, record: order.append("card"))
-    monkeypatch.setattr(cell, "write", lambda path, record: order.append(path.name))
+    monkeypatch.setattr(cell, "write_record", lambda path, record: order.append(path.name))
     assert cell.main(["cell", "job.json", "1"]) == 0 and order == ["card", "record.json"]
 
 
@@ -247,7 +249,7 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     store = Store(tmp_path)
     store.prepare()
     row = scored("cot", "10" * 20, 1).model_copy(update={"key": "r" * 24})
-    own = {score.task: score.value for score in row.scores}
+    scores = {score.task: score.value for score in row.scores}
     chain = row.model_copy(
         update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))}
     )
@@ -256,8 +258,8 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
     assert runner._with_stages(plan, chain, store) == chain  # its row is not there yet
     write_record(store.record_path(row.key), row)
     filled = runner._with_stages(plan, chain, store)
-    assert [each.scores for each in filled.stages] == [own, {"x": 1.0}]
-    assert json.loads(store.record_path(chain.key).read_text())["stages"][0]["scores"] == own
+    assert [stage.scores for stage in filled.stages] == [scores, {"x": 1.0}]
+    assert json.loads(store.record_path(chain.key).read_text())["stages"][0]["scores"] == scores
     assert runner._with_stages(plan, filled, store) is filled
 
 
@@ -275,35 +277,35 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
     teacher = scored("teacher", "10" * 20, 1).model_copy(
         update={"key": "t" * 24, "measurements": ()}
     )
-    whole = scored("int8", "10" * 20, 1)
-    alone = whole.model_copy(
+    compared = scored("int8", "10" * 20, 1)
+    alone = compared.model_copy(
         update={
             "key": "a" * 24,
             "measurements": (evaluation._skipped_fidelity(evaluation.NO_TEACHER_ANSWERS),),
         }
     )
-    other = whole.model_copy(
+    other = compared.model_copy(
         update={
-            "measurements": (*whole.measurements, evaluation._skipped_fidelity("out of memory"))
+            "measurements": (*compared.measurements, evaluation._skipped_fidelity("out of memory"))
         }
     )
     plan = SimpleNamespace(cells=[SimpleNamespace(key=teacher.key)])
     assert runner._reason_to_compare(plan, store, alone) == ""  # nor are they there now
     write_record(store.record_path(teacher.key), teacher)
-    assert "are there now" in runner._reason_to_compare(plan, store, alone)
+    assert "can be compared with" in runner._reason_to_compare(plan, store, alone)
     assert (
-        runner._reason_to_compare(plan, store, whole)
+        runner._reason_to_compare(plan, store, compared)
         == runner._reason_to_compare(plan, store, other)
         == ""
     )
 
     write_record(store.record_path(alone.key), alone)
-    monkeypatch.setattr(runner, "_compute_cell", lambda *given: whole)
+    monkeypatch.setattr(runner, "_compute_cell", lambda *arguments: compared)
     plan.config = SimpleNamespace(force=False, wait=True)
     lines = []
     row = SimpleNamespace(key=alone.key, label="int8", is_teacher=False, student_key="", stages=())
-    ended = runner._run_cell(plan, row, store, SimpleNamespace(on_message=lines.append))
-    assert ended.record == whole and not ended.cached and "made again" in lines[0]
+    result = runner._run_cell(plan, row, store, SimpleNamespace(on_message=lines.append))
+    assert result.record == compared and not result.cached and "computed again" in lines[0]
 
 
 def test_what_was_left_among_the_tables_of_a_run_goes_too(tmp_path):

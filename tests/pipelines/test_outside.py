@@ -53,17 +53,19 @@ assert "quantization_config" not in (folder / "config.json").read_text()
 @needs_weights
 def test_a_gguf_file_becomes_a_plain_folder_once(place):
     file = Path(os.environ["HARNESS_GGUF"])
-    found = resolve(str(file), cache=place / "cache")
-    assert "Q4_1" in found.note and found.bytes_on_disk > 10e6
-    before = {path: path.stat().st_mtime_ns for path in found.path.iterdir()}
-    assert resolve(str(file), cache=place / "cache") == found
-    assert before == {path: path.stat().st_mtime_ns for path in found.path.iterdir()}
-    subprocess.run([sys.executable, "-P", "-c", REOPEN, str(found.path), str(file)], check=True)
+    checkpoint = resolve(str(file), cache=place / "cache")
+    assert "Q4_1" in checkpoint.note and checkpoint.bytes_on_disk > 10e6
+    times = {path: path.stat().st_mtime_ns for path in checkpoint.path.iterdir()}
+    assert resolve(str(file), cache=place / "cache") == checkpoint
+    assert times == {path: path.stat().st_mtime_ns for path in checkpoint.path.iterdir()}
+    subprocess.run(
+        [sys.executable, "-P", "-c", REOPEN, str(checkpoint.path), str(file)], check=True
+    )
 
 
 @needs_weights
 def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trace_survived(place):
-    done = harness.run(
+    run = harness.run(
         "response,cot[longest=24]",
         "mini",
         teacher=os.environ["HARNESS_GGUF"],
@@ -78,13 +80,13 @@ def test_response_runs_to_a_table_that_names_the_model_and_cot_says_that_no_trac
         out=place / "runs",
         cache=place / "cache",
     )
-    status = {record.method: record for record in done.records}
+    status = {record.method: record for record in run.records}
     assert status["teacher"].status == status["response"].status == "success", [
-        record.reason for record in done.records
+        record.reason for record in run.records
     ]
     assert status["cot"].status == "failed"
     assert "no trace survived: of 8 answers by the teacher" in status["cot"].reason
-    text = done.markdown()
+    text = run.markdown()
     assert Path(os.environ["HARNESS_GGUF"]).stem in text and "unpacked from GGUF Q4_1" in text
     assert status["response"].student.parameters < 0.9 * status["teacher"].student.parameters
 
@@ -108,11 +110,11 @@ def test_a_gated_model_says_where_its_licence_is_accepted(tmp_path, monkeypatch)
     for ask in (resolve, configuration_folder):
         with pytest.raises(HarnessError) as caught:
             ask("org/name", cache=tmp_path)
-        told = (
+        message = (
             "model 'org/name' is gated; accept its licence at https://huggingface.co/org/name, "
             "then type: hf auth login"
         )
-        assert str(caught.value) == told
+        assert str(caught.value) == message
 
 
 def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, monkeypatch):
@@ -136,7 +138,7 @@ def test_a_second_copy_of_the_weights_is_not_downloaded(tmp_path, random_model, 
 
 def test_a_hub_id_without_network_is_refused_in_one_line(tmp_path, no_network):
     with pytest.raises(
-        HarnessError, match="neither a folder here nor to be had from the Hub"
+        HarnessError, match="is no folder here, and the Hub does not give it"
     ) as caught:
         resolve("nobody/nothing", cache=tmp_path)
     assert "\n" not in str(caught.value)

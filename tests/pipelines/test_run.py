@@ -49,14 +49,14 @@ def finished(tmp_path_factory):
     where it lies.
     """
     folder = tmp_path_factory.mktemp("pipeline")
-    done = harness.run("cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
-    return done, folder
+    run = harness.run("cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
+    return run, folder
 
 
 def test_every_cell_succeeds_and_the_controls_are_there(finished):
-    done, _ = finished
-    assert done.succeeded, [record.reason for record in done.records]
-    assert {record.label for record in done.records} == {
+    run, _ = finished
+    assert run.succeeded, [record.reason for record in run.records]
+    assert {record.label for record in run.records} == {
         "teacher",
         "cot",
         "identity",
@@ -66,23 +66,23 @@ def test_every_cell_succeeds_and_the_controls_are_there(finished):
 
 
 def test_identity_keeps_everything_and_flips_nothing(finished):
-    done, _ = finished
-    scores = {record.label: record.scores[0] for record in done.records}
+    run, _ = finished
+    scores = {record.label: record.scores[0] for record in run.records}
     assert scores["identity"].outcomes == scores["teacher"].outcomes
     assert scores["identity"].answers_digest == scores["teacher"].answers_digest
-    line = next(line for line in done.markdown().splitlines() if line.startswith("| identity"))
+    line = next(line for line in run.markdown().splitlines() if line.startswith("| identity"))
     # with an interval: 40 items without a flip leave room for a few among all
     assert "100.0 % [" in line and "0/0" in line
 
 
 def test_records_say_everything_about_a_cell(finished):
-    done, _ = finished
-    for record in done.records:
+    run, _ = finished
+    for record in run.records:
         assert record.environment is not None and record.environment.versions["torch"]
         assert (
             record.scores[0].n == len(record.scores[0].outcomes["strict-match"]) == SMALL["limit"]
         )
-        names = {one.name for one in record.measurements}
+        names = {measurement.name for measurement in record.measurements}
         assert {
             "decode_tokens_per_second",
             "prefill_tokens_per_second",
@@ -93,9 +93,9 @@ def test_records_say_everything_about_a_cell(finished):
             "decode_speedup",
         } <= names
         assert not any(
-            one.remark
-            for one in record.measurements
-            if one.name in ("weight_bytes_resident", "kv_bytes")
+            measurement.remark
+            for measurement in record.measurements
+            if measurement.name in ("weight_bytes_resident", "kv_bytes")
         )
         assert record.student is not None and record.student.digest
         if record.trains:
@@ -105,42 +105,42 @@ def test_records_say_everything_about_a_cell(finished):
                 and record.cost.seconds
                 and record.data_digest
             )
-    cot = next(record for record in done.records if record.label == "cot")
+    cot = next(record for record in run.records if record.label == "cot")
     assert cot.cost.notes["traces_written"] == 40 and cot.cost.shared[0].tokens > 0
 
 
 def test_students_are_compared_with_what_their_teacher_read_and_did_not_read_again(finished):
-    done, folder = finished
-    teacher = next(record for record in done.records if record.label == "teacher")
+    run, folder = finished
+    teacher = next(record for record in run.records if record.label == "teacher")
     assert (Store(folder / "runs").cell(teacher.key) / "teacher-reads.safetensors").exists()
-    found = {record.label: record.fidelity[0] for record in done.records if record.fidelity}
+    distances = {record.label: record.fidelity[0] for record in run.records if record.fidelity}
     assert (
-        found["identity"].kl == pytest.approx(0, abs=1e-5)
-        and found["identity"].agreement == 1
-        and found["untouched"].kl > 0.5
+        distances["identity"].kl == pytest.approx(0, abs=1e-5)
+        and distances["identity"].agreement == 1
+        and distances["untouched"].kl > 0.5
     )
 
 
 @pytest.mark.slow
 def test_without_a_grid_nothing_is_timed_and_the_row_stands(tmp_path):
     few = {**SMALL, "grid": "none", "limit": {"gsm8k-mini": 7}}
-    done = harness.run("identity", "math", out=tmp_path / "runs", cache=tmp_path / "cache", **few)
-    assert done.succeeded
-    for record in done.records:
+    run = harness.run("identity", "math", out=tmp_path / "runs", cache=tmp_path / "cache", **few)
+    assert run.succeeded
+    for record in run.records:
         assert record.limited and [score.n for score in record.scores] == [7]
         assert (
             record.measured("decode_speedup") is None
             and record.measured("seconds_per_problem:gsm8k-mini") is not None
         )
-    assert "not timed" in done.markdown()
+    assert "not timed" in run.markdown()
 
 
 def test_items_are_stored_with_what_was_written(finished):
-    done, folder = finished
+    run, folder = finished
     store = Store(folder / "runs")
     rows = [
         json.loads(line)
-        for line in (store.cell(done.records[0].key) / "samples.jsonl").read_text().splitlines()
+        for line in (store.cell(run.records[0].key) / "samples.jsonl").read_text().splitlines()
     ]
     assert len(rows) == SMALL["limit"]
     assert set(rows[0]["correct"]) == {"strict-match", "flexible-extract", "numeric"}
@@ -148,39 +148,39 @@ def test_items_are_stored_with_what_was_written(finished):
         row["prompt_hash"] and row["stop"] in {"eos", "stop", "length"} and row["tokens"] > 0
         for row in rows
     )
-    marks = done.records[0].scores[0].outcomes["strict-match"]
+    marks = run.records[0].scores[0].outcomes["strict-match"]
     assert "".join("1" if row["correct"]["strict-match"] else "0" for row in rows) == marks
 
 
 def test_a_second_run_reads_everything_and_starts_no_process(finished, monkeypatch):
-    done, folder = finished
+    run, folder = finished
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: pytest.fail("a process was started"))
     again = harness.run(
         "cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL
     )
-    assert all(one.cached for one in again.cells)
-    assert again.markdown() == done.markdown()
+    assert all(result.cached for result in again.cells)
+    assert again.markdown() == run.markdown()
 
 
 def test_report_makes_the_same_bytes_from_the_records_alone(finished, tmp_path):
-    done, _ = finished
-    before = report.write_tables(list(done.records), tmp_path / "before")
-    assert command("report", done.path, "--out", tmp_path / "after").returncode == 0
-    for path in before:
+    run, _ = finished
+    tables = report.write_tables(list(run.records), tmp_path / "before")
+    assert command("report", run.path, "--out", tmp_path / "after").returncode == 0
+    for path in tables:
         assert path.read_bytes() == (tmp_path / "after" / path.name).read_bytes()
 
 
 def test_records_are_a_frame_with_one_row_a_cell_and_metric(finished):
-    done, folder = finished
+    run, folder = finished
     frame = harness.load_records(folder / "runs")
     assert len(frame.groupby(["key", "metric", "task"], dropna=False)) == len(frame)
     score = frame[(frame.row == "teacher") & (frame.metric == "strict-match")].iloc[0]
-    assert score.value == done.records[0].scores[0].value and score.n == SMALL["limit"]
-    assert set(done.frame().row) == set(frame.row)
+    assert score.value == run.records[0].scores[0].value and score.n == SMALL["limit"]
+    assert set(run.frame().row) == set(frame.row)
 
 
 def test_force_computes_again_and_gives_the_same_answers(finished):
-    done, folder = finished
+    run, folder = finished
     again = harness.run(
         "untouched",
         "math",
@@ -190,10 +190,10 @@ def test_force_computes_again_and_gives_the_same_answers(finished):
         controls=False,
         **SMALL,
     )
-    assert not any(one.cached for one in again.cells)
+    assert not any(result.cached for result in again.cells)
     for label in ("teacher", "untouched"):
         before, after = (
-            next(record for record in run.records if record.label == label) for run in (done, again)
+            next(record for record in run.records if record.label == label) for run in (run, again)
         )
         assert before.scores[0].answers_digest == after.scores[0].answers_digest
         assert before.student.digest == after.student.digest
@@ -275,7 +275,7 @@ def test_what_a_library_raises_fails_its_own_row_alone(finished, tmp_path):
         (tmp_path / f"{name}-{version}.dist-info" / "METADATA").write_text(
             f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
         )
-    done = command(
+    result = command(
         "run",
         "--methods",
         "quanto,torchao,int8",
@@ -287,14 +287,14 @@ def test_what_a_library_raises_fails_its_own_row_alone(finished, tmp_path):
         *UNTIMED,
         environment={"PYTHONPATH": str(tmp_path)},
     )
-    assert done.returncode == 1
+    assert result.returncode == 1
     assert (
         "quanto: failed: quanto[bits=4]: optimum-quanto 0.2.7 failed on tiny (SystemExit: no "
-        "kernel); use int8 or int4" in done.stderr
+        "kernel); use int8 or int4" in result.stderr
     )
     assert (
         "torchao 0.1.0 failed on tiny (AssertionError: torch is too new for this torchao); use "
-        "int8 or int4" in done.stderr
+        "int8 or int4" in result.stderr
     )
     records, problems = read_records(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
@@ -316,7 +316,7 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
             *(f"shouting[how={how}]" for how in ("raise", "die", "nan", "full", "nothing")),
         ]
     )
-    done = command(
+    result = command(
         "run",
         "--methods",
         rows,
@@ -328,14 +328,14 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
         *UNTIMED,
         environment=plugin,
     )
-    assert done.returncode == 1
-    assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in done.stderr
-    assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in done.stderr
-    assert "shouting[how=nan] (seed 1): failed: the term ce became nan at step 1" in done.stderr
-    assert "shouting[how=full] (seed 1): failed: no space left on the device" in done.stderr
+    assert result.returncode == 1
+    assert "shouting[how=raise] (seed 1): failed: RuntimeError: it broke" in result.stderr
+    assert "shouting[how=die] (seed 1): failed: killed (SIGKILL" in result.stderr
+    assert "shouting[how=nan] (seed 1): failed: the term ce became nan at step 1" in result.stderr
+    assert "shouting[how=full] (seed 1): failed: no space left on the device" in result.stderr
     assert (
-        "shouting[how=nothing] (seed 1): failed" in done.stderr
-        and "changed no weight" in done.stderr
+        "shouting[how=nothing] (seed 1): failed" in result.stderr
+        and "changed no weight" in result.stderr
     )
     records, problems = read_records(max((folder / "runs" / "runs").glob("*.json")))
     status = {record.label: record.status for record in records}
@@ -485,50 +485,50 @@ def test_out_of_memory_says_what_makes_that_work_smaller(tmp_path):
 
 
 def _processes_that_name(folder):
-    found = []
+    processes = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            found += [path] if str(folder).encode() in path.read_bytes() else []
+            processes += [path] if str(folder).encode() in path.read_bytes() else []
         except OSError:  # it ended while we looked
             continue
-    return found
+    return processes
 
 
 def test_a_cell_that_another_run_computes_is_left_or_waited_for(tmp_path):
     store = Store(tmp_path)
     store.prepare()
-    said = []
-    with store.locked("k" * 64, wait=True, on_wait=said.append):
+    messages = []
+    with store.locked("k" * 64, wait=True, on_wait=messages.append):
         with (
             pytest.raises(CellBusy) as busy,
-            Store(tmp_path).locked("k" * 64, wait=False, on_wait=said.append),
+            Store(tmp_path).locked("k" * 64, wait=False, on_wait=messages.append),
         ):
             pytest.fail("two holders")
         assert str(os.getpid()) in str(busy.value) and "since" in str(busy.value)
-        waited = threading.Thread(target=lambda: _hold(tmp_path, said))
+        waited = threading.Thread(target=lambda: _hold(tmp_path, messages))
         waited.start()
         for _ in range(100):
-            if said:
+            if messages:
                 break
             time.sleep(0.05)
-        assert "waiting for a cell" in said[0] and "--no-wait" in said[0]
+        assert "waiting for a cell" in messages[0] and "--no-wait" in messages[0]
     waited.join(10)
-    assert said[-1] == "held"
+    assert messages[-1] == "held"
 
 
-def _hold(folder, said):
-    with Store(folder).locked("k" * 64, wait=True, on_wait=said.append):
-        said.append("held")
+def _hold(folder, messages):
+    with Store(folder).locked("k" * 64, wait=True, on_wait=messages.append):
+        messages.append("held")
 
 
 def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
-    done, folder = finished
-    key = next(record for record in done.records if record.label == "untouched").key
+    run, folder = finished
+    key = next(record for record in run.records if record.label == "untouched").key
     store = Store(folder / "runs")
     (store.record_path(key)).rename(store.cell(key) / "aside.json")
     try:
         with store.locked(key, wait=True, on_wait=print):
-            left = command(
+            result = command(
                 "run",
                 "--methods",
                 "untouched",
@@ -541,25 +541,25 @@ def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
             )
     finally:
         (store.cell(key) / "aside.json").rename(store.record_path(key))
-    assert left.returncode == 1
-    assert f"untouched: left, computed by process {os.getpid()}" in left.stderr
+    assert result.returncode == 1
+    assert f"untouched: left, computed by process {os.getpid()}" in result.stderr
 
 
 def test_readers_of_a_store_survive_a_damaged_student(finished):
-    done, folder = finished
+    run, folder = finished
     store = Store(folder / "runs")
     folders = [
         path for path in (folder / "runs" / "students").iterdir() if (path / "student").exists()
     ]
-    whole = [
+    records = [
         path
         for path in folders
         if json.loads((path / "student" / "config.json").read_text())["num_hidden_layers"] == 8
     ]
-    for victim in whole:  # identity's student has all blocks
+    for victim in records:  # identity's student has all blocks
         weights = victim / "student" / "model.safetensors"
         weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
-    key = next(record for record in done.records if record.label == "identity").key
+    key = next(record for record in run.records if record.label == "identity").key
     store.record_path(key).unlink()
     first = harness.run("identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
     assert (
@@ -594,7 +594,7 @@ def test_scoring_and_training_open_no_socket(no_network, tmp_path):
     store.prepare()
     cell = plan.cells[1]
     store.cell(cell.key).mkdir(parents=True)
-    record = _compute(_cell_job(plan, cell, store), lambda one: None, time.monotonic())
+    record = _compute(_cell_job(plan, cell, store), lambda message: None, time.monotonic())
     assert record.status == "success" and [score.task for score in record.scores] == [
         "gsm8k-mini",
         "mmlu-mini",
@@ -603,8 +603,8 @@ def test_scoring_and_training_open_no_socket(no_network, tmp_path):
 
 
 def test_no_path_of_this_machine_stands_in_a_record(finished):
-    done, folder = finished
+    run, folder = finished
     store = Store(folder / "runs")
-    for record in done.records:
+    for record in run.records:
         text = store.record_path(record.key).read_text()
         assert str(folder) not in text and str(Path(harness.__file__).parent.parent) not in text

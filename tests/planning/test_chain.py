@@ -42,9 +42,15 @@ def by_label(planned):
             "prune-depth+int8+response",
             r"response cannot follow int8: .*; type prune-depth\+response\+int8",
         ),
-        ("response+response", r"response stands in it twice"),
-        ("prune-width[allocation=global]+prune-depth", r"needs the architecture's own shapes"),
-        ("lowrank+nf4", r"nf4 cannot follow lowrank: it needs the architecture's own shapes"),
+        ("response+response", r"response is in it twice"),
+        (
+            "prune-width[allocation=global]+prune-depth",
+            r"needs the shapes of the original architecture",
+        ),
+        (
+            "lowrank+nf4",
+            r"nf4 cannot follow lowrank: it needs the shapes of the original architecture",
+        ),
         (
             "prune-wanda[pattern=2:4]+prune-width",
             r"dropping channels would break its groups of pattern 2:4; put prune-width first",
@@ -52,7 +58,7 @@ def by_label(planned):
         ("identity+int8", r"identity changes nothing"),
         ("response++int8", r"empty stage"),
         ("response+intt8", r"unknown method 'intt8'; did you mean 'int8'"),
-        ("prune-depth+sft[start=random]", r"would throw away the stages before it"),
+        ("prune-depth+sft[start=random]", r"would discard the stages before it"),
     ],
 )
 def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain, message):
@@ -119,7 +125,7 @@ def test_chains_that_begin_alike_share_their_stages_and_a_lone_method_is_the_fir
         cells["prune-depth+response+int8"].stages,
         cells["prune-depth+response+int4"].stages,
     )
-    assert [one.key for one in first[:2]] == [one.key for one in second[:2]] and first[
+    assert [stage.key for stage in first[:2]] == [stage.key for stage in second[:2]] and first[
         2
     ].key != second[2].key
     assert (
@@ -129,7 +135,7 @@ def test_chains_that_begin_alike_share_their_stages_and_a_lone_method_is_the_fir
     assert cells["int8"].student_key != first[2].key  # of another parent
     changed = by_label(plan(["prune-depth+response+int8"], settings=["prune-depth.ratio=0.5"]))
     label = "prune-depth[ratio=0.5]+response+int8"
-    assert not {one.key for one in changed[label].stages} & {one.key for one in first}
+    assert not {stage.key for stage in changed[label].stages} & {stage.key for stage in first}
     assert changed[label].settings["prune-depth"]["ratio"] == 0.5
 
 
@@ -172,7 +178,7 @@ def finished(tmp_path_factory):
     import harness
 
     folder = tmp_path_factory.mktemp("chains")
-    given = {
+    settings = {
         "suite": "math",
         "budget": 4_000,
         "rows": 120,
@@ -183,10 +189,10 @@ def finished(tmp_path_factory):
         "noise": 0,
         "controls": False,
     }
-    done = harness.run(
-        "prune-depth,prune-depth+response,prune-depth+response+int8,fake-int4", **given
+    run = harness.run(
+        "prune-depth,prune-depth+response,prune-depth+response+int8,fake-int4", **settings
     )
-    return done, folder, given
+    return run, folder, settings
 
 
 def test_a_student_in_another_type_and_other_files_is_still_the_model_it_started_from(
@@ -222,9 +228,9 @@ def _student(finished, record):
 def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     from harness.reporting.report import markdown
 
-    done, _, _ = finished
-    records = {record.label: record for record in done.records}
-    assert done.succeeded, [record.reason for record in done.records]
+    run, _, _ = finished
+    records = {record.label: record for record in run.records}
+    assert run.succeeded, [record.reason for record in run.records]
     chain = records["prune-depth+response+int8"]
     assert [stage.label for stage in chain.stages] == [
         "prune-depth",
@@ -256,16 +262,16 @@ def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     assert chain.student.parameters == records["prune-depth"].student.parameters
     assert records["fake-int4"].measured("weight_bytes_disk") is None
     assert chain.path == records["teacher"].path  # one table
-    assert "Chains, stage by stage" in markdown(list(done.records))
+    assert "Chains, stage by stage" in markdown(list(run.records))
 
 
 def test_a_second_chain_finds_its_beginning_made_and_a_torn_stage_is_found_and_made_again(finished):
     import harness
 
-    done, folder, given = finished
-    chain = next(record for record in done.records if record.label == "prune-depth+response+int8")
+    run, folder, settings = finished
+    chain = next(record for record in run.records if record.label == "prune-depth+response+int8")
     students = {path.name for path in (folder / "runs" / "students").iterdir()}
-    assert harness.run("prune-depth+response+int4", **given).succeeded
+    assert harness.run("prune-depth+response+int4", **settings).succeeded
     [fresh] = {path.name for path in (folder / "runs" / "students").iterdir()} - students
     assert json.loads((folder / "runs" / "students" / fresh / "done.json").read_text())[
         "parents"
@@ -274,8 +280,8 @@ def test_a_second_chain_finds_its_beginning_made_and_a_torn_stage_is_found_and_m
         folder / "runs" / "students" / chain.stages[1].key[:24] / "student" / "model.safetensors"
     )
     weights.write_bytes(weights.read_bytes()[:-100])
-    torn = harness.run("prune-depth+response+int8-dynamic", **given)
+    torn = harness.run("prune-depth+response+int8-dynamic", **settings)
     assert "is damaged" in torn.records[-1].reason
-    again = harness.run("prune-depth+response+int8-dynamic", **given)
+    again = harness.run("prune-depth+response+int8-dynamic", **settings)
     # the same bytes again
     assert again.succeeded and again.records[-1].stages[1].digest == chain.stages[1].digest

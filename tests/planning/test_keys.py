@@ -21,6 +21,7 @@ from harness.files.writing import read_signed
 from harness.models.resolve import EMBEDDED
 from harness.planning import keys
 from harness.planning.config import build_config
+from harness.planning.rows import label_of
 from harness.records.store import Store
 from harness.registry import Registry
 from harness.running import recomputation
@@ -34,15 +35,15 @@ def plan(**values):
     return plan_run(build_config({"methods": ROWS, "suite": ("mini",), **values}))
 
 
-def keyed(found):
-    return {cell.label: (cell.key, cell.student_key) for cell in found.cells}
+def keyed(planned):
+    return {cell.label: (cell.key, cell.student_key) for cell in planned.cells}
 
 
 def changed(before, after):
     """Return the rows whose student's key changed, and those whose cell's did."""
-    one, other = keyed(before), keyed(after)
-    return {row for row in one if one[row][1] != other[row][1]}, {
-        row for row in one if one[row][0] != other[row][0]
+    old_keys, new_keys = keyed(before), keyed(after)
+    return {row for row in old_keys if old_keys[row][1] != new_keys[row][1]}, {
+        row for row in old_keys if old_keys[row][0] != new_keys[row][0]
     }
 
 
@@ -83,15 +84,15 @@ REPORTING = (
 @pytest.mark.parametrize("name", [*methods.METHODS, *suites.TASKS])
 def test_no_student_and_no_task_holds_what_tables_and_commands_are_made_by(name):
     kind, table = ("method", methods.METHODS) if name in methods.METHODS else ("task", suites.TASKS)
-    found = code_digests(Registry(kind, table).load(name))
+    files = code_digests(Registry(kind, table).load(name))
     assert not {
-        f"harness/{one}.py" for one in (*REPORTING, "stopwatch", "measure", "score", "lm")
-    } & set(found)
+        f"harness/{module}.py" for module in (*REPORTING, "stopwatch", "measure", "score", "lm")
+    } & set(files)
 
 
 @pytest.mark.parametrize("name", keys.SCORING_MODULES + keys.TIMING_MODULES)
 def test_no_score_holds_what_tables_and_commands_are_made_by(name):
-    assert not {f"harness/{one}.py" for one in REPORTING} & set(code_digests(name))
+    assert not {f"harness/{module}.py" for module in REPORTING} & set(code_digests(name))
 
 
 @pytest.mark.parametrize(
@@ -113,10 +114,10 @@ def test_the_roots_of_keys_are_there(name):
     ],
 )
 def test_what_is_not_trained_holds_no_loop(name):
-    found = code_digests(Registry("method", methods.METHODS).load(name))
+    files = code_digests(Registry("method", methods.METHODS).load(name))
     assert not {
-        f"methods/_{one}.py"
-        for one in (
+        f"methods/_{module}.py"
+        for module in (
             "training",
             "terms",
             "losses",
@@ -126,15 +127,15 @@ def test_what_is_not_trained_holds_no_loop(name):
             "tuning",
             "base",
         )
-    } & set(found)
+    } & set(files)
 
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_whoever_asks_a_grader_holds_it(name):
     kind = Registry("method", methods.METHODS).load(name)
-    found = code_digests(kind)
+    files = code_digests(kind)
     grades = any(
-        ".grade(" in (ROOT / file).read_text() for file in found if file.startswith("methods/")
+        ".grade(" in (ROOT / file).read_text() for file in files if file.startswith("methods/")
     )
     assert grades or not kind().writes_traces
     if kind().writes_traces:
@@ -206,22 +207,25 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from harness.api import plan_run
-from harness.planning.config import build
+from harness.planning.config import build_config
+
 root, edits = Path(sys.argv[1]), json.loads(sys.argv[2])
-def keyed():
-    found = plan_run(build({"methods": ROWS, "suite": ("mini",)}))
-    return {cell.label: (cell.key, cell.student_key) for cell in found.cells}
-before = keyed()
-told = {}
-for name, (file, added) in edits.items():
-    place = root / file
-    text = place.read_text()
-    place.write_text(text + added)
-    now = keyed()
-    told[name] = [[row for row in before if before[row][at] != now[row][at]] for at in (1, 0)]
-    place.write_text(text)
-assert keyed() == before
-print(json.dumps([list(before), told]))
+def keys_by_label():
+    planned = plan_run(build_config({"methods": ROWS, "suite": ("mini",)}))
+    return {cell.label: (cell.key, cell.student_key) for cell in planned.cells}
+keys = keys_by_label()
+changes = {}
+for name, (file, addition) in edits.items():
+    path = root / file
+    text = path.read_text()
+    path.write_text(text + addition)
+    after = keys_by_label()
+    changes[name] = [
+        [row for row in keys if keys[row][kind] != after[row][kind]] for kind in (1, 0)
+    ]
+    path.write_text(text)
+assert keys_by_label() == keys
+print(json.dumps([list(keys), changes]))
 """
 
 
@@ -234,7 +238,7 @@ def edited(tmp_path_factory):
             ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__")
         )
     edits = json.dumps({name: edit[:2] for name, edit in EDITS.items()})
-    told = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("ROWS", repr(ROWS)), str(root), edits],
         cwd=root,
         capture_output=True,
@@ -242,20 +246,20 @@ def edited(tmp_path_factory):
         check=False,
         env={"PYTHONPATH": str(root), "PATH": ""},
     )
-    assert told.returncode == 0, told.stderr[-2000:]
-    return json.loads(told.stdout)
+    assert result.returncode == 0, result.stderr[-2000:]
+    return json.loads(result.stdout)
 
 
 @pytest.mark.parametrize("edit", EDITS)
 def test_an_edit_makes_anew_what_it_can_change(edited, edit):
-    rows, told = edited
-    students, cells = (set(one) for one in told[edit])
-    wanted = {"all": set(rows), "made": set(rows) - {"teacher"}}
-    for found, expected in ((students, EDITS[edit][2]), (cells, EDITS[edit][3])):
+    rows, changes = edited
+    students, cells = (set(labels) for labels in changes[edit])
+    groups = {"all": set(rows), "made": set(rows) - {"teacher"}}
+    for changed_rows, expected in ((students, EDITS[edit][2]), (cells, EDITS[edit][3])):
         assert (
-            found == wanted.get(expected, set(expected))
+            changed_rows == groups.get(expected, set(expected))
             if isinstance(expected, str)
-            else found == set(expected)
+            else changed_rows == set(expected)
         )
 
 
@@ -293,20 +297,20 @@ WHERE_SET = {
 @pytest.mark.parametrize("name", WHERE_SET)
 def test_keys_hold_these_parts_and_others_only_where_they_are_set(name):
     settings, of_students, of_cells = WHERE_SET[name]
-    found = plan(methods=("sft", "untouched"), suite=("math",), data_dir=None, **settings)
-    for cell in found.cells:
-        held = set(found.parts[cell.key]["held"])
-        assert held == (OF_CELLS if cell.stages else OF_TEACHERS) | of_cells
+    planned = plan(methods=("sft", "untouched"), suite=("math",), data_dir=None, **settings)
+    for cell in planned.cells:
+        parts = set(planned.parts[cell.key]["held"])
+        assert parts == (OF_CELLS if cell.stages else OF_TEACHERS) | of_cells
         assert all(
-            set(found.parts[stage.key]["held"]) == OF_STUDENTS | of_students
+            set(planned.parts[stage.key]["held"]) == OF_STUDENTS | of_students
             for stage in cell.stages
         )
 
 
 def test_budget_and_seed_are_in_keys_of_what_draws_and_a_chains_stage_holds_its_parent():
-    found = plan(methods=("prune-depth+sft",), budget=1_000, seeds=2)
-    for cell in (cell for cell in found.cells if cell.label == "prune-depth+sft"):
-        cut, trained = (found.parts[stage.key]["held"] for stage in cell.stages)
+    planned = plan(methods=("prune-depth+sft",), budget=1_000, seeds=2)
+    for cell in (cell for cell in planned.cells if cell.label == "prune-depth+sft"):
+        cut, trained = (planned.parts[stage.key]["held"] for stage in cell.stages)
         assert (cut["seed"], cut["budget"], cut["parent"]) == (None, 0, "")
         assert (trained["seed"], trained["budget"], trained["parent"]) == (
             cell.seed,
@@ -314,7 +318,7 @@ def test_budget_and_seed_are_in_keys_of_what_draws_and_a_chains_stage_holds_its_
             cell.stages[0].key,
         )
         assert (
-            found.parts[cell.key]["students"] == [stage.key for stage in cell.stages]
+            planned.parts[cell.key]["students"] == [stage.key for stage in cell.stages]
             and cell.student_key == cell.stages[-1].key
         )
 
@@ -484,79 +488,110 @@ def test_answers_and_traces_and_caches_hold_their_own_code():
 # --- what a store says
 
 
-def stored(found, store):
+def stored(planned, store):
     """Leave in a store what a finished run leaves, without its numbers."""
-    for cell in found.cells:
+    for cell in planned.cells:
         store.cell(cell.key).mkdir(parents=True)
         (store.cell(cell.key) / "record.json").write_text("{}")
         for stage in cell.stages:
             store.student(stage.key).mkdir(parents=True, exist_ok=True)
-        save_key_parts(found, cell, store)
+        save_key_parts(planned, cell, store)
 
 
-def altered(monkeypatch, of, *files):
+def altered(monkeypatch, function, *files):
     """Let the code of students or scores be another one in these files."""
-    original = getattr(keys.CodeDigests, of)
+    original = getattr(keys.CodeDigests, function)
 
-    def other(self, *given, **settings):
-        found = original(self, *given, **settings)
-        return found | {file: "0" for file in files if file in found}
+    def other(self, *arguments, **settings):
+        digests = original(self, *arguments, **settings)
+        return digests | {file: "0" for file in files if file in digests}
 
-    monkeypatch.setattr(keys.CodeDigests, of, other)
+    monkeypatch.setattr(keys.CodeDigests, function, other)
 
 
 def test_a_finished_store_says_nothing(tmp_path):
-    store, found = Store(tmp_path), plan()
-    assert recomputation_lines(found, store) == []
-    stored(found, store)
+    store, planned = Store(tmp_path), plan()
+    assert recomputation_lines(planned, store) == []
+    stored(planned, store)
     assert (
-        recomputation_lines(found, store)
+        recomputation_lines(planned, store)
         == []
         == recomputation_lines(plan(budget=2_000, methods=("sft",)), store)[:0]
     )
 
 
 def test_parts_make_the_key_and_are_signed(tmp_path):
-    store, found = Store(tmp_path), plan()
-    stored(found, store)
-    for cell in found.cells:
+    store, planned = Store(tmp_path), plan()
+    stored(planned, store)
+    for cell in planned.cells:
         parts = read_signed(store.cell(cell.key) / PARTS_FILE)
         assert digest_of("cell", *parts["students"][-1:], parts["held"]) == cell.key
-    parts = read_signed(store.student(found.cells[1].student_key) / PARTS_FILE)
-    assert digest_of("student", parts["held"]) == found.cells[1].student_key
+    parts = read_signed(store.student(planned.cells[1].student_key) / PARTS_FILE)
+    assert digest_of("student", parts["held"]) == planned.cells[1].student_key
 
 
 def test_a_change_is_told_once_with_its_files_and_versions(tmp_path, monkeypatch):
     store = Store(tmp_path)
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.12")
     altered(
-        monkeypatch, "of_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py"
+        monkeypatch, "for_scores", "suites/loading/numbers.py", "harness/scoring/lm_eval_model.py"
     )
     stored(plan(), store)
     monkeypatch.undo()
     monkeypatch.setattr("harness.planning.plan.lm_eval_version", lambda: "0.4.13")
-    now = plan()
-    lines = recomputation_lines(now, store)
+    planned = plan()
+    lines = recomputation_lines(planned, store)
     why = (
-        "code changed since (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
+        "code changed (harness/scoring/lm_eval_model.py, suites/loading/numbers.py); lm-eval "
         "0.4.12 -> 0.4.13"
     )
     assert lines == [
-        f"1 cell is computed anew: {why}",
-        f"{len(now.cells) - 1} cells are computed anew: {why}; what was trained or packed is kept, "
-        "and scored again",
+        f"1 cell is computed again: {why}",
+        f"{len(planned.cells) - 1} cells are computed again: {why}; students are kept and "
+        "scored again",
     ]
 
 
 def test_students_that_are_made_anew_say_by_which_file(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_student", "methods/training/traces.py", "methods/int8.py")
+    altered(monkeypatch, "for_student", "methods/training/traces.py", "methods/int8.py")
     stored(plan(), store)
     monkeypatch.undo()
     assert recomputation_lines(plan(), store) == [
-        "1 cell is computed anew: code changed since (methods/training/traces.py)",
-        "1 cell is computed anew: code changed since (methods/int8.py)",
+        "1 cell is computed again: code changed (methods/training/traces.py)",
+        "1 cell is computed again: code changed (methods/int8.py)",
     ]
+
+
+@pytest.mark.parametrize(
+    "method", ["int4[group_size=32]", "prune-depth[num_calibration_samples=8]"]
+)
+def test_a_row_whose_setting_was_renamed_is_the_same_row(tmp_path, monkeypatch, method):
+    store = Store(tmp_path)
+    rows = {"methods": (method, "int8"), "controls": False}
+    old_names = {"group_size": "group", "num_calibration_samples": "sequences"}
+
+    def old_label(name, built):
+        label = label_of(name, built)
+        for new, old in old_names.items():
+            label = label.replace(f"{new}=", f"{old}=")
+        return label
+
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
+    # labels and identities as they were written before the rename
+    monkeypatch.setattr("harness.planning.rows.label_of", old_label)
+    monkeypatch.setattr("harness.planning.plan.label_of", old_label)
+    before = plan(**rows)
+    stored(before, store)
+    monkeypatch.undo()
+    current = plan(**rows)
+    assert [cell.label for cell in current.cells] != [cell.label for cell in before.cells]
+    changes = "code changed (harness/scoring/lm_eval_model.py)"
+    assert recomputation_lines(current, store) == [
+        f"1 cell is computed again: {changes}",
+        f"2 cells are computed again: {changes}; students are kept and scored again",
+    ]
+    assert recomputation_lines(plan(**rows, budget=1_000), store) == []
 
 
 def test_other_questions_are_other_cells(tmp_path):
@@ -567,25 +602,25 @@ def test_other_questions_are_other_cells(tmp_path):
 
 
 def test_a_store_of_an_older_version_says_so(tmp_path):
-    store, found = Store(tmp_path), plan()
-    for at, cell in enumerate(found.cells):
-        folder = store.cell(f"{at:024}")
+    store, planned = Store(tmp_path), plan()
+    for number, cell in enumerate(planned.cells):
+        folder = store.cell(f"{number:024}")
         folder.mkdir(parents=True)
         (folder / "record.json").write_text("{}")
-        under = found.conditions
-        told = {
+        under = planned.conditions
+        job = {
             "cell": {"label": cell.label, "seed": cell.seed},
             "tasks": under.task_names,
             "student_recipe": under.student_recipe,
         }
-        (folder / "job.json").write_text(json.dumps({**told, "budget_tokens": under.budget_tokens}))
-    [line] = recomputation_lines(found, store)
+        (folder / "job.json").write_text(json.dumps({**job, "budget_tokens": under.budget_tokens}))
+    [line] = recomputation_lines(planned, store)
     assert line.startswith(
-        f"{len(found.cells)} cells are computed anew: made by an older version of the harness, "
-        "whose keys did not hold "
+        f"{len(planned.cells)} cells are computed again: the store is of an older version of "
+        "the harness, whose keys did not include "
     )
     (store.cell(f"{0:024}") / "job.json").write_text("{torn")
-    assert recomputation_lines(found, store)[0].startswith(f"{len(found.cells) - 1} cells ")
+    assert recomputation_lines(planned, store)[0].startswith(f"{len(planned.cells) - 1} cells ")
 
 
 @pytest.mark.parametrize(
@@ -593,7 +628,7 @@ def test_a_store_of_an_older_version_says_so(tmp_path):
 )
 def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monkeypatch, harm):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     monkeypatch.undo()
     for file in tmp_path.glob(f"cells/*/{PARTS_FILE}"):
@@ -604,32 +639,32 @@ def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monk
 def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
     from harness.cli.app import _print_plan
 
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(out=tmp_path), Store(tmp_path))
     monkeypatch.undo()
     _print_plan(plan(out=tmp_path))
     assert (
-        "cells are computed anew: code changed since (harness/scoring/lm_eval_model.py)"
+        "cells are computed again: code changed (harness/scoring/lm_eval_model.py)"
         in capsys.readouterr().out
     )
 
 
 def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):
     store = Store(tmp_path)
-    altered(monkeypatch, "of_scores", "harness/scoring/lm_eval_model.py")
+    altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(), store)
     text = (
         next(tmp_path.glob(f"cells/*/{PARTS_FILE}"))
         .read_text()
         .replace('"identity": "', '"identity": "f')
     )
-    for at in range(3_000):
-        folder = tmp_path / "cells" / f"{at:024}"
+    for number in range(3_000):
+        folder = tmp_path / "cells" / f"{number:024}"
         folder.mkdir()
         (folder / PARTS_FILE).write_text(text)
         (folder / "record.json").write_text("{}")
     monkeypatch.undo()
-    found = plan()
+    planned = plan()
     began = time.process_time()
-    assert len(recomputation_lines(found, store)) == 2
+    assert len(recomputation_lines(planned, store)) == 2
     assert time.process_time() - began < 2 and recomputation.PARTS_FILE == PARTS_FILE

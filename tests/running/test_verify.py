@@ -22,7 +22,7 @@ STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 def finished(tmp_path_factory):
     """A store with a teacher and a student, scored on a few items."""
     folder = tmp_path_factory.mktemp("verified")
-    done = harness.run(
+    run = harness.run(
         ["int8"],
         "mini",
         limit=4,
@@ -32,7 +32,7 @@ def finished(tmp_path_factory):
         out=folder / "runs",
         cache=folder / "cache",
     )
-    assert done.succeeded
+    assert run.succeeded
     return folder / "runs"
 
 
@@ -54,15 +54,15 @@ def records_in(place, label="int8"):
 
 def test_what_was_just_made_is_whole(finished):
     for path in (finished / "cells").glob("*/record.json"):
-        found = verify(path)
-        assert found.difference == "" and found.checked[-1].startswith(
+        result = verify(path)
+        assert result.difference == "" and result.checked[-1].startswith(
             "the weights of teacher tiny"
-        ), found
+        ), result
 
 
 def test_committed_records_are_checked_against_themselves():
-    found = verify(next(iter(sorted(STUDY.glob("*.json")))))
-    assert found.difference == "" and found.checked == ("its digest and its figures",)
+    result = verify(next(iter(sorted(STUDY.glob("*.json")))))
+    assert result.difference == "" and result.checked == ("its digest and its figures",)
 
 
 def edited(line, **changes):
@@ -145,21 +145,21 @@ SPOILS = {
 }
 
 
-@pytest.mark.parametrize(("spoil", "said"), SPOILS.values(), ids=SPOILS)
-def test_the_first_difference_is_named(spoil, said, store):
+@pytest.mark.parametrize(("spoil", "message"), SPOILS.values(), ids=SPOILS)
+def test_the_first_difference_is_named(spoil, message, store):
     [record] = records_in(store)
     spoil(record.parent)
     place = record if record.exists() else store / "cells" / ("0" * 24) / "record.json"
-    assert said in verify(place).difference
+    assert message in verify(place).difference
 
 
 def test_weights_that_changed_are_named(finished, store):
     from harness.running.job import CellJob
 
     [record] = records_in(store)
-    told = json.loads((record.parent / "job.json").read_text())
-    mine = store / "students" / Path(told["stage_folders"][-1]).name
-    (record.parent / "job.json").write_text(json.dumps({**told, "stage_folders": [str(mine)]}))
+    job = json.loads((record.parent / "job.json").read_text())
+    mine = store / "students" / Path(job["stage_folders"][-1]).name
+    (record.parent / "job.json").write_text(json.dumps({**job, "stage_folders": [str(mine)]}))
     assert verify(record).difference == ""
     with (mine / "student" / "config.json").open("a") as stream:
         stream.write(" ")
@@ -180,11 +180,11 @@ def test_the_command_says_each_record_and_exits_with_1_where_one_differs(store):
 
     [record] = records_in(store)
     (record.parent / "samples.jsonl").unlink()
-    told = command(store)
+    result = command(store)
     assert (
-        told.returncode == 1
-        and "DIFFERS: samples.jsonl is missing" in told.stdout
-        and "2 records, 1 differ" in told.stdout
+        result.returncode == 1
+        and "DIFFERS: samples.jsonl is missing" in result.stdout
+        and "2 records, 1 differ" in result.stdout
     )
     nowhere = command(store / "nowhere")
     assert nowhere.returncode == 2 and len(nowhere.stderr.splitlines()) == 1
@@ -195,10 +195,10 @@ def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch
 
     [record] = records_in(finished)
     assert verify(record, score=True).checked[-1] == "its scores, computed again"
-    before = harness.running.evaluation.score_again
+    original = harness.running.evaluation.score_again
 
     def otherwise(job):
-        first, *others = before(job)
+        first, *others = original(job)
         name, marks = next(iter(first.outcomes.items()))
         flipped = {**first.outcomes, name: ("0" if marks[0] == "1" else "1") + marks[1:]}
         return [first.model_copy(update={"outcomes": flipped}), *others]

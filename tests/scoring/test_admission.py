@@ -13,13 +13,13 @@ from families import random_family
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import EMBEDDED, resolve
 from harness.scoring import admission, prefix_sharing, rounding
-from harness.scoring.admission import refusal
+from harness.scoring.admission import shared_path_refusal
 from harness.scoring.rounding import (
-    ROUNDS_WIDER,
-    deviation,
+    MAX_DEVIATION_RATIO,
     in_float32,
-    log_probabilities,
-    own_ways,
+    own_attention_logits,
+    own_log_probabilities,
+    rms_deviation,
 )
 
 FAMILIES = ("Llama", "Qwen3", "Gemma", "GPT-NeoX", "OPT", "Granite", "Mixtral", "DeepSeek-V3")
@@ -45,22 +45,26 @@ def family(embedded):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_short_floats_share_where_float32_does(name, dtype, family):
-    assert refusal(family(name, dtype=dtype)) == refusal(family(name, dtype=torch.float32)) == ""
+    assert (
+        shared_path_refusal(family(name, dtype=dtype))
+        == shared_path_refusal(family(name, dtype=torch.float32))
+        == ""
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_right_path_rounds_as_the_own_attention_does(name, family, monkeypatch):
     # rounding alone decides
     monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.0, "float16": 0.0})
-    assert refusal(family(name)) == ""
+    assert shared_path_refusal(family(name)) == ""
 
 
 def _scaled(factor):
     def plant(monkeypatch):
-        right = prefix_sharing._attention
+        right = prefix_sharing._attend_by_memory
         monkeypatch.setattr(
             prefix_sharing,
-            "_attention",
+            "_attend_by_memory",
             lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named),
         )
 
@@ -69,7 +73,7 @@ def _scaled(factor):
 
 def _leaks_in_the_tree(monkeypatch):
     """The first token of the second branch sees the last of the first."""
-    right = prefix_sharing.Tree.visible
+    right = prefix_sharing.TokenTree.visible
 
     def visible(tree):
         seen = right(tree)
@@ -78,14 +82,14 @@ def _leaks_in_the_tree(monkeypatch):
             seen[branch, branch - 1] = True
         return seen
 
-    monkeypatch.setattr(prefix_sharing.Tree, "visible", visible)
+    monkeypatch.setattr(prefix_sharing.TokenTree, "visible", visible)
 
 
 def _leaks_in_slots(monkeypatch):
     """Rows see one column more than they hold: where one is shorter, what the row before it left
     there or zeros.
     """
-    right = prefix_sharing.Slots.prepare
+    right = prefix_sharing.DecodingSlots.prepare
 
     def prepare(slots):
         right(slots)
@@ -93,11 +97,11 @@ def _leaks_in_slots(monkeypatch):
             [torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1
         )
 
-    monkeypatch.setattr(prefix_sharing.Slots, "prepare", prepare)
+    monkeypatch.setattr(prefix_sharing.DecodingSlots, "prepare", prepare)
 
 
 def _keys_of_another_row(monkeypatch):
-    right = prefix_sharing.Slots.admit
+    right = prefix_sharing.DecodingSlots.admit
 
     def admit(slots, computed, spans):
         right(slots, computed, spans)
@@ -106,12 +110,12 @@ def _keys_of_another_row(monkeypatch):
             for layer, (keys, values) in slots.layers.items()
         }
 
-    monkeypatch.setattr(prefix_sharing.Slots, "admit", admit)
+    monkeypatch.setattr(prefix_sharing.DecodingSlots, "admit", admit)
 
 
 def _keys_of_the_row_that_left(monkeypatch):
     """The last row is not copied into the hole."""
-    right = prefix_sharing.Slots.retire
+    right = prefix_sharing.DecodingSlots.retire
 
     def retire(slots, done):
         before = {
@@ -121,7 +125,7 @@ def _keys_of_the_row_that_left(monkeypatch):
         slots.layers = before
         return order
 
-    monkeypatch.setattr(prefix_sharing.Slots, "retire", retire)
+    monkeypatch.setattr(prefix_sharing.DecodingSlots, "retire", retire)
 
 
 def _positions_off_by_one(memory):
@@ -156,21 +160,21 @@ def test_a_wrong_path_is_refused_in_bf16(name, fault, family, monkeypatch):
         if name == "tiny"
         else family(name)
     )
-    assert refusal(opened) == ""
+    assert shared_path_refusal(opened) == ""
     FAULTS[fault](monkeypatch)
-    assert "in float32" in refusal(opened)
+    assert "in float32" in shared_path_refusal(opened)
 
 
 @pytest.mark.parametrize("name", ("Llama", "Qwen3", "GPT-NeoX"))
 def test_positions_of_steps_that_are_off_by_one_are_refused_in_bf16(name, family, monkeypatch):
     opened = family(name)
-    _positions_off_by_one(prefix_sharing.Slots)(monkeypatch, opened)
-    assert "in float32" in refusal(opened)
+    _positions_off_by_one(prefix_sharing.DecodingSlots)(monkeypatch, opened)
+    assert "in float32" in shared_path_refusal(opened)
 
 
 def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monkeypatch):
     opened = family("Llama", spread=0.3)
-    right = prefix_sharing._attention
+    right = prefix_sharing._attend_by_memory
 
     def coarse(module, query, key, value, *given, **named):
         # a softmax in few bits, as a careless kernel has it: right in float32
@@ -181,18 +185,18 @@ def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monk
             )
         return right(module, query, key, value, *given, **named)
 
-    monkeypatch.setattr(prefix_sharing, "_attention", coarse)
+    monkeypatch.setattr(prefix_sharing, "_attend_by_memory", coarse)
     monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.1})
-    assert "its own attention by" in refusal(opened)
+    assert "its own attention by" in shared_path_refusal(opened)
 
 
 def test_without_room_for_float32_the_fixed_gap_decides(family, monkeypatch):
     opened = family("Llama")
     monkeypatch.setattr(rounding, "free_bytes", lambda device: 1000)
-    assert refusal(opened) == ""
+    assert shared_path_refusal(opened) == ""
     _scaled(2.0)(monkeypatch)
     monkeypatch.setattr(admission, "_TOLERANCE", {"bfloat16": 0.01})
-    assert "cannot be computed in float32" in refusal(opened)
+    assert "cannot be computed in float32" in shared_path_refusal(opened)
 
 
 @pytest.mark.parametrize("name", ("Llama, biases", "GPT-2", "Mixtral"))
@@ -202,12 +206,12 @@ def test_in_float32_the_same_weights_compute_and_come_back_untouched(name, famil
     text = [list(range(5, 29))]
     with in_float32(opened) as exact:
         assert exact.dtype == "float32"
-        told = log_probabilities(exact, text)
+        told = own_log_probabilities(exact, text)
         # ties are kept
         assert len({id(one) for one in opened.model.parameters()}) == len(
             {id(one) for one in before.values()}
         )
-    wanted = log_probabilities(replace(opened, model=copy.deepcopy(opened.model).float()), text)
+    wanted = own_log_probabilities(replace(opened, model=copy.deepcopy(opened.model).float()), text)
     assert torch.equal(told, wanted)
     after = dict(opened.model.named_parameters(remove_duplicate=False))
     assert all(after[key] is before[key] for key in before) and opened.dtype == "bfloat16"
@@ -216,8 +220,8 @@ def test_in_float32_the_same_weights_compute_and_come_back_untouched(name, famil
 def test_the_own_attention_is_computed_in_seven_ways_that_agree_in_float32(family):
     opened = family("Llama", dtype=torch.float32)
     texts = [list(range(5, 29)), [*range(5, 21), *range(30, 38)]]
-    own = log_probabilities(opened, texts)
-    ways = [torch.log_softmax(logits, -1) for logits in own_ways(opened, texts)]
+    own = own_log_probabilities(opened, texts)
+    ways = [torch.log_softmax(logits, -1) for logits in own_attention_logits(opened, texts)]
     assert len(ways) == 7 and all(torch.allclose(way, own[:, 12:], atol=1e-4) for way in ways)
 
 
@@ -225,8 +229,8 @@ def test_a_deviation_by_hand():
     exact = torch.log_softmax(torch.tensor([[0.0, 0.0, -20.0]]), -1)
     moved = torch.tensor([[0.3, -0.3, 5.0 - 20.0]])  # the tail does not count
     apart = torch.log_softmax(moved, -1)[0, :2] - exact[0, :2]
-    assert deviation(moved, exact) == pytest.approx(float(apart.square().mean().sqrt()))
-    assert ROUNDS_WIDER == 1.5 and (EMBEDDED / "tiny").is_dir()
+    assert rms_deviation(moved, exact) == pytest.approx(float(apart.square().mean().sqrt()))
+    assert MAX_DEVIATION_RATIO == 1.5 and (EMBEDDED / "tiny").is_dir()
 
 
 def test_under_mixed_precision_float32_is_the_model_without_it(embedded):
@@ -245,8 +249,12 @@ def test_under_mixed_precision_float32_is_the_model_without_it(embedded):
         text = [list(range(5, 29))]
         wrapped = mixed.model.forward
         with in_float32(mixed) as exact:
-            assert torch.equal(log_probabilities(exact, text), log_probabilities(embedded, text))
+            assert torch.equal(
+                own_log_probabilities(exact, text), own_log_probabilities(embedded, text)
+            )
         assert mixed.model.forward == wrapped
-        assert not torch.equal(log_probabilities(mixed, text), log_probabilities(embedded, text))
+        assert not torch.equal(
+            own_log_probabilities(mixed, text), own_log_probabilities(embedded, text)
+        )
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -41,7 +41,7 @@ def model():
 )
 def test_rows_follow_what_can_be_had(model, monkeypatch, free, tokens, rows):
     monkeypatch.setattr(batch_sizes, "free_bytes", lambda device: free)
-    assert batch_sizes.rows_by_memory(model, tokens) == rows
+    assert batch_sizes.rows_that_fit(model, tokens) == rows
 
 
 def test_pages_that_the_system_gives_back_count_as_free(monkeypatch):

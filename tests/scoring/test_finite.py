@@ -9,12 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from harness.errors import CellFailed
-from harness.scoring.backend import Sampling, Scored, unheard
-from harness.scoring.decoding import Decoding
-from harness.scoring.finite import NoNumber
-from harness.scoring.generation import generate, why_plain
+from harness.scoring.backend import LikelihoodRequest, Sampling, ignore_report
+from harness.scoring.decoding import DecodingCall
+from harness.scoring.finite import NonFiniteLogits
+from harness.scoring.generation import generate, reason_for_plain_path
 from harness.scoring.likelihood import log_likelihoods
-from harness.scoring.plain import one_row, writing_of
+from harness.scoring.plain import decoding_mode, reason_for_single_rows
 from harness.scoring.stopping import StopRule
 
 PROMPTS = [list(range(5, 14)), list(range(30, 36)), list(range(50, 53))]
@@ -44,9 +44,11 @@ def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_wa
 ):
     opened = small("Llama")
     if path == "padded":
-        monkeypatch.setattr("harness.scoring.generation.why_plain", lambda opened: "asked to")
-    assert why_plain(opened) == ""
-    writing_of(opened)  # its probe runs before the head is poisoned
+        monkeypatch.setattr(
+            "harness.scoring.generation.reason_for_plain_path", lambda opened: "asked to"
+        )
+    assert reason_for_plain_path(opened) == ""
+    decoding_mode(opened)  # its probe runs before the head is poisoned
     poison = Poisoned(opened, at=step, row=1, bad=bad)
     rule = {"max_new_tokens": 8, "batch_size": 3, "sampling": sampling}
     with pytest.raises(CellFailed, match="NaN or infinity, computed in float32") as told:
@@ -62,12 +64,16 @@ def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_wa
 @pytest.mark.parametrize("path", ["shared", "padded"])
 def test_a_scored_text_that_gives_no_number_fails_on_either_path(path, small, monkeypatch):
     opened = small("Llama")
-    assert why_plain(opened) == "" and one_row(opened) == ""
+    assert reason_for_plain_path(opened) == "" and reason_for_single_rows(opened) == ""
     if path == "padded":
-        monkeypatch.setattr("harness.scoring.likelihood.why_plain", lambda opened: "asked to")
+        monkeypatch.setattr(
+            "harness.scoring.likelihood.reason_for_plain_path", lambda opened: "asked to"
+        )
     Poisoned(opened, at=1, row=0, bad=float("nan"))
     with pytest.raises(CellFailed, match=r"a text of \d tokens with NaN or infinity"):
-        log_likelihoods(opened, [Scored([5, 6, 7, 8, token], 2) for token in (9, 10, 11)])
+        log_likelihoods(
+            opened, [LikelihoodRequest([5, 6, 7, 8, token], 2) for token in (9, 10, 11)]
+        )
 
 
 def test_what_is_minus_infinity_for_all_tokens_is_no_number_and_for_some_it_is(small):
@@ -76,12 +82,12 @@ def test_what_is_minus_infinity_for_all_tokens_is_no_number_and_for_some_it_is(s
     some = torch.zeros(1, 9)
     some[0, :8] = -torch.inf
     assert decoding.choose(some, [0]) == [8]
-    with pytest.raises(NoNumber, match="a text of 9 tokens"):
+    with pytest.raises(NonFiniteLogits, match="a text of 9 tokens"):
         decoding.choose(torch.full((1, 9), -torch.inf), [0])
 
 
 def deciding(opened, sampling=None):
-    decoding = Decoding(opened, PROMPTS, 8, StopRule.of(opened, ()), sampling, 3, unheard)
+    decoding = DecodingCall(opened, PROMPTS, 8, StopRule.of(opened, ()), sampling, 3, ignore_report)
     decoding.begin([0, 1, 2])
     return decoding
 
@@ -121,7 +127,7 @@ def test_a_drawn_step_asks_for_all_its_tokens_at_once_and_draws_what_each_stream
     logits = torch.randn(3, 1024, generator=torch.Generator().manual_seed(1))
     decoding = deciding(small("Llama"), sampling)
     weights = torch.softmax(logits / 0.7, dim=-1)
-    streams = deciding(small("Llama"), sampling).draws
+    streams = deciding(small("Llama"), sampling).generators
     wanted = [int(torch.multinomial(weights[row], 1, generator=streams[row])) for row in range(3)]
     lists, plain = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or plain(tensor))

@@ -245,11 +245,13 @@ def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, ran
 
 
 def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
-    from harness.scoring.greedy import notes_of
+    from harness.scoring.greedy import model_notes
 
     opened = open_model(random_model)
     opened.model.generation_config.bad_words_ids = [[7]]
-    assert notes_of(opened) == [] and "bad_words_ids=[[7]]" in notes_of(opened, forbids=False)[0]
+    assert (
+        model_notes(opened) == [] and "bad_words_ids=[[7]]" in model_notes(opened, forbids=False)[0]
+    )
 
 
 @pytest.mark.slow

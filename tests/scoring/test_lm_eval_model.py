@@ -8,7 +8,7 @@ import suites
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.scoring.lm_eval_model import HarnessLM
-from harness.scoring.sampling import sample
+from harness.scoring.sampling import stratified_sample
 from harness.scoring.score import score_task
 
 TASKS = {name: suites.load(name) for name in ("gsm8k-mini", "mmlu-mini")}
@@ -172,11 +172,13 @@ def test_sampling_is_refused_rather_than_scored_greedily(embedded):
 
 def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
     groups = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
-    taken = sample(groups, 20, name="t")
-    assert taken == sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+    taken = stratified_sample(groups, 20, name="t")
+    assert (
+        taken == stratified_sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+    )
     assert [sum(groups[item] == group for item in taken) for group in "abc"] == [8, 7, 5]
-    assert sample(groups, 20, name="other") != taken
-    assert sample(groups, 500, name="t") == list(range(100))
+    assert stratified_sample(groups, 20, name="other") != taken
+    assert stratified_sample(groups, 500, name="t") == list(range(100))
 
 
 @pytest.mark.slow

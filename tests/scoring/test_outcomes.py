@@ -420,7 +420,7 @@ def test_what_a_tasks_own_code_aggregates_is_not_compared_and_says_so(scored):
 def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, opened, monkeypatch):
     from harness.scoring import outcomes, parts
 
-    monkeypatch.setattr(parts, "MOST", 10)
+    monkeypatch.setattr(parts, "MAX_CHARACTERS", 10)
     task = suites.load("lm-eval:f1", include_path=place)
     score, items = score_task(opened, task, LocalOrHubData(), progress=lambda one: None)
     assert (
@@ -428,8 +428,8 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
         in score.unpaired
         and items[0].parts
     )
-    monkeypatch.setattr(parts, "MOST", 2_000_000)
-    monkeypatch.setattr(outcomes, "MOST", 10)
+    monkeypatch.setattr(parts, "MAX_CHARACTERS", 2_000_000)
+    monkeypatch.setattr(outcomes, "MAX_CHARACTERS", 10)
     task = suites.load("lm-eval:corpus_alike", include_path=place)
     assert (
         "more than the 10 characters"

@@ -15,10 +15,11 @@ import _architectures
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel, open_model
 from harness.models.resolve import resolve
-from harness.scoring.generation import generate, why_plain
-from harness.scoring.likelihood import Scored, log_likelihoods
+from harness.scoring.backend import LikelihoodRequest
+from harness.scoring.generation import generate, reason_for_plain_path
+from harness.scoring.likelihood import log_likelihoods
 from harness.scoring.lm_eval_model import HarnessLM
-from harness.scoring.plain import note_of, one_row, writing_of
+from harness.scoring.plain import decoding_mode, reason_for_single_rows, single_row_note
 
 RECURRENT = (
     "mamba",
@@ -72,13 +73,13 @@ def alone(opened, row, count):
 @pytest.mark.parametrize("kind", RECURRENT + WINDOWED)
 def test_batch_size_changes_no_log_probability_in_any_family(kind, model):
     opened = model(kind)
-    rows = [Scored(row, min(3, len(row) - 1)) for row in texts()]
+    rows = [LikelihoodRequest(row, min(3, len(row) - 1)) for row in texts()]
     truth = [alone(opened, row.ids, row.count) for row in rows]
     for size in (1, 3, 16):
         assert [
             value for value, _ in log_likelihoods(opened, rows, batch_size=size)
         ] == pytest.approx(truth, abs=1e-3)
-    assert why_plain(opened)
+    assert reason_for_plain_path(opened)
 
 
 @pytest.mark.parametrize("kind", RECURRENT + WINDOWED)
@@ -110,36 +111,41 @@ def test_batch_size_changes_no_answer_in_any_family(kind, model):
 
 def test_a_model_that_padding_changes_is_run_one_row_at_a_time_and_says_so(model):
     opened = model("rwkv")
-    assert one_row(opened).startswith("padding moves its log-probabilities by")
+    assert reason_for_single_rows(opened).startswith("padding moves its log-probabilities by")
     said = []
     log_likelihoods(
-        opened, [Scored([5, 6, 7], 1), Scored([5, 6], 1)], batch_size=16, say=said.append
+        opened,
+        [LikelihoodRequest([5, 6, 7], 1), LikelihoodRequest([5, 6], 1)],
+        batch_size=16,
+        say=said.append,
     )
     assert (
-        said == [note_of(opened, writes=False)]
+        said == [single_row_note(opened, writes=False)]
         and "one row at a time, whatever the batch size" in said[0]
     )
-    assert not writing_of(opened).together and writing_of(opened).cached
+    assert not decoding_mode(opened).batched and decoding_mode(opened).uses_cache
 
 
 def test_hybrid_models_are_written_in_batches_where_their_caches_allow_it(model):
     for kind in ("mamba", "lfm2", "qwen3_next", "bamba", "falcon_h1"):
-        assert writing_of(model(kind)).together and not note_of(model(kind), writes=True)
+        assert decoding_mode(model(kind)).batched and not single_row_note(model(kind), writes=True)
     # its steps would take the whole text's mask for theirs
-    assert not writing_of(model("mamba")).masked
+    assert not decoding_mode(model("mamba")).masks_steps
 
 
 def test_a_model_without_a_cache_reads_each_text_anew(model):
-    way = writing_of(model("recurrent_gemma"))
-    assert not way.cached and "each step reads the whole text" in way.why
+    way = decoding_mode(model("recurrent_gemma"))
+    assert not way.uses_cache and "each step reads the whole text" in way.reason
 
 
 def test_fidelity_reads_a_model_that_padding_changes_one_row_at_a_time(model):
-    from harness.scoring.fidelity import reader, reads
+    from harness.scoring.fidelity import distribution_reader, read_answers
 
     opened = model("rwkv")
     read = [(row[:-3], row[-3:]) for row in texts(3)]
-    for (before, after), one in zip(read, reads(reader(opened), read), strict=True):
+    for (before, after), one in zip(
+        read, read_answers(distribution_reader(opened), read), strict=True
+    ):
         total = sum(float(one.log_p[at, token]) for at, token in enumerate(after))
         assert total == pytest.approx(alone(opened, before + after, 3), abs=1e-3)
 
@@ -159,12 +165,12 @@ def test_numbers_that_are_none_fail_the_row_and_name_their_module(kind, model):
     )
     with torch.no_grad():
         opened.model.get_submodule(name).weight[2, 3] = float("nan")
-    rows = [Scored(row, 2) for row in texts(2)]
+    rows = [LikelihoodRequest(row, 2) for row in texts(2)]
     for run in (
         lambda: log_likelihoods(opened, rows),
         lambda: generate(opened, texts(2), max_new_tokens=3),
     ):
-        with pytest.raises(CellFailed, match=f"the first stands in the output of {name}"):
+        with pytest.raises(CellFailed, match=f"the first one is in the output of {name}"):
             run()
 
 
@@ -179,9 +185,9 @@ def test_floats_that_overflow_fail_the_row_too(model):
         opened.model.lm_head.weight[7].fill_(3e38)
     with pytest.raises(
         CellFailed,
-        match="NaN or infinity, computed in float32: the first stands in the output of lm_head",
+        match="NaN or infinity, computed in float32: the first one is in the output of lm_head",
     ):
-        log_likelihoods(opened, [Scored([5, 6, 7, 8], 2)])
+        log_likelihoods(opened, [LikelihoodRequest([5, 6, 7, 8], 2)])
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -200,13 +206,13 @@ def test_a_damaged_checkpoint_is_refused_where_it_is_opened(bad, random_model, t
 
 
 def test_fidelity_refuses_numbers_that_are_none():
-    from harness.scoring.fidelity import _compared
+    from harness.scoring.fidelity import _compare_tokens
 
     good, bad = torch.zeros(3, 9), torch.zeros(3, 9)
     bad[1, 4] = float("nan")
     for pair, whose in (((good, bad), "the student's"), ((bad, good), "the teacher's")):
         with pytest.raises(CellFailed, match=f"{whose} logits at token 2"):
-            _compared(*pair)
+            _compare_tokens(*pair)
 
 
 _TEXT = {

@@ -17,22 +17,23 @@ import suites
 from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.models.language_model import open_model
-from harness.scoring.admission import refusal
-from harness.scoring.answer_cache import Journal, asked
+from harness.scoring.admission import shared_path_refusal
+from harness.scoring.answer_cache import AnswerCache, request_key
+from harness.scoring.backend import LikelihoodRequest
 from harness.scoring.fidelity import (
+    answers_to_compare,
     choice_fidelity,
     clustered_mean,
-    reader,
-    reads,
-    recall,
-    remember,
-    texts_to_read,
+    distribution_reader,
+    load_teacher_readings,
+    read_answers,
+    save_hidden_states,
     token_fidelity,
 )
-from harness.scoring.generation import generate, why_plain
+from harness.scoring.generation import generate, reason_for_plain_path
 from harness.scoring.items import ItemRow
-from harness.scoring.likelihood import Scored, log_likelihoods, runs
-from harness.scoring.prefix_sharing import KeyValues, Tree, shared_attention
+from harness.scoring.likelihood import log_likelihoods, prefix_groups
+from harness.scoring.prefix_sharing import KeyValues, TokenTree, shared_attention
 from harness.scoring.score import score_task
 
 KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
@@ -45,13 +46,13 @@ def by_hand(opened, ids, count):
 
 
 def sequences(shared, tails, count):
-    return [Scored([*shared, *tail], count) for tail in tails]
+    return [LikelihoodRequest([*shared, *tail], count) for tail in tails]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_of_model_shares_or_says_why_not(small, kind):
     opened = small(kind)
-    reason = why_plain(opened)
+    reason = reason_for_plain_path(opened)
     rows = sequences(list(range(5, 65)), [[7, 8, 9], [7, 8, 10], [11], [11, 12, 13, 14]], 1)
     for row, (value, _) in zip(rows, log_likelihoods(opened, rows), strict=True):
         assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-4), reason
@@ -60,15 +61,15 @@ def test_every_kind_of_model_shares_or_says_why_not(small, kind):
 
 
 def test_a_window_a_mixture_of_layers_and_a_quantised_cache_are_refused_with_the_reason(small):
-    assert refusal(small("Qwen2")) == ""
+    assert shared_path_refusal(small("Qwen2")) == ""
     mixed = small("Llama")
     mixed.model.config.layer_types = ["full_attention", "sliding_attention"]
-    assert "sliding_attention" in refusal(mixed)
+    assert "sliding_attention" in shared_path_refusal(mixed)
     window = small("Mistral", sliding_window=16)
-    assert "window of 16" in refusal(window) or "sliding" in refusal(window)
+    assert "window of 16" in shared_path_refusal(window) or "sliding" in shared_path_refusal(window)
     quantised = small("Llama")
     quantised.model.generation_config.cache_implementation = "quantized"
-    assert "quantized cache" in refusal(quantised)
+    assert "quantized cache" in shared_path_refusal(quantised)
 
 
 def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
@@ -76,11 +77,11 @@ def test_a_model_whose_probe_differs_is_refused(small, monkeypatch):
 
     opened = small("Llama")
     monkeypatch.setattr(
-        prefix_sharing.Slots,
+        prefix_sharing.DecodingSlots,
         "attend",
         lambda self, layer, query, key, value, scaling: query.transpose(1, 2) * 0,
     )
-    assert "moved by" in refusal(opened)
+    assert "moved by" in shared_path_refusal(opened)
 
 
 @pytest.mark.parametrize(("dtype", "refused"), [(torch.float32, True), (torch.bfloat16, False)])
@@ -95,7 +96,7 @@ def test_a_tail_that_moves_refuses_a_model_only_where_its_numbers_are_exact(smal
         return logits
 
     opened.model.get_output_embeddings().register_forward_hook(move_the_tail)
-    assert ("moved by" in refusal(opened)) == refused
+    assert ("moved by" in shared_path_refusal(opened)) == refused
 
 
 def test_the_models_own_attention_comes_back(small):
@@ -106,7 +107,7 @@ def test_the_models_own_attention_comes_back(small):
 
 
 def test_a_tree_sees_ancestors_only():
-    tree = Tree.of([[1, 2, 3], [1, 2, 4], [5]])
+    tree = TokenTree.of([[1, 2, 3], [1, 2, 4], [5]])
     assert (tree.tokens, tree.depths, tree.parents) == (
         [1, 2, 3, 4, 5],
         [0, 1, 2, 2, 0],
@@ -120,29 +121,33 @@ def test_a_tree_sees_ancestors_only():
         [1, 1, 0, 1, 0],
         [0, 0, 0, 0, 1],
     ]
-    assert Tree.of([[1, 2, 3]]).visible() is None
+    assert TokenTree.of([[1, 2, 3]]).visible() is None
 
 
 def test_runs_end_before_the_first_scored_position():
     long = list(range(100))
-    rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), Scored([900, 901, 902], 1)]
+    rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), LikelihoodRequest([900, 901, 902], 1)]
     order = sorted(range(4), key=lambda row: rows[row].ids)
-    assert runs(rows, order) == [([0, 1, 2], 100), ([3], 1)]
+    assert prefix_groups(rows, order) == [([0, 1, 2], 100), ([3], 1)]
     # the last shared token is the input of the first scored one
     alone = sequences(long, [[1, 2], [3, 2]], 2)
-    assert runs(alone, [0, 1]) == [([0, 1], 99)]
+    assert prefix_groups(alone, [0, 1]) == [([0, 1], 99)]
 
 
 @pytest.mark.parametrize("most", [16, 40, 768])
 def test_packs_of_any_size_and_long_texts_give_the_same_numbers(small, monkeypatch, most):
     from harness.scoring import likelihood
 
-    monkeypatch.setattr(likelihood, "pack_tokens", lambda opened: most)
+    monkeypatch.setattr(likelihood, "tokens_per_pack", lambda opened: most)
     opened = small("Llama")
     draw = torch.Generator().manual_seed(1)
     long = torch.randint(5, 1000, (60,), generator=draw).tolist()
     rows = sequences(long, [[7, 8, 9], [7, 8, 10], [11, 4], [11, 12, 13, 14]], 2)
-    rows += [Scored([3, 4, 5, 6], 1), Scored(long[:50], 49), Scored([9, 9], 1)]
+    rows += [
+        LikelihoodRequest([3, 4, 5, 6], 1),
+        LikelihoodRequest(long[:50], 49),
+        LikelihoodRequest([9, 9], 1),
+    ]
     found = log_likelihoods(opened, rows)
     for row, (value, _) in zip(rows, found, strict=True):
         assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-3)
@@ -153,7 +158,7 @@ def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
     once.
     """
     opened = small("Llama", max_position_embeddings=2048)
-    why_plain(opened)
+    reason_for_plain_path(opened)
     fed = []
     forward = opened.model.forward
     monkeypatch.setattr(
@@ -176,7 +181,7 @@ def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small,
 
     opened = small("Llama", max_position_embeddings=2048)
     if way == "plain":
-        monkeypatch.setattr(likelihood, "why_plain", lambda opened: "a test")
+        monkeypatch.setattr(likelihood, "reason_for_plain_path", lambda opened: "a test")
     draw = torch.Generator().manual_seed(3)
     shared = torch.randint(5, 1000, (60 if way == "prefix" else 3,), generator=draw).tolist()
     questions = [
@@ -237,14 +242,14 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatc
     opened = small("Llama")
     prompts = [[5, 6, 7, index] for index in range(20, 29)]
     plain = generate(opened, prompts, max_new_tokens=6, batch_size=8)
-    admit, said = prefix_sharing.Slots.admit, []
+    admit, said = prefix_sharing.DecodingSlots.admit, []
 
     def tight(self, computed, spans):
         if self.size > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         return admit(self, computed, spans)
 
-    monkeypatch.setattr(prefix_sharing.Slots, "admit", tight)
+    monkeypatch.setattr(prefix_sharing.DecodingSlots, "admit", tight)
     assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=said.append) == plain
     assert said == [
         "out of memory: 9 rows at once became 4",
@@ -256,27 +261,27 @@ def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
     from harness.scoring import prefix_sharing
 
     opened = small("Llama")
-    why_plain(opened)
+    reason_for_plain_path(opened)
 
     def broken(*_):
         raise RuntimeError("shapes do not match")
 
-    monkeypatch.setattr(prefix_sharing.Slots, "admit", broken)
+    monkeypatch.setattr(prefix_sharing.DecodingSlots, "admit", broken)
     with pytest.raises(RuntimeError, match="shapes"):
         generate(opened, [[5, 6, 7]], max_new_tokens=6)
 
 
 def test_a_journal_keeps_whole_lines_and_drops_a_torn_one(tmp_path):
     path = tmp_path / "deep" / "journal.jsonl"
-    first = Journal(path)
-    first.put(asked([1, 2], 1), [-0.5, True], 0.25)
-    assert first.read == 0 and first.get(asked([1, 2], 1)) == ([-0.5, True], 0.25)
+    first = AnswerCache(path)
+    first.put(request_key([1, 2], 1), [-0.5, True], 0.25)
+    assert first.hits == 0 and first.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25)
     path.write_bytes(path.read_bytes() + b'["torn", [1')
-    again = Journal(path)
-    assert again.get(asked([1, 2], 1)) == ([-0.5, True], 0.25) and again.read == 1
-    again.put(asked([3], 1), [-1.0, False], 0.5)
-    assert Journal(path).get(asked([3], 1)) == ([-1.0, False], 0.5)
-    assert Journal(path).get(asked([1, 2], 2)) is None
+    again = AnswerCache(path)
+    assert again.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25) and again.hits == 1
+    again.put(request_key([3], 1), [-1.0, False], 0.5)
+    assert AnswerCache(path).get(request_key([3], 1)) == ([-1.0, False], 0.5)
+    assert AnswerCache(path).get(request_key([1, 2], 2)) is None
 
 
 def scored(opened, name, cache, limit=40):
@@ -355,7 +360,7 @@ def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], lines[3][: len(lines[3]) // 2] + b"\n", *lines[4:]]))
     mended, _ = scored(embedded, task, tmp_path, limit=12)
-    assert "1 kept answers are not as they were written" in capsys.readouterr().err
+    assert "1 cached answers are damaged and were dropped" in capsys.readouterr().err
     assert (mended.notes, mended.outcomes, mended.answers_digest, mended.likelihoods_digest) == (
         whole.notes,
         whole.outcomes,
@@ -413,11 +418,15 @@ def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, ra
         row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
         for index in range(6)
     ]
-    texts = texts_to_read(embedded, "t", rows)
-    own = token_fidelity("t", reads(reader(embedded), texts), reader(embedded))
+    texts = answers_to_compare(embedded, "t", rows)
+    own = token_fidelity(
+        "t", read_answers(distribution_reader(embedded), texts), distribution_reader(embedded)
+    )
     assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
     student = open_model(random_model)
-    other = token_fidelity("t", reads(reader(embedded), texts), reader(student))
+    other = token_fidelity(
+        "t", read_answers(distribution_reader(embedded), texts), distribution_reader(student)
+    )
     assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
     by_hand = []
     # an independent sum over single sequences, without batches or padding
@@ -444,32 +453,36 @@ def test_what_the_teacher_read_is_kept_for_every_student(
     ]
     kept, student = tmp_path / "reads.safetensors", open_model(random_model)
     fresh = token_fidelity(
-        "t", reads(reader(embedded), texts_to_read(embedded, "t", rows)), reader(student)
+        "t",
+        read_answers(distribution_reader(embedded), answers_to_compare(embedded, "t", rows)),
+        distribution_reader(student),
     )
-    remember(kept, embedded, rows, ["t"])
+    save_hidden_states(kept, embedded, rows, ["t"])
     monkeypatch.setattr(
         type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again")
     )
-    known = recall(kept, embedded.checkpoint, "t", device="cpu")
+    known = load_teacher_readings(kept, embedded.checkpoint, "t", device="cpu")
     monkeypatch.undo()
-    again = token_fidelity("t", known, reader(student))
+    again = token_fidelity("t", known, distribution_reader(student))
     assert (
         again.kl == pytest.approx(fresh.kl, rel=1e-5)
         and again.agreement == fresh.agreement
         and again.items == fresh.items
     )
-    assert recall(kept, student.checkpoint, "t", device="cpu") is None  # of another teacher
-    assert recall(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
+    assert (
+        load_teacher_readings(kept, student.checkpoint, "t", device="cpu") is None
+    )  # of another teacher
+    assert load_teacher_readings(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
 
 
 def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
-    from harness.scoring.fidelity import _recalled
+    from harness.scoring.fidelity import _saved_readings
 
     rows = [
         row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
         for index in range(3)
     ]
-    remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+    save_hidden_states(tmp_path / "reads.safetensors", embedded, rows, ["t"])
     crossed = []
 
     class Head:
@@ -479,7 +492,7 @@ def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
 
     names = {f"t/{index}/hidden" for index in range(3)}
     assert len(
-        list(_recalled(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))
+        list(_saved_readings(tmp_path / "reads.safetensors", "t", Head(), names, "cpu"))
     ) == 3 and crossed == ["cpu"]
 
 
@@ -490,7 +503,7 @@ def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(
     head = embedded.model.get_output_embeddings()
     capped = head.register_forward_hook(lambda module, inputs, output: torch.tanh(output / 5) * 5)
     try:
-        remember(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+        save_hidden_states(tmp_path / "reads.safetensors", embedded, rows, ["t"])
     finally:
         capped.remove()
     assert not (tmp_path / "reads.safetensors").exists()
@@ -542,7 +555,7 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    from harness.scoring.generation import generate, why_plain
+    from harness.scoring.generation import generate, reason_for_plain_path
 
     def prepared(autocast):
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -551,9 +564,13 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
 
     try:
         # by its weights' type it would be held to float32
-        assert "moved by" in why_plain(prepared(""))
+        assert "moved by" in reason_for_plain_path(prepared(""))
         mixed = prepared("bfloat16")
-        assert why_plain(mixed) == "" and mixed.dtype == "bfloat16" and embedded.dtype == "float32"
+        assert (
+            reason_for_plain_path(mixed) == ""
+            and mixed.dtype == "bfloat16"
+            and embedded.dtype == "float32"
+        )
         prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]
         assert all(one.tokens for one in generate(mixed, prompts, max_new_tokens=8))
     finally:

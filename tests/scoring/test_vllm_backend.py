@@ -8,9 +8,9 @@ from vllm_stand_in import install
 import suites
 from harness.data.source import LocalOrHubData
 from harness.errors import HarnessError
-from harness.scoring.backend import Scored
+from harness.scoring.backend import LikelihoodRequest
 from harness.scoring.score import score_task
-from harness.scoring.vllm_backend import MOST_LOGPROBS, Vllm, require_vllm
+from harness.scoring.vllm_backend import MAX_LOGPROBS, VllmBackend, require_vllm
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def stand_in(embedded, monkeypatch):
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
 def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in, name):
     task = suites.load(name)
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     theirs, rows = score_task(
         engine.opened, task, LocalOrHubData(), backend=engine, limit=24, progress=lambda one: None
     )
@@ -45,7 +45,7 @@ def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in,
 def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
     task = suites.load("gsm8k-mini")
     score_task(embedded, task, LocalOrHubData(), limit=4, progress=lambda one: None, cache=tmp_path)
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     score, _ = score_task(
         engine.opened,
         task,
@@ -63,7 +63,7 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
 
     from harness.scoring.lm_eval_model import HarnessLM
 
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     lm = HarnessLM(engine.opened, backend=engine)
     long = "one two three " * 1_000
     asked = Instance(
@@ -80,23 +80,23 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
             {"k": None},
             "gives the 64 likeliest tokens at most, not all; type --backend transformers",
         ),
-        ({"k": MOST_LOGPROBS + 1}, "gives the 64 likeliest tokens at most, not 65"),
+        ({"k": MAX_LOGPROBS + 1}, "gives the 64 likeliest tokens at most, not 65"),
         ({"k": 3, "width": 1_000}, "gives probabilities among all 1,024 tokens, not among 1,000"),
     ],
 )
 def test_what_vllm_does_not_give_is_refused_in_one_line_before_anything_is_asked(
     embedded, stand_in, settings, said
 ):
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     with pytest.raises(HarnessError, match=said) as refused:
-        engine.top_k([Scored([5, 6, 7], 1)], **settings)
+        engine.top_k([LikelihoodRequest([5, 6, 7], 1)], **settings)
     assert "\n" not in str(refused.value)
 
 
 def test_the_engine_is_started_for_as_many_likeliest_tokens_as_are_promised(embedded, stand_in):
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cpu")
-    [top] = engine.top_k([Scored([5, 6, 7], 2)], k=MOST_LOGPROBS, width=1_024)
-    assert top.ids_NK.shape == (2, MOST_LOGPROBS) and stand_in[0]["max_logprobs"] == MOST_LOGPROBS
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
+    [top] = engine.top_k([LikelihoodRequest([5, 6, 7], 2)], k=MAX_LOGPROBS, width=1_024)
+    assert top.ids_NK.shape == (2, MAX_LOGPROBS) and stand_in[0]["max_logprobs"] == MAX_LOGPROBS
 
 
 def test_without_vllm_it_is_refused_in_one_line(monkeypatch):
@@ -113,7 +113,7 @@ def test_the_real_engine_agrees_on_most_items(embedded):
     if not torch.cuda.is_available():
         pytest.skip("no GPU here")
     task = suites.load("mmlu-mini")
-    engine = Vllm(embedded.checkpoint, dtype="float32", device="cuda")
+    engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cuda")
     theirs, _ = score_task(
         engine.opened, task, LocalOrHubData(), backend=engine, limit=64, progress=lambda one: None
     )

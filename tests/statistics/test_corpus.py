@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from lm_eval.api import metrics
 
-from harness.scoring.parts import kept, plain
+from harness.scoring.parts import json_value, recorded_statistics
 from harness.statistics import corpus
 from harness.statistics.pooled import Corpus
 
@@ -97,15 +97,17 @@ AGGREGATED = {
 def test_what_is_kept_makes_lm_evals_figure_again(name):
     function, parts = AGGREGATED[name]
     value = float(function(parts))
-    found = kept(
-        [plain(tuple(part) if isinstance(part, list) else part) for part in parts],
+    found = recorded_statistics(
+        [json_value(tuple(part) if isinstance(part, list) else part) for part in parts],
         function,
         "it",
         value,
     )
-    assert found.run is not None and found.why == ""
-    assert corpus.run_figure(found.run) == pytest.approx(value, rel=1e-9, abs=1e-9)
-    assert all(line for line in found.run.statistics) and len(found.run.statistics) == len(parts)
+    assert found.corpus is not None and found.reason == ""
+    assert corpus.run_figure(found.corpus) == pytest.approx(value, rel=1e-9, abs=1e-9)
+    assert all(line for line in found.corpus.statistics) and len(found.corpus.statistics) == len(
+        parts
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_what_is_kept_makes_lm_evals_figure_again(name):
 def test_every_draw_has_the_figure_of_its_items(name, lower):
     """Draws by sums are the aggregation of the items drawn, one by one."""
     function, parts = AGGREGATED[name]
-    run = kept(parts, function, "it", float(function(parts))).run
+    run = recorded_statistics(parts, function, "it", float(function(parts))).corpus
     counts, drawn = corpus.resample_counts(len(parts), 0), corpus.resample(run, ())
     assert (
         counts.shape == (corpus.RESAMPLES, len(parts)) and (counts.sum(axis=1) == len(parts)).all()
@@ -133,30 +135,39 @@ def test_what_cannot_be_made_again_says_why():
     pairs = labels(20)
     value = float(metrics.f1_score(pairs))
     # its name does not make it lm-eval's
-    assert "made by the task's own code" in kept(pairs, f1_score, "f1", 0.5).why
-    assert "another figure" in kept(pairs, metrics.f1_score, "f1", value + 1e-6).why
-    assert "no item has one" in kept([0.5, 1.0], metrics.median, "median", 1.0).why
+    assert "made by the task's own code" in recorded_statistics(pairs, f1_score, "f1", 0.5).reason
     assert (
-        "1 of 20 items have no part" in kept([None, *pairs[1:]], metrics.f1_score, "f1", value).why
+        "another figure" in recorded_statistics(pairs, metrics.f1_score, "f1", value + 1e-6).reason
     )
     assert (
-        "not what it is made of (ValueError)"
-        in kept([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).why
+        "no item has one" in recorded_statistics([0.5, 1.0], metrics.median, "median", 1.0).reason
     )
-    assert "not what it is made of" in kept([1.0, 2.0], metrics.bleu, "bleu", 1.0).why
-    assert kept(pairs, {"unhashable": 1}, "f1", value).run is None
+    assert (
+        "1 of 20 items have no part"
+        in recorded_statistics([None, *pairs[1:]], metrics.f1_score, "f1", value).reason
+    )
+    assert (
+        "an unexpected form (ValueError)"
+        in recorded_statistics([[1, 2, 3]] * 3, metrics.f1_score, "f1", value).reason
+    )
+    assert "an unexpected form" in recorded_statistics([1.0, 2.0], metrics.bleu, "bleu", 1.0).reason
+    assert recorded_statistics(pairs, {"unhashable": 1}, "f1", value).corpus is None
 
 
 def test_parts_are_as_json_holds_them():
     import json
 
     given = (np.int64(1), (np.float32(0.5), True), ["a", np.array([1, 2])])
-    assert plain(given) == [1, [0.5, True], ["a", [1, 2]]] == json.loads(json.dumps(plain(given)))
     assert (
-        plain(object()) is None
-        and plain((1, object())) is None
-        and plain(float("nan")) is None
-        and plain(None) is None
+        json_value(given)
+        == [1, [0.5, True], ["a", [1, 2]]]
+        == json.loads(json.dumps(json_value(given)))
+    )
+    assert (
+        json_value(object()) is None
+        and json_value((1, object())) is None
+        and json_value(float("nan")) is None
+        and json_value(None) is None
     )
 
 
@@ -262,7 +273,7 @@ def test_tests_turn_where_intervals_end():
 
 def test_direction_turns_the_tests():
     good, bad = (
-        kept(parts, metrics.ter, "ter", float(metrics.ter(parts))).run
+        recorded_statistics(parts, metrics.ter, "ter", float(metrics.ter(parts))).corpus
         for parts in (sentences(80), sentences(80, wrong=0.6))
     )
     assert corpus.run_figure(bad) > corpus.run_figure(good)

@@ -247,7 +247,7 @@ def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
     from types import SimpleNamespace
 
     from harness.scoring.generation import Generation
-    from methods.training.traces import filter_traces
+    from methods.training.trace_filter import filter_traces
 
     example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
     examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]

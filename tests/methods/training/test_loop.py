@@ -41,12 +41,12 @@ SETTINGS = LoopSettings(
 
 def rows_of(count, seed=0, shortest=5, longest=19):
     draw = torch.Generator().manual_seed(seed)
-    made = []
+    rows = []
     for _ in range(count):
         length = int(torch.randint(shortest, longest, (1,), generator=draw))
         ids = torch.randint(3, 500, (length,), generator=draw).tolist()
-        made.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
-    return made
+        rows.append(TokenRow(tuple(ids), int(torch.randint(1, length - 1, (1,), generator=draw))))
+    return rows
 
 
 def step(
@@ -73,20 +73,20 @@ def step(
         objective,
         micro_batch_size,
         pad,
-        inside=inside,
-        ranks=ranks,
+        inner_states=inside,
+        world_size=ranks,
         rank=rank,
     )
     weights = {term.name: term.weight for term in objective.terms}
-    found = stepper.backward(
-        rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, number=number
+    values = stepper.backward(
+        rows, weights=weights, backward=lambda loss: loss.backward(), norms=norms, step=number
     )
     stepper.head.close()
-    return found, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return values, torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def gradient(model, rows, **given):
-    return step(model, rows, **given)[1]
+def gradient(model, rows, **options):
+    return step(model, rows, **options)[1]
 
 
 KD = [
@@ -106,22 +106,22 @@ def louder(random_model, factor=1.3):
 
 def test_gradient_does_not_depend_on_the_split_into_micro_batches(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
-    given = {"terms": KD, "sources": [LiveTeacher(louder(random_model))]}
-    whole = gradient(model, rows, micro_batch_size=8, **given)
+    options = {"terms": KD, "sources": [LiveTeacher(louder(random_model))]}
+    expected = gradient(model, rows, micro_batch_size=8, **options)
     for micro in (4, 1):
         assert torch.allclose(
-            gradient(model, rows, micro_batch_size=micro, **given), whole, atol=1e-6
+            gradient(model, rows, micro_batch_size=micro, **options), expected, atol=1e-6
         )
 
 
 def test_gradient_does_not_depend_on_the_number_of_ranks(random_model):
     model, rows = open_model(random_model).model, rows_of(8)
-    whole = gradient(model, rows, micro_batch_size=8)
+    expected = gradient(model, rows, micro_batch_size=8)
     # what DDP does
     averaged = (
         sum(gradient(model, rows, micro_batch_size=2, ranks=2, rank=rank) for rank in (0, 1)) / 2
     )
-    assert torch.allclose(averaged, whole, atol=1e-6)
+    assert torch.allclose(averaged, expected, atol=1e-6)
 
 
 def test_loss_does_not_depend_on_padding(random_model):
@@ -152,23 +152,23 @@ def wider(opened, extra=128):
 
 def test_extra_columns_of_a_live_teacher_change_nothing(random_model):
     model, rows = open_model(random_model).model, rows_of(4)
-    given = {"micro_batch_size": 4, "terms": KD, "vocabulary": model.config.vocab_size}
-    plain = gradient(model, rows, sources=[LiveTeacher(louder(random_model))], **given)
-    padded = gradient(model, rows, sources=[LiveTeacher(wider(louder(random_model)))], **given)
+    options = {"micro_batch_size": 4, "terms": KD, "vocabulary": model.config.vocab_size}
+    plain = gradient(model, rows, sources=[LiveTeacher(louder(random_model))], **options)
+    padded = gradient(model, rows, sources=[LiveTeacher(wider(louder(random_model)))], **options)
     assert torch.allclose(plain, padded, atol=1e-7) and float(plain.abs().max()) > 1e-3
 
 
 def test_extra_columns_of_the_student_get_no_gradient_and_change_no_loss(random_model):
     rows, width = rows_of(4), open_model(random_model).model.config.vocab_size
-    given = {
+    options = {
         "micro_batch_size": 4,
         "terms": KD,
         "sources": [LiveTeacher(louder(random_model))],
         "vocabulary": width,
     }
-    plain, _ = step(open_model(random_model).model, rows, **given)
+    plain, _ = step(open_model(random_model).model, rows, **options)
     student = wider(open_model(random_model)).model
-    padded, _ = step(student, rows, **given)
+    padded, _ = step(student, rows, **options)
     assert padded.means == pytest.approx(plain.means, rel=1e-5)
     assert float(student.get_output_embeddings().weight.grad[width:].abs().max()) == 0
 
@@ -186,20 +186,18 @@ class Fixed:
         return type("Out", (), {"logits": self.logits})
 
 
-def positions_of(logits, rows, pad=0):
-    batch = batch_of(rows, pad)
-    return Positions(
-        TrainedPositionLogits(Fixed(logits))(batch), batch.ids[:, 1:][batch.mask], batch=batch
-    )
+def positions_of(logits, rows, pad_id=0):
+    batch = batch_of(rows, pad_id)
+    return Positions(TrainedPositionLogits(Fixed(logits))(batch), batch.labels_N, batch=batch)
 
 
 def test_last_eos_is_trained_where_pad_is_eos():
     eos = 0
     rows = [TokenRow((7, 8, 9, eos), 2), TokenRow((7, 8, 9, 10, 11, 12, eos), 3)]
-    _, attention, trained = collate(rows, pad=eos)
+    _, attention, trained = collate(rows, pad_id=eos)
     assert trained[0].tolist() == [False, False, True, True, False, False, False]
     assert attention[0].tolist() == [1, 1, 1, 1, 0, 0, 0]
-    assert positions_of(torch.zeros(2, 7, 5), rows, pad=eos).labels_N.tolist() == [
+    assert positions_of(torch.zeros(2, 7, 5), rows, pad_id=eos).labels_N.tolist() == [
         9,
         eos,
         10,
@@ -234,14 +232,16 @@ def test_logits_stand_against_the_next_token():
 def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind):
     opened = small(kind)
     batch = batch_of(rows_of(5), 1)
-    whole = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][
+    expected = opened.model(input_ids=batch.ids, attention_mask=batch.attention).logits[:, :-1][
         batch.mask
     ]
     head, widths = TrainedPositionLogits(opened.model), []
     watch = opened.model.get_output_embeddings().register_forward_hook(
-        lambda module, given, out: widths.append(out.shape[:2])
+        lambda module, inputs, out: widths.append(out.shape[:2])
     )
-    assert torch.allclose(head(batch), whole, atol=1e-6) and widths == [(1, int(batch.mask.sum()))]
+    assert torch.allclose(head(batch), expected, atol=1e-6) and widths == [
+        (1, int(batch.mask.sum()))
+    ]
     head.close()
     watch.remove()
     assert opened.model(input_ids=batch.ids).logits.shape[:2] == batch.ids.shape
@@ -251,10 +251,10 @@ def test_the_head_is_handed_trained_positions_only_and_says_the_same(small, kind
 def test_budget_of_seen_tokens_is_kept_to_one_row(budget):
     rows = rows_of(30)
     seen = 0
-    for _, wanted in shuffled_steps(rows, batch_size=4, seed=3):
-        kept = rows_within_budget(wanted, budget - seen)
-        seen += sum(len(row.ids) for row in kept)
-        if len(kept) < len(wanted):
+    for _, step_rows in shuffled_steps(rows, batch_size=4, seed=3):
+        fitting_rows = rows_within_budget(step_rows, budget - seen)
+        seen += sum(len(row.ids) for row in fitting_rows)
+        if len(fitting_rows) < len(step_rows):
             break
     assert budget - max(len(row.ids) for row in rows) < seen <= budget
 
@@ -272,7 +272,7 @@ def test_every_row_is_seen_once_an_epoch():
 
 
 def test_rate_warms_up_then_falls_to_zero():
-    rates = [learning_rate_at(at / 100, SETTINGS) for at in range(101)]
+    rates = [learning_rate_at(percent / 100, SETTINGS) for percent in range(101)]
     assert (
         rates[0] == 0
         and rates[10] == pytest.approx(1e-2)
@@ -284,15 +284,15 @@ def test_rate_warms_up_then_falls_to_zero():
 def run(random_model, workdir, *, terms=None, sources=(), aim=None, **changes):
     student = open_model(random_model)
     workdir.mkdir(exist_ok=True)
-    given = {
+    arguments = {
         "rows": rows_of(24),
         "validation": rows_of(6, seed=9),
         "objective": Objective(terms=terms or [hard_labels()], sources=sources, **(aim or {})),
         "settings": SETTINGS,
     }
-    own = {name: changes.pop(name) for name in list(changes) if name not in given}
-    training = Training(**{"seen_tokens": 900, "seed": 4, "workdir": workdir, **own})
-    spent = fit(student, training=training, **{**given, **changes})
+    training_options = {name: changes.pop(name) for name in list(changes) if name not in arguments}
+    training = Training(**{"seen_tokens": 900, "seed": 4, "workdir": workdir, **training_options})
+    spent = fit(student, training=training, **{**arguments, **changes})
     return student.model, spent
 
 
@@ -304,9 +304,9 @@ def weights(model):
 def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
     model, spent = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "parts", stop_after_steps=stop)
-    told = []
-    again, resumed = run(random_model, tmp_path / "parts", progress=told.append)
-    assert len(told) == spent.step - stop  # it went on, and did not begin again
+    reports = []
+    again, resumed = run(random_model, tmp_path / "parts", progress=reports.append)
+    assert len(reports) == spent.step - stop  # it went on, and did not begin again
     assert all(
         torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(model).items()
     )
@@ -320,18 +320,19 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(random_model, tmp_path, stop):
 
 
 def test_a_state_torn_by_a_kill_is_passed_over(random_model, tmp_path):
-    whole, _ = run(random_model, tmp_path / "whole")
+    uninterrupted, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "torn", stop_after_steps=5)
     (tmp_path / "torn" / "state" / "step-9.part").mkdir()
-    again, _ = run(random_model, tmp_path / "torn")
+    restarted, _ = run(random_model, tmp_path / "torn")
     assert all(
-        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+        torch.equal(restarted.state_dict()[name], tensor)
+        for name, tensor in weights(uninterrupted).items()
     )
 
 
 @pytest.mark.parametrize("name", ["loop.json", "model", "optimizer", "random_states", "best.pt"])
 def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, name, capsys):
-    whole, _ = run(random_model, tmp_path / "whole")
+    uninterrupted, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "torn", stop_after_steps=12)
     files = [
         path
@@ -343,10 +344,11 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
     )
     for path in files:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    again, _ = run(random_model, tmp_path / "torn")
-    assert "training begins anew" in capsys.readouterr().err
+    restarted, _ = run(random_model, tmp_path / "torn")
+    assert "training starts from the beginning" in capsys.readouterr().err
     assert all(
-        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+        torch.equal(restarted.state_dict()[name], tensor)
+        for name, tensor in weights(uninterrupted).items()
     )
 
 
@@ -354,7 +356,7 @@ def test_a_torn_state_is_said_and_training_begins_anew(random_model, tmp_path, n
 def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(
     random_model, tmp_path, name, capsys
 ):
-    whole, _ = run(random_model, tmp_path / "whole")
+    uninterrupted, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "torn", stop_after_steps=7)
     [loop] = (tmp_path / "torn").rglob("loop.json")
     saved = read_signed(loop)
@@ -362,10 +364,11 @@ def test_a_state_that_was_written_in_part_is_said_and_training_begins_anew(
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     files = {**saved["files"], path.name: file_digest(path)}  # as if that had been written
     write_signed(loop, {**saved, "files": files})
-    again, _ = run(random_model, tmp_path / "torn")
-    assert "training begins anew" in capsys.readouterr().err
+    restarted, _ = run(random_model, tmp_path / "torn")
+    assert "training starts from the beginning" in capsys.readouterr().err
     assert all(
-        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+        torch.equal(restarted.state_dict()[name], tensor)
+        for name, tensor in weights(uninterrupted).items()
     )
 
 
@@ -411,7 +414,7 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"momentum": 1}, "it has fields that are unknown here (momentum)"),
+        ({"momentum": 1}, "it has unknown fields (momentum)"),
         ({"seen": None}, "its field seen is unreadable"),
         ({"terms": {"ce": {"first": 1.0}}}, "its field terms.ce."),
         ({"terms": {"ce": {**TERM, "odd": 1}}}, "its field terms.ce.odd is unreadable"),
@@ -422,20 +425,23 @@ def test_a_state_on_disk_has_the_fields_that_it_always_had(random_model, tmp_pat
 def test_a_state_of_another_version_is_said_and_training_begins_anew(
     random_model, tmp_path, change, complaint, capsys
 ):
-    whole, _ = run(random_model, tmp_path / "whole")
+    uninterrupted, _ = run(random_model, tmp_path / "whole")
     run(random_model, tmp_path / "other", stop_after_steps=7)
     [file] = (tmp_path / "other").rglob("loop.json")
     saved = read_signed(file)
     if isinstance(change, str):
         del saved[change]
     write_signed(file, saved if isinstance(change, str) else {**saved, **change})
-    again, _ = run(random_model, tmp_path / "other")
-    [said] = [
-        line for line in capsys.readouterr().err.splitlines() if "training begins anew" in line
+    restarted, _ = run(random_model, tmp_path / "other")
+    [message] = [
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if "training starts from the beginning" in line
     ]
-    assert complaint in said
+    assert complaint in message
     assert all(
-        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(whole).items()
+        torch.equal(restarted.state_dict()[name], tensor)
+        for name, tensor in weights(uninterrupted).items()
     )
 
 
@@ -458,9 +464,9 @@ def test_a_run_killed_before_its_first_state_scores_its_start_once(random_model,
 def test_a_run_killed_after_its_last_step_ends_the_same(random_model, tmp_path):
     """The state stands until the student is saved, so the end can be done again."""
     first, _ = run(random_model, tmp_path / "a")
-    again, _ = run(random_model, tmp_path / "a")
+    resumed, _ = run(random_model, tmp_path / "a")
     assert all(
-        torch.equal(again.state_dict()[name], tensor) for name, tensor in weights(first).items()
+        torch.equal(resumed.state_dict()[name], tensor) for name, tensor in weights(first).items()
     )
 
 
@@ -469,17 +475,17 @@ def clock(monkeypatch):
     """Return a clock of one number; each save of a state or of the best weights takes 100 seconds,
     nothing else takes any.
     """
-    now = [0.0]
+    seconds = [0.0]
     save = torch.save
 
-    def slow(*given, **told):
-        now[0] += 100
-        save(*given, **told)
+    def slow(*arguments, **options):
+        seconds[0] += 100
+        save(*arguments, **options)
 
     monkeypatch.setattr(torch, "save", slow)
     for counting in (states, meter):
-        monkeypatch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    return now
+        monkeypatch.setattr(counting, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    return seconds
 
 
 def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopped(
@@ -491,10 +497,10 @@ def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopp
     def a_second_a_step(_):
         clock[0] += 1
 
-    _, whole = run(random_model, tmp_path / "whole", progress=a_second_a_step)
+    _, uninterrupted = run(random_model, tmp_path / "whole", progress=a_second_a_step)
     run(random_model, tmp_path / "parts", progress=a_second_a_step, stop_after_steps=5)
     _, parts = run(random_model, tmp_path / "parts", progress=a_second_a_step)
-    for spent in (whole, parts):
+    for spent in (uninterrupted, parts):
         assert (spent.seconds, spent.device_seconds, spent.energy_joules) == (
             spent.step,
             spent.step,
@@ -509,19 +515,19 @@ def test_seconds_and_joules_of_training_hold_no_save_whether_or_not_it_was_stopp
 def test_a_state_that_takes_long_is_saved_less_often(
     tmp_path, monkeypatch, between, takes, written
 ):
-    now, saved = [0.0], []
+    seconds, saved = [0.0], []
 
     def save(folder):
         Path(folder).mkdir(parents=True)
-        saved.append(now[0])
-        now[0] += takes
+        saved.append(seconds[0])
+        seconds[0] += takes
 
     monkeypatch.setattr(states, "SECONDS_BETWEEN_STATES", between)
-    monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: now[0]))
-    kept = SavedStates(tmp_path, SimpleNamespace(save_state=save))
+    monkeypatch.setattr(states, "time", SimpleNamespace(monotonic=lambda: seconds[0]))
+    states_on_disk = SavedStates(tmp_path, SimpleNamespace(save_state=save))
     for step in range(100 if between else 5):
-        kept.save(LoopState(step=step))
-        now[0] += 1
+        states_on_disk.save(LoopState(step=step))
+        seconds[0] += 1
     assert saved[: len(written)] == written
 
 
@@ -529,14 +535,14 @@ def test_a_live_teachers_seconds_are_its_own(random_model, monkeypatch):
     """What the device was asked before is waited for first, and the teacher's own work before the
     clock is read again.
     """
-    now, queued = [0.0], [5.0]  # the student's kernels
+    seconds, queued = [0.0], [5.0]  # the student's kernels
 
     def wait(device):
-        now[0] += sum(queued)
+        seconds[0] += sum(queued)
         queued.clear()
 
     monkeypatch.setattr(
-        "methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: now[0])
+        "methods.training.teachers.time", SimpleNamespace(perf_counter=lambda: seconds[0])
     )
     monkeypatch.setattr("methods.training.teachers.synchronise", wait)
     teacher = LiveTeacher(open_model(random_model))
@@ -575,24 +581,24 @@ def test_best_weights_are_kept_not_the_last(random_model, tmp_path):
     # the untouched start is compared with, and never kept
     assert held_out.pop(0) == spent.start_ce < spent.best
     assert spent.best == min(held_out.values()) == held_out[spent.kept_step]
-    now = mean_cross_entropy(
+    loss = mean_cross_entropy(
         rows_of(6, seed=9),
         head=TrainedPositionLogits(model.eval()),
-        pad=1,
+        pad_id=1,
         micro_batch_size=2,
         device="cpu",
     )
-    assert now == pytest.approx(spent.best, rel=1e-5)
+    assert loss == pytest.approx(spent.best, rel=1e-5)
 
 
 def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
-    told = []
+    reports = []
     _, spent = run(
         random_model,
         tmp_path / "a",
         terms=KD,
         sources=[LiveTeacher(open_model(random_model))],
-        progress=told.append,
+        progress=reports.append,
     )
     first = json.loads((tmp_path / "a" / "training.jsonl").read_text().splitlines()[1])
     assert {
@@ -614,11 +620,11 @@ def test_every_term_is_logged_with_its_weight(random_model, tmp_path):
         and spent.terms["ce"].weight == 0.5
         and spent.terms["ce"].gradient_norm > 0.01
     )
-    assert "ce " in told[0].detail and "x0.5 |g|" in told[0].detail
+    assert "ce " in reports[0].detail and "x0.5 |g|" in reports[0].detail
 
 
 def test_a_loss_that_is_no_number_fails_with_a_way_out(random_model, tmp_path):
-    broken = Term("odd", 1.0, lambda at: at.student_NV.float().sum(-1) * math.nan)
+    broken = Term("odd", 1.0, lambda positions: positions.student_NV.float().sum(-1) * math.nan)
     with pytest.raises(CellFailed, match=r"the term odd became nan at step 1 .*learning_rate"):
         run(random_model, tmp_path / "a", terms=[hard_labels(), broken])
     bursting = chain([1.0, 1.0], repeat(1e9))
@@ -627,7 +633,13 @@ def test_a_loss_that_is_no_number_fails_with_a_way_out(random_model, tmp_path):
             random_model,
             tmp_path / "b",
             terms=[
-                Term("odd", 1.0, lambda at: at.student_NV.float().square().sum(-1) * next(bursting))
+                Term(
+                    "odd",
+                    1.0,
+                    lambda positions: (
+                        positions.student_NV.float().square().sum(-1) * next(bursting)
+                    ),
+                )
             ],
         )
 
@@ -644,7 +656,7 @@ def test_a_gradient_and_a_validation_loss_that_are_no_numbers_fail_too(
         def backward(ctx, gradient):
             return gradient * math.inf
 
-    burst = Term("odd", 1.0, lambda at: Bursting.apply(at.student_NV).float().sum(-1))
+    burst = Term("odd", 1.0, lambda positions: Bursting.apply(positions.student_NV).float().sum(-1))
     with pytest.raises(
         CellFailed, match=r"the gradient's norm became (inf|nan) at step 1 .*learning_rate"
     ):
@@ -662,10 +674,10 @@ def test_no_rows_left_is_an_error(random_model, tmp_path):
 
 
 def test_progress_reaches_the_budget(random_model, tmp_path):
-    told = []
-    run(random_model, tmp_path / "a", progress=told.append)
-    assert isinstance(told[-1], Progress) and told[-1].total == 900
-    assert [one.done for one in told] == sorted(one.done for one in told)
+    reports = []
+    run(random_model, tmp_path / "a", progress=reports.append)
+    assert isinstance(reports[-1], Progress) and reports[-1].total == 900
+    assert [report.done for report in reports] == sorted(report.done for report in reports)
 
 
 def test_teacher_is_untouched(random_model, tmp_path):

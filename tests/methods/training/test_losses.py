@@ -13,7 +13,7 @@ from methods.training.losses import attention_kl, ensemble, entropy, hidden_dist
 
 def summed(function):
     """Return the sum over positions: what the loop makes of a loss."""
-    return lambda *given, **settings: function(*given, **settings).sum()
+    return lambda *arguments, **settings: function(*arguments, **settings).sum()
 
 
 cross_entropy, forward_kl, jensen_shannon, reverse_kl, skew_kl, top_k_kl, universal_logit = map(
@@ -84,10 +84,10 @@ def test_top_k_of_equal_models_is_zero_with_no_gradient_at_any_temperature(tempe
     assert float(loss.detach()) == pytest.approx(0, abs=1e-5) and gradient.abs().max() < 1e-5
     if temperature > 1:  # equal to the dense one where the k tokens are all but one
         ranked, order = torch.log_softmax(TEACHER, -1).sort(descending=True)
-        whole = float(forward_kl(STUDENT, TEACHER, temperature=temperature))
+        dense = float(forward_kl(STUDENT, TEACHER, temperature=temperature))
         assert float(
             top_k_kl(STUDENT, order[:, :3], ranked[:, :3], temperature=temperature)
-        ) == pytest.approx(whole, abs=1e-5)
+        ) == pytest.approx(dense, abs=1e-5)
 
 
 def test_top_k_grows_with_k_up_to_the_dense_divergence_and_its_gradient_agrees():
@@ -109,20 +109,25 @@ def test_top_k_grows_with_k_up_to_the_dense_divergence_and_its_gradient_agrees()
 def test_two_teachers_give_the_golden_numbers_and_their_law(temperature):
     other = torch.tensor([[0.0, 1.0, 3.0, 0.0]], dtype=torch.float64)
     mean = ensemble([TEACHER, other], torch.tensor([1, 1]), temperature=temperature)
-    single = [float(forward_kl(STUDENT, one, temperature=temperature)) for one in (TEACHER, other)]
-    both = float(forward_kl(STUDENT, mean, temperature=temperature))
+    single = [
+        float(forward_kl(STUDENT, teacher, temperature=temperature)) for teacher in (TEACHER, other)
+    ]
+    mixed = float(forward_kl(STUDENT, mean, temperature=temperature))
     if temperature == 1:
         assert torch.softmax(mean, -1)[0].tolist() == pytest.approx(
             [0.342115, 0.173237, 0.448460, 0.036187], abs=1e-5
         )
-        assert both == pytest.approx(1.006211, abs=1e-5) and sum(single) / 2 == pytest.approx(
+        assert mixed == pytest.approx(1.006211, abs=1e-5) and sum(single) / 2 == pytest.approx(
             1.346804, abs=1e-5
         )
     # the difference is a constant: it does not know the student
     student = torch.randn(1, 4, dtype=torch.float64)
-    again = [float(forward_kl(student, one, temperature=temperature)) for one in (TEACHER, other)]
-    assert sum(single) / 2 - both == pytest.approx(
-        sum(again) / 2 - float(forward_kl(student, mean, temperature=temperature)), abs=1e-5
+    of_another_student = [
+        float(forward_kl(student, teacher, temperature=temperature)) for teacher in (TEACHER, other)
+    ]
+    assert sum(single) / 2 - mixed == pytest.approx(
+        sum(of_another_student) / 2 - float(forward_kl(student, mean, temperature=temperature)),
+        abs=1e-5,
     )
     assert torch.allclose(
         torch.softmax(ensemble([TEACHER], torch.tensor([0.3])), -1),
@@ -230,13 +235,13 @@ def test_gradient_is_tau_times_the_difference_of_softened_distributions(temperat
     assert torch.allclose(student.grad, formula, atol=1e-6)
     step = 1e-2  # the same by finite differences, which know nothing of the formula
     for row, column in ((0, 0), (3, 5)):
-        moved = student.detach().clone()
-        moved[row, column] += step
-        back = student.detach().clone()
-        back[row, column] -= step
+        above = student.detach().clone()
+        above[row, column] += step
+        below = student.detach().clone()
+        below[row, column] -= step
         slope = (
-            forward_kl(moved, teacher, temperature=temperature)
-            - forward_kl(back, teacher, temperature=temperature)
+            forward_kl(above, teacher, temperature=temperature)
+            - forward_kl(below, teacher, temperature=temperature)
         ) / (2 * step)
         assert float(slope) == pytest.approx(float(student.grad[row, column]), abs=2e-3)
 
@@ -283,11 +288,13 @@ def test_padded_vocabularies_share_their_tokens():
 
 def test_weights_of_an_ensemble_may_differ_by_position():
     torch.manual_seed(5)
-    one, two = torch.randn(2, 6), torch.randn(2, 6)
-    mixed = torch.softmax(ensemble([one, two], torch.tensor([[1.0, 0.0], [1.0, 3.0]])), -1)
-    assert torch.allclose(mixed[0], torch.softmax(one[0], -1), atol=1e-6)
+    first, second = torch.randn(2, 6), torch.randn(2, 6)
+    mixed = torch.softmax(ensemble([first, second], torch.tensor([[1.0, 0.0], [1.0, 3.0]])), -1)
+    assert torch.allclose(mixed[0], torch.softmax(first[0], -1), atol=1e-6)
     assert torch.allclose(
-        mixed[1], 0.25 * torch.softmax(one[1], -1) + 0.75 * torch.softmax(two[1], -1), atol=1e-6
+        mixed[1],
+        0.25 * torch.softmax(first[1], -1) + 0.75 * torch.softmax(second[1], -1),
+        atol=1e-6,
     )
 
 
@@ -296,8 +303,8 @@ def test_entropy_agrees_with_torch_distributions_and_with_its_kept_part():
     assert torch.allclose(
         entropy(logits), torch.distributions.Categorical(logits=logits).entropy(), atol=1e-6
     )
-    kept = torch.log_softmax(logits, -1).topk(8).values
-    assert torch.allclose(losses.top_k_entropy(kept), entropy(logits), atol=1e-4)
+    top_log_p = torch.log_softmax(logits, -1).topk(8).values
+    assert torch.allclose(losses.top_k_entropy(top_log_p), entropy(logits), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["mse", "cosine"])
@@ -322,14 +329,14 @@ def test_hidden_distance_is_zero_for_equal_states_ignores_scale_and_keeps_its_id
 def attention_by_hand(student, teacher, allowed):
     """Return the same by plain loops over heads, queries and keys."""
     batch, heads, queries, _ = student.shape
-    found = torch.zeros(batch, queries)
+    divergence = torch.zeros(batch, queries)
     for b in range(batch):
         for i in range(queries):
             keys = [j for j in range(queries) if bool(allowed[b, 0, i, j])]
             for h in range(heads):
-                p, q = (torch.softmax(one[b, h, i, keys], 0) for one in (teacher, student))
-                found[b, i] += float((p * (p / q).log()).sum()) / heads
-    return found
+                p, q = (torch.softmax(scores[b, h, i, keys], 0) for scores in (teacher, student))
+                divergence[b, i] += float((p * (p / q).log()).sum()) / heads
+    return divergence
 
 
 def test_attention_kl_agrees_with_loops_is_zero_for_equal_models_and_finite_with_padding():
@@ -338,12 +345,12 @@ def test_attention_kl_agrees_with_loops_is_zero_for_equal_models_and_finite_with
     allowed = torch.tril(torch.ones(5, 5, dtype=torch.bool)).expand(2, 1, 5, 5).clone()
     allowed[1, :, :, 3:] = False  # two padded keys
     allowed[1, :, 3:, 0] = True
-    found = attention_kl(student, teacher, allowed)
-    assert torch.allclose(found, attention_by_hand(student, teacher, allowed), atol=1e-5)
+    divergence = attention_kl(student, teacher, allowed)
+    assert torch.allclose(divergence, attention_by_hand(student, teacher, allowed), atol=1e-5)
     assert attention_kl(teacher, teacher, allowed).abs().max() < 1e-6 and float(
-        found[0, 0]
+        divergence[0, 0]
     ) == pytest.approx(0, abs=1e-6)
-    found.sum().backward()
+    divergence.sum().backward()
     assert (
         torch.isfinite(student.grad).all() and student.grad.masked_select(~allowed).abs().max() == 0
     )

@@ -25,9 +25,10 @@ def test_rollouts_are_plain_samples_kept_as_drawn_and_repeat_with_seed_and_step(
     always = Rollout(1.0, 3.0, 24, 1)
     first, second = always(student, rows, 1), always(student, rows, 1)
     assert first == second != always(student, rows, 2)
-    for made, row in zip(first, rows, strict=True):
+    for written, row in zip(first, rows, strict=True):
         assert (
-            made.ids[: made.trained_from] == row.ids[: row.trained_from] and 1 <= made.trained <= 24
+            written.ids[: written.trained_from] == row.ids[: row.trained_from]
+            and 1 <= written.trained_tokens <= 24
         )
     greedy = Rollout(1.0, 1e-4, 24, 1)(student, rows, 1)
     # at temperature 3 a greedy or top-1 answer would be the same for all draws

@@ -21,12 +21,18 @@ def test_all_tokens_chosen_is_no_choice_and_the_split_changes_nothing(small, sco
     model, source = small("Llama").model, [LiveTeacher(small("Llama", hidden_size=64))]
     rows = rows_of(8)
     plain, expected = gradient_of(model, rows, 8)
-    whole, found = gradient_of(model, rows, 8, sources=source, selection=Selection(1.0, score, 1))
-    assert whole == pytest.approx(plain, rel=1e-6) and torch.allclose(found, expected, atol=1e-6)
+    all_loss, gradient = gradient_of(
+        model, rows, 8, sources=source, selection=Selection(1.0, score, 1)
+    )
+    assert all_loss == pytest.approx(plain, rel=1e-6) and torch.allclose(
+        gradient, expected, atol=1e-6
+    )
     half = Selection(0.5, score, 1)
-    value, whole = gradient_of(model, rows, 8, sources=source, selection=half)
-    again, split = gradient_of(model, rows, 3, sources=source, selection=half)
-    assert again == pytest.approx(value, rel=1e-6) and torch.allclose(split, whole, atol=1e-6)
+    value, all_loss = gradient_of(model, rows, 8, sources=source, selection=half)
+    split_value, split = gradient_of(model, rows, 3, sources=source, selection=half)
+    assert split_value == pytest.approx(value, rel=1e-6) and torch.allclose(
+        split, all_loss, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("score", ["kl", "entropy", "excess", "random"])
@@ -34,37 +40,47 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
     opened, teacher = small("Llama"), LiveTeacher(small("Llama", hidden_size=64))
     rows = rows_of(5)
     batch = batch_of(rows, 1)
-    at = Positions(
+    positions = Positions(
         TrainedPositionLogits(opened.model)(batch),
-        batch.ids[:, 1:][batch.mask],
+        batch.labels_N,
         (teacher.read(batch, None),),
         batch,
     )
     selection = Selection(0.4, score, 7)
-    chosen, scores = selection.chosen(at, 2), selection._scores(at, 2)
+    chosen, scores = selection.mask(positions, 2), selection._scores(positions, 2)
     start = 0
     for row in rows:
-        mine, points = chosen[start : start + row.trained], scores[start : start + row.trained]
-        assert int(mine.sum()) == selection.counts(row) == max(1, int(0.4 * row.trained + 0.5))
-        assert row.trained == int(mine.sum()) or points[mine].min() >= points[~mine].max()
-        start += row.trained
+        row_mask, row_scores = (
+            chosen[start : start + row.trained_tokens],
+            scores[start : start + row.trained_tokens],
+        )
+        assert (
+            int(row_mask.sum())
+            == selection.tokens_kept(row)
+            == max(1, int(0.4 * row.trained_tokens + 0.5))
+        )
+        assert (
+            row.trained_tokens == int(row_mask.sum())
+            or row_scores[row_mask].min() >= row_scores[~row_mask].max()
+        )
+        start += row.trained_tokens
     if score == "random":
-        assert torch.equal(chosen, selection.chosen(at, 2)) and not torch.equal(
-            chosen, selection.chosen(at, 3)
+        assert torch.equal(chosen, selection.mask(positions, 2)) and not torch.equal(
+            chosen, selection.mask(positions, 3)
         )
 
 
 @pytest.mark.slow
 def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
-    given = job([tiny], tmp_path / "x")
-    examples = training_examples(TASKS, given.source, rows=12)
-    short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(given, examples)
+    task_job = job([tiny], tmp_path / "x")
+    examples = training_examples(TASKS, task_job.source, rows=12)
+    short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(task_job, examples)
     lengths = [
-        row.trained
+        row.trained_tokens
         for row in encode(open_model(tiny).tokenizer, full_solution_pairs(short), longest=512)[0]
     ]
     assert lengths == sorted(lengths)
-    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(task_job, examples)
     opened = open_model(tiny)
 
     def loss(example):
@@ -74,15 +90,17 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
         with torch.no_grad():
             return float(
                 torch.nn.functional.cross_entropy(
-                    TrainedPositionLogits(opened.model)(batch), batch.ids[:, 1:][batch.mask]
+                    TrainedPositionLogits(opened.model)(batch), batch.labels_N
                 )
             )
 
-    losses = [loss(one) for one in sure]
+    losses = [loss(example) for example in sure]
     assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
-    right, _, told, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
-    assert 6 < told["teacher_solves"] <= 12 and {one.prompt for one in right} == {
-        one.prompt for one in examples
+    solved_first, _, notes, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(
+        task_job, examples
+    )
+    assert 6 < notes["teacher_solves"] <= 12 and {example.prompt for example in solved_first} == {
+        example.prompt for example in examples
     }
     assert shared[0]["tokens"] > 100  # what the teacher wrote for the choice is a cost of the row
 
@@ -91,11 +109,13 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     ("method", "settings"), [("selective", {"by": "long"}), ("selective-random", {"unit": "rows"})]
 )
 def test_chosen_rows_are_the_same_share_of_each_task(method, settings, tiny, tmp_path):
-    made = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
-    kept = []
-    object.__setattr__(made, "distil", lambda given, examples, **_: kept.extend(examples))
-    made.compress(job([tiny], tmp_path / "x", rows=24))
-    assert [sum(one.task == task for one in kept) for task in TASKS] == [3, 3]
+    method_object = REGISTRY.build(method, {**settings, "share": 0.25, "batch_size": 4})
+    chosen = []
+    object.__setattr__(
+        method_object, "distil", lambda task_job, examples, **_: chosen.extend(examples)
+    )
+    method_object.compress(job([tiny], tmp_path / "x", rows=24))
+    assert [sum(example.task == task for example in chosen) for task in TASKS] == [3, 3]
 
 
 @pytest.mark.slow
@@ -104,18 +124,18 @@ def test_answers_that_choose_rows_are_written_by_the_named_teacher(
 ):
     from methods.training import traces
 
-    asked, plain = [], traces.teacher_traces
+    writers, plain = [], traces.teacher_traces
     monkeypatch.setattr(
         traces,
         "teacher_traces",
-        lambda *a, **given: asked.append(given["teacher"].name) or plain(*a, **given),
+        lambda *a, **given: writers.append(given["teacher"].name) or plain(*a, **given),
     )
     given = job([tiny, specialist], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=8)
     *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(
         given, examples
     )
-    assert asked == ["tiny-math"]
+    assert writers == ["tiny-math"]
     *_, others = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
     assert others[0]["key"] != shared[0]["key"]
 

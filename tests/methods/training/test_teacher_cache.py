@@ -47,14 +47,16 @@ def teacher():
 def rows(embedded):
     examples = training_examples(TASKS, LocalOrHubData(), rows=40)
     return encode(
-        embedded.tokenizer, [(one.prompt, one.completion) for one in examples], longest=512
+        embedded.tokenizer,
+        [(example.prompt, example.completion) for example in examples],
+        longest=512,
     )[0]
 
 
 @pytest.fixture
 def job(teacher, tmp_path):
-    said = []
-    made = Job(
+    reports = []
+    the_job = Job(
         teachers=(teacher,),
         student="depth:0.5",
         student_base=teacher,
@@ -64,10 +66,10 @@ def job(teacher, tmp_path):
         seed=1,
         workdir=tmp_path / "work",
         cache=tmp_path / "cache",
-        progress=said.append,
+        progress=reports.append,
     )
-    made.workdir.mkdir()
-    return made, said
+    the_job.workdir.mkdir()
+    return the_job, reports
 
 
 def live(embedded, row):
@@ -84,23 +86,26 @@ def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
     monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 2_048 if dense else 16)
     # 300 tokens: several shards
     monkeypatch.setattr(caching, "SHARD_BYTES", 300 * 2 * (1024 if dense else 8))
-    made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
-    assert made.dense == dense and made.k == (1024 if dense else 8) and len(made.log_p) > 2
+    cache = teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    assert cache.dense == dense and cache.k == (1024 if dense else 8) and len(cache.log_p) > 2
     shuffled = rows[:]
     random.Random(5).shuffle(shuffled)
     picked = shuffled[:7]
-    theirs = torch.cat([live(embedded, row) for row in picked])
+    live_log_p = torch.cat([live(embedded, row) for row in picked])
     if dense:
-        held = made.logits(picked, "cpu")
-        assert held.shape == theirs.shape and (held - theirs)[theirs > -12].abs().max() < 0.02
+        cached_log_p = cache.logits(picked, "cpu")
+        assert (
+            cached_log_p.shape == live_log_p.shape
+            and (cached_log_p - live_log_p)[live_log_p > -12].abs().max() < 0.02
+        )
     else:
-        top = made.top(picked, "cpu")
-        expected = theirs.topk(8)
+        top = cache.top(picked, "cpu")
+        expected = live_log_p.topk(8)
         assert (
             torch.equal(top.ids_NK[:, 0], expected.indices[:, 0])
             and (top.log_p_NK - expected.values).abs().max() < 0.03
         )
-    assert made.meta["positions"] == sum(
+    assert cache.meta["positions"] == sum(
         len(row.ids) - row.trained_from for row in {row_key(r): r for r in rows}.values()
     )
 
@@ -108,7 +113,7 @@ def test_what_is_kept_is_what_the_teacher_says_in_any_order_of_rows(
 def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cache_has_not(
     job, teacher, rows, embedded
 ):
-    made = teacher_cache(job[0], teacher, rows, k=8, width=1024)
+    cache = teacher_cache(job[0], teacher, rows, k=8, width=1024)
     student = open_model(teacher).model
     with torch.no_grad():
         for parameter in student.parameters():
@@ -117,7 +122,11 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
                 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
                 * parameter.std()
             )
-    term = Term("kl", 1.0, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
+    term = Term(
+        "kl",
+        1.0,
+        lambda positions: forward_kl(positions.student_NV, positions.teacher_NV, temperature=2.0),
+    )
 
     def gradient(source):
         student.zero_grad()
@@ -136,26 +145,26 @@ def test_a_step_from_the_cache_has_the_gradient_of_a_live_one_and_a_shuffled_cac
             [p.grad.flatten() for p in student.parameters() if p.grad is not None]
         )
 
-    plain, expected = gradient(LiveTeacher(open_model(teacher)))
-    kept, found = gradient(made)
+    live_loss, expected = gradient(LiveTeacher(open_model(teacher)))
+    cached_loss, cached_gradient = gradient(cache)
     assert (
-        kept == pytest.approx(plain, rel=2e-3)
-        and torch.nn.functional.cosine_similarity(found, expected, dim=0) > 0.9999
+        cached_loss == pytest.approx(live_loss, rel=2e-3)
+        and torch.nn.functional.cosine_similarity(cached_gradient, expected, dim=0) > 0.9999
     )
-    names = list(made.index)
+    names = list(cache.index)
     same_length = {
         name: next(
             (
                 other
                 for other in names
-                if other != name and made.index[other][2] == made.index[name][2]
+                if other != name and cache.index[other][2] == cache.index[name][2]
             ),
             name,
         )
         for name in names
     }
-    shuffled = replace(made, index={name: made.index[same_length[name]] for name in names})
-    assert gradient(shuffled)[0] > 2 * plain  # another row's distributions: clearly worse
+    shuffled = replace(cache, index={name: cache.index[same_length[name]] for name in names})
+    assert gradient(shuffled)[0] > 2 * live_loss  # another row's distributions: clearly worse
 
 
 def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, monkeypatch):
@@ -163,12 +172,12 @@ def test_the_top_k_form_is_a_lower_bound_of_the_dense_one(job, teacher, rows, mo
     monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
     top = teacher_cache(job[0], teacher, rows, k=8, width=1024).top(rows[:4], "cpu")
     student = torch.randn(dense.shape, generator=torch.Generator().manual_seed(1))
-    whole, part = (
+    dense_loss, top_loss = (
         float(forward_kl(student, dense).sum()),
         float(top_k_kl(student, top.ids_NK, top.log_p_NK).sum()),
     )
     # the teacher is sure of itself: eight tokens hold nearly all of it
-    assert 0.7 * whole < part <= whole * 1.001
+    assert 0.7 * dense_loss < top_loss <= dense_loss * 1.001
 
 
 def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(
@@ -178,31 +187,31 @@ def test_it_is_made_once_and_a_second_teacher_or_other_rows_have_their_own(
     monkeypatch.setattr(
         caching, "open_model", lambda *a, **k: pytest.fail("the teacher was opened again")
     )
-    again = teacher_cache(job[0], teacher, list(reversed(rows)) + rows[:3], k=8, width=1024)
-    assert again.key == first.key and again.cost() == first.cost()
+    second = teacher_cache(job[0], teacher, list(reversed(rows)) + rows[:3], k=8, width=1024)
+    assert second.key == first.key and second.cost() == first.cost()
     for changed in (
         {"rows": rows[:-1]},
         {"teacher": replace(teacher, digest="other")},
         {"width": 1000},
     ):
         # k does not matter where all is kept
-        given = {"teacher": teacher, "rows": rows, "k": 8, "width": 1024, **changed}
+        arguments = {"teacher": teacher, "rows": rows, "k": 8, "width": 1024, **changed}
         with pytest.raises(pytest.fail.Exception, match="opened again"):
-            teacher_cache(job[0], given.pop("teacher"), given.pop("rows"), **given)
+            teacher_cache(job[0], arguments.pop("teacher"), arguments.pop("rows"), **arguments)
     with pytest.raises(CellFailed, match="made for other rows"):
         first.logits([TokenRow((5, 6, 7), 1)], "cpu")
 
 
 @pytest.mark.parametrize("harm", ["flip", "cut", "gone", "meta", "version"])
 def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
-    made, said = job
-    first = teacher_cache(made, teacher, rows, k=8, width=1024)
-    folder = made.cache / "teachers" / first.key
+    the_job, reports = job
+    first = teacher_cache(the_job, teacher, rows, k=8, width=1024)
+    folder = the_job.cache / "teachers" / first.key
     shard = folder / "log_p-000.npy"
     if harm == "flip":
-        held = np.load(shard)
-        held[0, 0] += 1
-        np.save(shard, held)
+        log_p = np.load(shard)
+        log_p[0, 0] += 1
+        np.save(shard, log_p)
     elif harm == "cut":
         shard.write_bytes(shard.read_bytes()[:-100])
     elif harm == "gone":
@@ -213,11 +222,13 @@ def test_a_damaged_cache_is_said_so_and_made_again(job, teacher, rows, harm):
         meta = json.loads((folder / "meta.json").read_text())
         (folder / "meta.json").write_text(json.dumps({**meta, "version": 0}))
     assert damage_of(folder)
-    said.clear()
-    again = teacher_cache(made, teacher, rows, k=8, width=1024)
-    assert any("is damaged" in one.detail and "made again" in one.detail for one in said)
+    reports.clear()
+    rebuilt = teacher_cache(the_job, teacher, rows, k=8, width=1024)
+    assert any(
+        "is damaged" in report.detail and "computed again" in report.detail for report in reports
+    )
     assert not damage_of(folder) and torch.equal(
-        first.logits(rows[:2], "cpu"), again.logits(rows[:2], "cpu")
+        first.logits(rows[:2], "cpu"), rebuilt.logits(rows[:2], "cpu")
     )
 
 
@@ -225,11 +236,11 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     plain = caching.Reader.top_k
     calls = []
 
-    def drifting(reader, asked, **settings):
-        calls.append(len(asked))
+    def drifting(reader, scored, **settings):
+        calls.append(len(scored))
         return (
-            replace(top, log_p_NK=top.log_p_NK + (0.5 if len(asked) == 1 else 0.0))
-            for top in plain(reader, asked, **settings)
+            replace(top, log_p_NK=top.log_p_NK + (0.5 if len(scored) == 1 else 0.0))
+            for top in plain(reader, scored, **settings)
         )
 
     monkeypatch.setattr(caching.Reader, "top_k", drifting)
@@ -258,15 +269,15 @@ def test_a_cache_that_disagrees_with_the_teacher_is_not_kept(job, teacher, rows,
     ],
 )
 def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype, gap, share, said):
-    there = torch.full((40, 500), -6.0)
-    held = there.clone()
-    held.flatten()[: int(share * held.numel())] += gap
-    made = SimpleNamespace(dense=True, logits=lambda rows, device: held)
-    teacher = SimpleNamespace(top_k=lambda rows, k, width: iter([caching.TopK(None, there)]))
+    live_log_p = torch.full((40, 500), -6.0)
+    cached_log_p = live_log_p.clone()
+    cached_log_p.flatten()[: int(share * cached_log_p.numel())] += gap
+    cache = SimpleNamespace(dense=True, logits=lambda rows, device: cached_log_p)
+    teacher = SimpleNamespace(top_k=lambda rows, k, width: iter([caching.TopK(None, live_log_p)]))
     opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
     with pytest.raises(CellFailed, match=said) if said else nullcontext():
-        caching._check_against_live(made, teacher, opened, [TokenRow((1, 2), 1)], 500)
+        caching._check_against_live(cache, teacher, opened, [TokenRow((1, 2), 1)], 500)
 
 
 @pytest.mark.parametrize(
@@ -276,39 +287,39 @@ def test_a_whole_cache_of_another_teacher_or_form_is_not_trained_on(job, teacher
     """A folder that was copied or renamed: its digests hold, its rows are found, and it is the
     wrong one.
     """
-    made, said = job
-    first = teacher_cache(made, teacher, rows, k=8, width=1024)
-    meta = made.cache / "teachers" / first.key / "meta.json"
+    the_job, reports = job
+    first = teacher_cache(the_job, teacher, rows, k=8, width=1024)
+    meta = the_job.cache / "teachers" / first.key / "meta.json"
     meta.write_text(json.dumps({**json.loads(meta.read_text()), **changed}))
     assert damage_of(meta.parent) == ""
-    again = teacher_cache(made, teacher, rows, k=8, width=1024)
+    rebuilt = teacher_cache(the_job, teacher, rows, k=8, width=1024)
     [(name, value)] = changed.items()
     assert (
-        any(f"its {name} is {value}, not" in one.detail for one in said)
-        and again.meta[name] == first.meta[name]
+        any(f"its {name} is {value}, not" in report.detail for report in reports)
+        and rebuilt.meta[name] == first.meta[name]
     )
 
 
 def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedded, monkeypatch):
     assert teacher_cache(job[0], teacher, rows, k=8, width=1024).meta["kept_mass"] == 1
     monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 16)
-    made = teacher_cache(job[0], teacher, rows, k=3, width=1024)
+    cache = teacher_cache(job[0], teacher, rows, k=3, width=1024)
     distinct = {row_key(row): row for row in rows}.values()
-    kept = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
+    top_mass = torch.cat([live(embedded, row).exp().topk(3).values.sum(-1) for row in distinct])
     assert (
-        made.meta["kept_mass"] == pytest.approx(float(kept.mean()), abs=1e-4)
-        and made.meta["kept_mass"] < 1
+        cache.meta["kept_mass"] == pytest.approx(float(top_mass.mean()), abs=1e-4)
+        and cache.meta["kept_mass"] < 1
     )
 
 
 @pytest.mark.slow
 def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_path):
-    made, _ = job
+    the_job, _ = job
     losses, costs = {}, {}
     for cache in ("on", "off"):
         workdir = tmp_path / cache
         workdir.mkdir()
-        ResponseDistillation(cache=cache, **FEW).compress(replace(made, workdir=workdir))
+        ResponseDistillation(cache=cache, **FEW).compress(replace(the_job, workdir=workdir))
         lines = [json.loads(line) for line in (workdir / "training.jsonl").read_text().splitlines()]
         losses[cache] = [line["forward-kl"] for line in lines if "forward-kl" in line]
         costs[cache] = json.loads((workdir / "cost.json").read_text())
@@ -326,26 +337,26 @@ def test_response_trains_from_the_cache_as_it_does_beside_the_teacher(job, tmp_p
 def test_a_budget_below_one_pass_and_a_loss_that_needs_all_tokens_go_without(
     job, monkeypatch, tmp_path
 ):
-    made, _ = job
+    the_job, _ = job
     monkeypatch.setattr(
         caching, "teacher_cache", lambda *a, **k: pytest.fail("a cache was asked for")
     )
     ResponseDistillation(batch_size=4, **FEW).compress(
-        replace(made, budget=Budget(seen_tokens=1_500, rows=40))
+        replace(the_job, budget=Budget(seen_tokens=1_500, rows=40))
     )
     # where all would be kept, too
     with pytest.raises(CellFailed, match="top_k=2000 is above the vocabulary of 1,024"):
-        ResponseDistillation(top_k=2_000).compress(replace(made, workdir=tmp_path / "work"))
+        ResponseDistillation(top_k=2_000).compress(replace(the_job, workdir=tmp_path / "work"))
     monkeypatch.setattr("harness.models.shape.MAX_DENSE_VOCABULARY", 16)
-    for method, said in (
+    for method, message in (
         (ResponseDistillation(divergence="jsd", cache="on"), "needs all 1,024 probabilities"),
         (
             ResponseDistillation(top_k=2_000, cache="on"),
             "top_k=2000 is above the vocabulary of 1,024",
         ),
     ):
-        with pytest.raises(CellFailed, match=said):
-            method.compress(replace(made, workdir=tmp_path / "work"))
+        with pytest.raises(CellFailed, match=message):
+            method.compress(replace(the_job, workdir=tmp_path / "work"))
 
 
 def command(*arguments):
@@ -358,9 +369,9 @@ def command(*arguments):
 
 
 def test_the_command_lists_verifies_and_prunes(job, teacher, rows):
-    made, _ = job
-    cache = made.cache
-    key = teacher_cache(made, teacher, rows, k=8, width=1024).key
+    the_job, _ = job
+    cache = the_job.cache
+    key = teacher_cache(the_job, teacher, rows, k=8, width=1024).key
     (cache / "traces").mkdir()
     (cache / "rates").mkdir()
     write_signed(cache / "rates" / "chosen.json", {"losses": {"0.001": 2.0}, "cost": {}})

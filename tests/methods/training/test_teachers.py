@@ -24,21 +24,23 @@ from methods.uld import aligned_rows
 
 def test_a_label_outside_the_kept_tokens_shares_what_they_leave():
     log_p = torch.log(torch.tensor([[0.6, 0.2]]))
-    kept = Distribution(None, TopK(torch.tensor([[4, 7]]), log_p))
-    assert float(label_loss(kept, torch.tensor([7]))) == pytest.approx(-math.log(0.2), abs=1e-5)
-    assert float(label_loss(kept, torch.tensor([1]))) == pytest.approx(-math.log(0.1), abs=1e-4)
+    teacher = Distribution(None, TopK(torch.tensor([[4, 7]]), log_p))
+    assert float(label_loss(teacher, torch.tensor([7]))) == pytest.approx(-math.log(0.2), abs=1e-5)
+    assert float(label_loss(teacher, torch.tensor([1]))) == pytest.approx(-math.log(0.1), abs=1e-4)
 
 
 def test_one_teacher_is_response_and_two_equal_ones_are_one(small):
     batch = batch_of(rows_of(3), 1)
     student, teacher = small("Llama"), LiveTeacher(small("Llama", hidden_size=64))
-    read, logits = teacher.read(batch, None), TrainedPositionLogits(student.model)(batch)
-    at = Positions(logits, batch.ids[:, 1:][batch.mask], (read,), batch)
-    plain = forward_kl(logits, read.logits_NV, temperature=2.0)
-    assert torch.allclose(mixed_kl(at, torch.ones(len(plain), 1), 2.0), plain, atol=1e-5)
-    both = replace(at, teachers=(read, read))
+    distribution, logits = teacher.read(batch, None), TrainedPositionLogits(student.model)(batch)
+    positions = Positions(logits, batch.labels_N, (distribution,), batch)
+    plain = forward_kl(logits, distribution.logits_NV, temperature=2.0)
+    assert torch.allclose(mixed_kl(positions, torch.ones(len(plain), 1), 2.0), plain, atol=1e-5)
+    two_teachers = replace(positions, teachers=(distribution, distribution))
     assert torch.allclose(
-        mixed_kl(both, torch.tensor([0.3, 0.7]).expand(len(plain), -1), 2.0), plain, atol=1e-5
+        mixed_kl(two_teachers, torch.tensor([0.3, 0.7]).expand(len(plain), -1), 2.0),
+        plain,
+        atol=1e-5,
     )
 
 
@@ -47,16 +49,18 @@ def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
     logits = [torch.randn(4, 9) for _ in range(2)]
     student = torch.randn(4, 9, requires_grad=True)
     weights = torch.tensor([[0.2, 0.8]]).expand(4, -1)
-    whole = Positions(
-        student, torch.zeros(4, dtype=torch.long), tuple(Distribution(one) for one in logits)
+    positions = Positions(
+        student,
+        torch.zeros(4, dtype=torch.long),
+        tuple(Distribution(teacher_logits) for teacher_logits in logits),
     )
-    kept = []
-    for one in logits:
-        top = torch.log_softmax(one, -1).topk(8)
-        kept.append(Distribution(None, TopK(top.indices, top.values)))
-    [exact] = torch.autograd.grad(mixed_kl(whole, weights, 1.0).sum(), student)
+    top_teachers = []
+    for teacher_logits in logits:
+        top = torch.log_softmax(teacher_logits, -1).topk(8)
+        top_teachers.append(Distribution(None, TopK(top.indices, top.values)))
+    [exact] = torch.autograd.grad(mixed_kl(positions, weights, 1.0).sum(), student)
     [cut] = torch.autograd.grad(
-        mixed_kl(replace(whole, teachers=tuple(kept)), weights, 1.0).sum(), student
+        mixed_kl(replace(positions, teachers=tuple(top_teachers)), weights, 1.0).sum(), student
     )
     assert torch.allclose(cut, exact, atol=1e-5)
 
@@ -66,8 +70,8 @@ def test_kept_tokens_of_two_teachers_give_the_gradient_of_their_mixture():
 def test_every_weighting_trains_from_caches_with_no_teacher_beside(
     weighting, tiny, specialist, tmp_path
 ):
-    given = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
-    REGISTRY.build("multi-teacher", {"weighting": weighting}).compress(given)
+    task_job = job([tiny, specialist], tmp_path / "x", teacher_weights=(0.7, 0.3))
+    REGISTRY.build("multi-teacher", {"weighting": weighting}).compress(task_job)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     assert len(cost["shared"]) == (3 if weighting == "domain" else 2) and not cost.get(
         "teacher_tokens"
@@ -85,8 +89,8 @@ def test_domain_weights_stand_beside_a_task_that_has_no_rows(tiny, specialist, t
     class Text:
         kind = "perplexity"
 
-    given = job([tiny, specialist], tmp_path / "x", tasks={"text": Text(), **TASKS})
-    REGISTRY.build("multi-teacher", {"weighting": "domain"}).compress(given)
+    task_job = job([tiny, specialist], tmp_path / "x", tasks={"text": Text(), **TASKS})
+    REGISTRY.build("multi-teacher", {"weighting": "domain"}).compress(task_job)
     assert set(
         json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]["teachers_loss"]["tiny"]
     ) == set(TASKS)
@@ -101,10 +105,10 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(
     )
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     assert cost["teacher_tokens"] == 2 * cost["seen_tokens"]
-    given = job(
+    uld_job = job(
         [tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000
     )
-    REGISTRY.build("uld", {"batch_size": 4}).compress(given)
+    REGISTRY.build("uld", {"batch_size": 4}).compress(uld_job)
     cost = json.loads((tmp_path / "y" / "cost.json").read_text())
     # the same text is fewer tokens to one of the two
     assert 0 < cost["teacher_tokens"] != cost["seen_tokens"]
@@ -115,9 +119,16 @@ def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
 
     by_task = [_one_hot([0.5, 0.1]), _one_hot([0.2, 3.0])]
     batch = batch_of([TokenRow((1, 2, 3), 1, 0), TokenRow((1, 2, 3, 4), 2, 1)], 0)
-    at = Positions(torch.zeros(4, 3), batch.ids[:, 1:][batch.mask], (), batch)
-    assert _teacher_weights("domain", at, (), by_task).tolist() == [[0, 1], [0, 1], [1, 0], [1, 0]]
-    assert _teacher_weights("fixed", at, (0.7, 0.3), ())[0].tolist() == pytest.approx([0.7, 0.3])
+    positions = Positions(torch.zeros(4, 3), batch.labels_N, (), batch)
+    assert _teacher_weights("domain", positions, (), by_task).tolist() == [
+        [0, 1],
+        [0, 1],
+        [1, 0],
+        [1, 0],
+    ]
+    assert _teacher_weights("fixed", positions, (0.7, 0.3), ())[0].tolist() == pytest.approx(
+        [0.7, 0.3]
+    )
 
 
 @pytest.mark.slow
@@ -145,8 +156,8 @@ def test_a_named_teacher_is_used_and_an_unknown_one_refused(tiny, specialist, tm
 def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path, monkeypatch):
     from methods.training.traces import teacher_traces
 
-    given = job([short_sighted], tmp_path / "x", student_base=tiny)
-    examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, given.source, rows=40)
+    task_job = job([short_sighted], tmp_path / "x", student_base=tiny)
+    examples = training_examples({"gsm8k-mini": TASKS["gsm8k-mini"]}, task_job.source, rows=40)
     lengths = [
         len(row.ids)
         for row in encode(open_model(tiny).tokenizer, full_solution_pairs(examples), longest=2**31)[
@@ -155,46 +166,47 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     ]
     assert min(lengths) <= 70 < max(lengths)
     REGISTRY.build("response", {"batch_size": 4}).compress(
-        replace(given, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
+        replace(task_job, tasks={"gsm8k-mini": TASKS["gsm8k-mini"]})
     )
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
-    ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(given, examples)
+    ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(task_job, examples)
     assert len(ranked) == len(rows) == sum(length <= 70 for length in lengths)
     pairs = full_solution_pairs(examples)
-    own = open_model(tiny).tokenizer
+    tokenizer = open_model(tiny).tokenizer
     assert (
-        aligned_rows(own, own, pairs, longest=2**31, their_longest=70)[1] == notes["rows_too_long"]
+        aligned_rows(tokenizer, tokenizer, pairs, longest=2**31, their_longest=70)[1]
+        == notes["rows_too_long"]
     )
     prompts = [len(open_model(tiny).encode(example.prompt)) for example in examples]
-    written = teacher_traces(given, examples, samples=2, temperature=1.0, longest=30)
+    written = teacher_traces(task_job, examples, samples=2, temperature=1.0, longest=30)
     unasked = [
-        group for group, length in zip(written.texts, prompts, strict=True) if length + 30 > 70
+        answers for answers, length in zip(written.texts, prompts, strict=True) if length + 30 > 70
     ]
     assert unasked and all(
-        one.stop == "length" and not one.text for group in unasked for one in group
+        answer.stop == "length" and not answer.text for answers in unasked for answer in answers
     )
     assert all(
-        one.tokens
-        for group, length in zip(written.texts, prompts, strict=True)
+        answer.tokens
+        for answers, length in zip(written.texts, prompts, strict=True)
         if length + 30 <= 70
-        for one in group
+        for answer in answers
     )
     with pytest.raises(
         CellFailed, match="no prompt leaves room for 69 new tokens in the 70 that short can read"
     ):
-        teacher_traces(given, examples, samples=1, temperature=0.0, longest=69)
+        teacher_traces(task_job, examples, samples=1, temperature=0.0, longest=69)
     from methods.training import rollout
 
-    told, plain = [], rollout.Rollout.__call__
+    longest_rows, plain = [], rollout.Rollout.__call__
 
     def watched(self, student, rows, number):
-        made = plain(self, student, rows, number)
-        told.append(max(len(row.ids) for row in made))
-        return made
+        written_rows = plain(self, student, rows, number)
+        longest_rows.append(max(len(row.ids) for row in written_rows))
+        return written_rows
 
     monkeypatch.setattr(rollout.Rollout, "__call__", watched)
-    again = job(
+    on_policy_job = job(
         [short_sighted],
         tmp_path / "y",
         student_base=tiny,
@@ -202,8 +214,8 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     )
     REGISTRY.build(
         "on-policy", {"batch_size": 4, "on_policy_share": 1.0, "sampling_temperature": 5.0}
-    ).compress(again)
-    assert max(told) == 70
+    ).compress(on_policy_job)
+    assert max(longest_rows) == 70
 
 
 @pytest.mark.slow
@@ -220,14 +232,14 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
                 twins = [
                     name
                     for name in names
-                    if self.index[name][2] == row.trained and name != caching.row_key(row)
+                    if self.index[name][2] == row.trained_tokens and name != caching.row_key(row)
                 ]
                 shard, start, count = self.index[twins[0] if twins else caching.row_key(row)]
                 return parts[shard][start : start + count]
 
             monkeypatch.setattr(caching.CachedTeacher, "_slice", wrong)
-        given = job([tiny], folder, tokens=12_000, cache=tmp_path / "shared")
-        REGISTRY.build("response", {"teacher_share": 1.0, "batch_size": 4}).compress(given)
+        task_job = job([tiny], folder, tokens=12_000, cache=tmp_path / "shared")
+        REGISTRY.build("response", {"teacher_share": 1.0, "batch_size": 4}).compress(task_job)
         monkeypatch.setattr(caching.CachedTeacher, "_slice", plain)
         lines = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
         return min(
@@ -235,5 +247,5 @@ def test_shuffled_teacher_rows_train_clearly_worse(tiny, tmp_path, monkeypatch):
         )
 
     # makes the cache, which the other reads: wrong rows do not pass the check at building
-    right = last(tmp_path / "right", False)
-    assert last(tmp_path / "wrong", True) > 1.5 * right
+    right_loss = last(tmp_path / "right", False)
+    assert last(tmp_path / "wrong", True) > 1.5 * right_loss

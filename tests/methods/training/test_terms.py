@@ -27,53 +27,57 @@ def test_no_gradient_depends_on_the_split_into_micro_batches(small, kind):
         small("Llama"),
         [small("Llama", intermediate_size=size) for size in (48, 80)],
     )
-    rows, inside = rows_of(8), None
-    sources = [LiveTeacher(one) for one in teachers]
+    rows, inner_states = rows_of(8), None
+    sources = [LiveTeacher(teacher) for teacher in teachers]
     if kind == "mixture":
         term = Term(
             kind,
             1.0,
-            lambda at: mixed_kl(at, torch.tensor([[0.7, 0.3]]).expand(len(at.labels_N), -1), 2.0),
+            lambda positions: mixed_kl(
+                positions, torch.tensor([[0.7, 0.3]]).expand(len(positions.labels_N), -1), 2.0
+            ),
         )
         objective = Objective(terms=[term], sources=sources)
     else:
-        maps = "relations" if kind == "relations" else "auto"
-        inwards = TapConfig(
-            hidden="auto" if kind == "feature" else "",
-            attention="" if kind == "feature" else "auto",
-            maps=maps,
+        attention_kind = "relations" if kind == "relations" else "auto"
+        taps = TapConfig(
+            hidden_layers="auto" if kind == "feature" else "",
+            attention_layers="" if kind == "feature" else "auto",
+            attention_kind=attention_kind,
         )
-        inside = InnerStates(student, teachers[0].model, inwards)
+        inner_states = InnerStates(student, teachers[0].model, taps)
         value = (
-            (lambda at: at.inside.features(at))
+            (lambda positions: positions.inner_states.hidden_state_distance(positions))
             if kind == "feature"
-            else (lambda at: at.inside.attentions(at))
+            else (lambda positions: positions.inner_states.attention_divergence(positions))
         )
-        objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], inwards=inwards)
-    whole = stepped(student, objective, rows, 8, inside)
-    assert float(whole.abs().max()) > 3e-5
+        objective = Objective(terms=[Term(kind, 1.0, value)], sources=sources[:1], taps=taps)
+    expected = stepped(student, objective, rows, 8, inner_states)
+    assert float(expected.abs().max()) > 3e-5
     for micro in (4, 3, 1):
-        assert torch.allclose(stepped(student, objective, rows, micro, inside), whole, atol=2e-7)
+        assert torch.allclose(
+            stepped(student, objective, rows, micro, inner_states), expected, atol=2e-7
+        )
 
 
 def test_a_stopped_run_with_projections_and_auto_weights_goes_on_to_the_same_bytes(small, tmp_path):
-    inwards = TapConfig(hidden="auto")
-    whole, spent = train(
-        small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", inwards=inwards
+    taps = TapConfig(hidden_layers="auto")
+    uninterrupted, spent = train(
+        small("Llama"), small("Llama", hidden_size=64), tmp_path / "whole", taps=taps
     )
     for stop in (3, 8, None):
         parts, resumed = train(
             small("Llama"),
             small("Llama", hidden_size=64),
             tmp_path / "parts",
-            inwards=inwards,
+            taps=taps,
             stop=stop,
         )
     assert (
-        all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+        all(torch.equal(parts[name], tensor) for name, tensor in uninterrupted.items())
         and resumed.terms == spent.terms
     )
-    assert not any("projection" in name for name in whole)  # never part of the student
+    assert not any("projection" in name for name in uninterrupted)  # never part of the student
 
 
 def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
@@ -81,7 +85,7 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=TapConfig(hidden="auto"),
+        taps=TapConfig(hidden_layers="auto"),
     )
     lines = [
         json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
@@ -101,7 +105,9 @@ def test_an_auto_term_counts_as_much_as_the_others_together(small, tmp_path):
 
 
 def test_an_auto_term_that_is_nothing_gets_no_boundless_weight(small, tmp_path):
-    nothing = Term("nothing", "auto", lambda at: 1e-12 * at.student_NV.square().mean(-1))
+    nothing = Term(
+        "nothing", "auto", lambda positions: 1e-12 * positions.student_NV.square().mean(-1)
+    )
     train(small("Llama"), None, tmp_path / "a", terms=[hard_labels(), nothing])
     lines = [
         json.loads(line) for line in (tmp_path / "a" / "training.jsonl").read_text().splitlines()
@@ -114,26 +120,30 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
 
     from methods.training import preparation
 
-    told = []
+    logged = []
 
     class Tracker(GeneralTracker):
         name, requires_logging_directory, tracker = "kept", False, None
 
         def store_init_configuration(self, values):
-            told.append(("config", values))
+            logged.append(("config", values))
 
-        def log(self, values, step=None, **more):
-            told.append((step, values))
+        def log(self, values, step=None, **options):
+            logged.append((step, values))
 
     plain = preparation.Accelerator
     monkeypatch.setattr(
         preparation,
         "Accelerator",
-        lambda **given: plain(**{**given, "log_with": Tracker(_blank=True)}),
+        lambda **options: plain(**{**options, "log_with": Tracker(_blank=True)}),
     )
     student = small("Llama")
     teacher = LiveTeacher(small("Llama", hidden_size=64))
-    kd = Term("kl", 0.5, lambda at: forward_kl(at.student_NV, at.teacher_NV, temperature=2.0))
+    kd = Term(
+        "kl",
+        0.5,
+        lambda positions: forward_kl(positions.student_NV, positions.teacher_NV, temperature=2.0),
+    )
     spent = fit(
         student,
         rows=rows_of(24),
@@ -142,8 +152,8 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         settings=SETTINGS,
         training=Training(seen_tokens=900, seed=4, workdir=tmp_path, track="kept"),
     )
-    assert told[0][0] == "config" and told[0][1]["seed"] == 4
-    steps = {step: values for step, values in told[1:] if "kl" in values}
+    assert logged[0][0] == "config" and logged[0][1]["seed"] == 4
+    steps = {step: values for step, values in logged[1:] if "kl" in values}
     assert list(steps) == list(range(1, spent.step + 1))
     assert {
         "kl",
@@ -154,13 +164,16 @@ def test_every_step_and_validation_reaches_a_tracker(small, tmp_path, monkeypatc
         "gradient_norm_kl",
         "gradient_norm_ce",
     } <= steps[1].keys()
-    assert [step for step, values in told[1:] if "validation_ce" in values][-1] == spent.step
+    assert [step for step, values in logged[1:] if "validation_ce" in values][-1] == spent.step
 
 
 def test_norms_of_terms_are_those_of_their_own_gradients(small):
     student, teacher = small("Llama"), small("Llama", hidden_size=64)
     rows = rows_of(6)
-    terms = [Term("kl", 0.7, lambda at: forward_kl(at.student_NV, at.teacher_NV)), hard_labels(0.3)]
+    terms = [
+        Term("kl", 0.7, lambda positions: forward_kl(positions.student_NV, positions.teacher_NV)),
+        hard_labels(0.3),
+    ]
     stepper = Stepper(
         student.model,
         TrainedPositionLogits(student.model),
@@ -171,10 +184,10 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
 
     def norm(weights):
         student.model.zero_grad()
-        found = stepper.backward(
+        values = stepper.backward(
             rows, weights=weights, backward=lambda loss: loss.backward(), norms=True
         )
-        return found.norms, math.sqrt(
+        return values.norms, math.sqrt(
             sum(
                 float(p.grad.square().sum())
                 for p in student.model.parameters()
@@ -190,13 +203,13 @@ def test_norms_of_terms_are_those_of_their_own_gradients(small):
 def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
     import weakref
 
-    plain, held = torch.autograd.grad, []
+    plain, references = torch.autograd.grad, []
 
     def watched(*arguments, **options):
-        assert not any(one() is not None for one in held)
-        found = plain(*arguments, **options)
-        held.extend(weakref.ref(one) for one in found if one is not None)
-        return found
+        assert not any(reference() is not None for reference in references)
+        gradients = plain(*arguments, **options)
+        references.extend(weakref.ref(gradient) for gradient in gradients if gradient is not None)
+        return gradients
 
     monkeypatch.setattr(torch.autograd, "grad", watched)
     student = small("Llama")
@@ -209,7 +222,11 @@ def test_norms_of_terms_hold_one_set_of_gradients_at_a_time(small, monkeypatch):
     )
     weights = {term.name: term.weight for term in stepper.objective.terms}
     stepper.backward(rows_of(6), weights=weights, backward=lambda loss: loss.backward(), norms=True)
-    assert len(weights) == 2 and len(held) > 20 and not any(one() is not None for one in held)
+    assert (
+        len(weights) == 2
+        and len(references) > 20
+        and not any(reference() is not None for reference in references)
+    )
 
 
 def test_recomputed_activations_change_no_weight(small, tmp_path):
@@ -217,21 +234,23 @@ def test_recomputed_activations_change_no_weight(small, tmp_path):
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "a",
-        inwards=TapConfig(hidden="auto", attention="auto"),
+        taps=TapConfig(hidden_layers="auto", attention_layers="auto"),
     )
-    again, _ = train(
+    recomputed, _ = train(
         small("Llama"),
         small("Llama", hidden_size=64),
         tmp_path / "b",
-        inwards=TapConfig(hidden="auto", attention="auto"),
+        taps=TapConfig(hidden_layers="auto", attention_layers="auto"),
         settings=replace(SETTINGS, gradient_checkpointing=True),
     )
-    assert all(torch.allclose(again[name], tensor, atol=1e-6) for name, tensor in plain.items())
+    assert all(
+        torch.allclose(recomputed[name], tensor, atol=1e-6) for name, tensor in plain.items()
+    )
 
 
 def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
     still = replace(SETTINGS, learning_rate=1e-12, warmup_ratio=0.0)
-    _, whole = train(
+    _, patient = train(
         small("Llama"),
         None,
         tmp_path / "a",
@@ -245,7 +264,7 @@ def test_patience_ends_a_run_that_gets_no_better(small, tmp_path):
         terms=[hard_labels()],
         settings=replace(still, learning_rate=0.3, patience=1),
     )
-    assert ended.step < whole.step and ended.best == whole.best
+    assert ended.step < patient.step and ended.best == patient.best
 
 
 def test_controls_start_alike_and_random_selection_has_the_same_terms():
@@ -325,9 +344,9 @@ def test_step_by_step_divides_each_half_by_its_own_tokens(small):
         )
         return torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    both = gradient([hard_labels(0.25, tag=0), hard_labels(0.75, tag=1)], rows)
+    together = gradient([hard_labels(0.25, tag=0), hard_labels(0.75, tag=1)], rows)
     apart = 0.25 * gradient([hard_labels()], rows[:3]) + 0.75 * gradient([hard_labels()], rows[3:])
-    assert torch.allclose(both, apart, atol=1e-6)
+    assert torch.allclose(together, apart, atol=1e-6)
 
 
 @pytest.mark.slow
@@ -341,10 +360,10 @@ def test_step_by_step_trains_bare_answers_and_rationales(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypatch):
-    asked = []
+    sizes = []
     monkeypatch.setattr(
         "methods.training.base.default_learning_rate",
-        lambda size, *, scratch: asked.append((size, scratch)) or 7e-4,
+        lambda size, *, scratch: sizes.append((size, scratch)) or 7e-4,
     )
     REGISTRY.build("sft", {"start": "random", "batch_size": 4}).compress(
         job([tiny], tmp_path / "x")
@@ -358,7 +377,7 @@ def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypat
     ] == pytest.approx(math.log(1024), abs=0.3)
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert (
-        asked == [(918_656, True)]
+        sizes == [(918_656, True)]
         and notes["learning_rate"] == 7e-4
         and notes["start_ce"] == round(start["validation_ce"], 6)
     )
@@ -366,15 +385,17 @@ def test_training_from_random_weights_starts_at_chance(tiny, tmp_path, monkeypat
 
 def test_a_run_killed_after_its_last_partial_step_makes_no_other(small, tmp_path):
     """The last step holds the rows that still fit; shorter rows of a next one must not."""
-    whole, spent = train(small("Llama"), None, tmp_path / "whole", terms=[hard_labels()])
+    uninterrupted, spent = train(small("Llama"), None, tmp_path / "whole", terms=[hard_labels()])
     train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()], stop=spent.step)
-    again, resumed = train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()])
+    weights, resumed = train(small("Llama"), None, tmp_path / "cut", terms=[hard_labels()])
     assert resumed.step == spent.step and resumed.seen == spent.seen and resumed.over
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert all(torch.equal(weights[name], tensor) for name, tensor in uninterrupted.items())
 
 
 def test_a_term_that_counts_nothing_is_refused(small, tmp_path):
-    far = Term("attention", "auto", lambda at: at.student_NV.sum(-1), counts=lambda row: 0)
+    far = Term(
+        "attention", "auto", lambda positions: positions.student_NV.sum(-1), counts=lambda row: 0
+    )
     with pytest.raises(
         CellFailed, match="the term attention counts no position of any training row"
     ):

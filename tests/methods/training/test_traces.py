@@ -15,34 +15,37 @@ from harness.data.source import LocalOrHubData
 def test_a_killed_writer_of_traces_goes_on_and_draws_the_same(tiny, tmp_path, monkeypatch):
     from methods.training import traces
 
-    whole, given = job([tiny], tmp_path / "a" / "x"), job([tiny], tmp_path / "b" / "x")
-    examples = training_examples(TASKS, whole.source, rows=30)
-    asked = {"samples": 2, "temperature": 1.0, "longest": 60}
-    expected = traces.teacher_traces(whole, examples, **asked)
+    uninterrupted_job, killed_job = (
+        job([tiny], tmp_path / "a" / "x"),
+        job([tiny], tmp_path / "b" / "x"),
+    )
+    examples = training_examples(TASKS, uninterrupted_job.source, rows=30)
+    options = {"samples": 2, "temperature": 1.0, "longest": 60}
+    expected = traces.teacher_traces(uninterrupted_job, examples, **options)
     plain, prompts = traces.Writer.generate, []
 
-    def killed(writer, rows, *, finished, **more):
-        def until_the_kill(row, one):
+    def killed(writer, rows, *, finished, **options):
+        def until_the_kill(row, answer):
             if len(answered) == 25:
                 raise KeyboardInterrupt
             answered.append(row)
-            finished(row, one)
+            finished(row, answer)
 
         answered = []
-        return plain(writer, rows, finished=until_the_kill, **more)
+        return plain(writer, rows, finished=until_the_kill, **options)
 
     monkeypatch.setattr(traces.Writer, "generate", killed)
     with pytest.raises(KeyboardInterrupt):
-        traces.teacher_traces(given, examples, **asked)
-    [part] = (given.cache / "traces").glob("*.part")
+        traces.teacher_traces(killed_job, examples, **options)
+    [part] = (killed_job.cache / "traces").glob("*.part")
     part.write_text(part.read_text()[:-9])  # and the last line torn
     monkeypatch.setattr(
         traces.Writer,
         "generate",
         lambda writer, rows, **more: prompts.extend(rows) or plain(writer, rows, **more),
     )
-    assert traces.teacher_traces(given, examples, **asked).texts == expected.texts
-    assert len(prompts) == 60 - 24 and not list((given.cache / "traces").glob("*.part"))
+    assert traces.teacher_traces(killed_job, examples, **options).texts == expected.texts
+    assert len(prompts) == 60 - 24 and not list((killed_job.cache / "traces").glob("*.part"))
 
 
 def test_a_chat_template_adds_one_bos_and_each_model_is_shown_its_own(tiny, tmp_path):

@@ -15,8 +15,8 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(
 ):
     from methods.training import tuning
 
-    given = job([tiny], tmp_path / "one", tune=True, rows=60)
-    REGISTRY.build("sft", {"batch_size": 4}).compress(given)
+    tuned_job = job([tiny], tmp_path / "one", tune=True, rows=60)
+    REGISTRY.build("sft", {"batch_size": 4}).compress(tuned_job)
     notes = json.loads((tmp_path / "one" / "cost.json").read_text())["notes"]
     tried = {float(rate): loss for rate, loss in notes["rates_tried"].items()}
     assert {1e-3, 5e-4, 2e-3} <= tried.keys() and notes["learning_rate"] == min(
@@ -28,13 +28,13 @@ def test_the_rate_is_chosen_on_held_out_training_rows_once_for_all_seeds(
     assert max(line.get("rate", 0) for line in steps) <= notes["learning_rate"]
     monkeypatch.setattr(tuning, "_search", lambda *a, **k: pytest.fail("searched again"))
     REGISTRY.build("sft", {"batch_size": 4}).compress(
-        replace(given, seed=2, workdir=_made(tmp_path / "two"))
+        replace(tuned_job, seed=2, workdir=_made(tmp_path / "two"))
     )
     cost = json.loads((tmp_path / "two" / "cost.json").read_text())
     assert cost["notes"]["rates_tried"] == notes["rates_tried"] and cost["shared"][0]["tokens"] > 0
     with pytest.raises(pytest.fail.Exception, match="searched again"):
         REGISTRY.build("sft", {"batch_size": 8}).compress(
-            replace(given, workdir=_made(tmp_path / "three"))
+            replace(tuned_job, workdir=_made(tmp_path / "three"))
         )
 
 
@@ -55,16 +55,16 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(
 
     monkeypatch.setattr(tuning, "fit", spent)
     monkeypatch.setattr(tuning, "forward_flops_per_token", lambda *_: 0.0)
-    found = tuning._search(
+    result = tuning._search(
         SimpleNamespace(workdir=tmp_path, device="cpu"),
         rows_of(8),
         SETTINGS,
         key="",
         training=Training(seen_tokens=900, seed=4, workdir=tmp_path),
         student=lambda _: SimpleNamespace(model=None),
-        objective=lambda: SimpleNamespace(live=()),
+        objective=lambda: SimpleNamespace(live_teachers=()),
     )
-    tried = [float(rate) for rate in found["losses"]]
+    tried = [float(rate) for rate in result["losses"]]
     assert (max(tried) if farthest > 1 else min(tried)) == pytest.approx(
         farthest * SETTINGS.learning_rate
     )
@@ -83,19 +83,19 @@ def test_options_given_one_by_one_as_before_are_taken(monkeypatch):
     from methods.training import trainer
     from methods.training.base import TrainOptions
 
-    lessons = []
+    received = []
 
     class Heard:
-        def __init__(self, method, job, lesson):
-            lessons.append(lesson)
+        def __init__(self, method, job, inputs):
+            received.append(inputs)
 
-        def through(self, pairs):
+        def train(self, pairs):
             return None
 
     monkeypatch.setattr(trainer, "Trainer", Heard)
     method = SupervisedFineTuning()
     method.train(None, [], terms=(), seen_tokens=5, encoder=len)
     method.train(None, [], terms=(), options=TrainOptions(seen_tokens=5), encoder=len)
-    assert [lesson.options for lesson in lessons] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
+    assert [inputs.options for inputs in received] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
     with pytest.raises(TypeError, match="rolout"):
         method.train(None, [], terms=(), rolout=None)

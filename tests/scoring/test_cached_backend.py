@@ -4,9 +4,9 @@ the first.
 
 import pytest
 
-from harness.scoring.answer_cache import Journal
-from harness.scoring.backend import Answer, Generation, Scored
-from harness.scoring.journalled import Journalled
+from harness.scoring.answer_cache import AnswerCache
+from harness.scoring.backend import Generation, Likelihood, LikelihoodRequest
+from harness.scoring.cached_backend import CachedBackend
 
 
 class Counting:
@@ -27,7 +27,7 @@ class Counting:
         self.known, answers = dict(known), dict(known)
         for index in sorted(set(range(len(rows))) - set(known), reverse=True):
             self._one_more(tuple(rows[index].ids))
-            answers[index] = Answer(-float(sum(rows[index].ids)), rows[index].count == 1)
+            answers[index] = Likelihood(-float(sum(rows[index].ids)), rows[index].count == 1)
             finished(index, answers[index])
         return [answers[index] for index in range(len(rows))]
 
@@ -40,11 +40,11 @@ class Counting:
         return [answers[index] for index in range(len(prompts))]
 
 
-ROWS = [Scored([index, 2, 3], 1 + index % 2) for index in range(6)]
+ROWS = [LikelihoodRequest([index, 2, 3], 1 + index % 2) for index in range(6)]
 PROMPTS = [[index, 5] for index in range(6)]
 ASKS = {
-    "score": lambda journalled: journalled.score(ROWS, say=print),
-    "generate": lambda journalled: journalled.generate(
+    "score": lambda backend: backend.score(ROWS, say=print),
+    "generate": lambda backend: backend.generate(
         PROMPTS, max_new_tokens=4, stop=("Q:",), say=print
     ),
 }
@@ -53,11 +53,13 @@ ASKS = {
 @pytest.mark.parametrize("ask", ASKS)
 @pytest.mark.parametrize("after", [0, 1, 4, 5])
 def test_a_killed_run_goes_on_with_what_is_missing(ask, after, tmp_path):
-    whole = ASKS[ask](Journalled(Counting(), Journal()))
+    whole = ASKS[ask](CachedBackend(Counting(), AnswerCache()))
     with pytest.raises(KeyboardInterrupt):
-        ASKS[ask](Journalled(Counting(dies_after=after), Journal(tmp_path / "answers.jsonl")))
+        ASKS[ask](
+            CachedBackend(Counting(dies_after=after), AnswerCache(tmp_path / "answers.jsonl"))
+        )
     backend, heard = Counting(), []
-    again = Journalled(backend, Journal(tmp_path / "answers.jsonl"), progress=heard.append)
+    again = CachedBackend(backend, AnswerCache(tmp_path / "answers.jsonl"), progress=heard.append)
     assert ASKS[ask](again) == whole
     assert len(backend.asked) == 6 - after and sum(heard) == 6 and heard[0] == after
     assert ask != "score" or len(backend.known) == after
@@ -65,10 +67,10 @@ def test_a_killed_run_goes_on_with_what_is_missing(ask, after, tmp_path):
 
 def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch):
     clock = iter([10.0, 13.0, 20.0, 21.0])
-    monkeypatch.setattr("harness.scoring.journalled.time.perf_counter", lambda: next(clock))
-    first = Journalled(Counting(), Journal(tmp_path / "answers.jsonl"))
+    monkeypatch.setattr("harness.scoring.cached_backend.time.perf_counter", lambda: next(clock))
+    first = CachedBackend(Counting(), AnswerCache(tmp_path / "answers.jsonl"))
     first.score(ROWS[:1], say=print)
-    second = Journalled(Counting(), Journal(tmp_path / "answers.jsonl"))
+    second = CachedBackend(Counting(), AnswerCache(tmp_path / "answers.jsonl"))
     second.score(ROWS[:2], say=print)
     assert (first.seconds, second.seconds) == (3.0, 4.0)
 
@@ -76,16 +78,16 @@ def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     "other",
     [
-        lambda journalled: journalled.generate(PROMPTS, max_new_tokens=5, stop=("Q:",), say=print),
-        lambda journalled: journalled.generate(PROMPTS, max_new_tokens=4, stop=("A:",), say=print),
-        lambda journalled: journalled.generate(
+        lambda backend: backend.generate(PROMPTS, max_new_tokens=5, stop=("Q:",), say=print),
+        lambda backend: backend.generate(PROMPTS, max_new_tokens=4, stop=("A:",), say=print),
+        lambda backend: backend.generate(
             [[*prompt, 1] for prompt in PROMPTS], max_new_tokens=4, stop=("Q:",), say=print
         ),
     ],
 )
 def test_an_answer_to_another_question_is_not_served(other, tmp_path):
-    journal = Journal(tmp_path / "answers.jsonl")
-    ASKS["generate"](Journalled(Counting(), journal))
+    cache = AnswerCache(tmp_path / "answers.jsonl")
+    ASKS["generate"](CachedBackend(Counting(), cache))
     backend = Counting()
-    other(Journalled(backend, journal))
+    other(CachedBackend(backend, cache))
     assert len(backend.asked) == 6
