@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas
 
     from harness.data.source import LocalOrHubData
+    from harness.data.training_sets import TrainingSet
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
     from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
@@ -76,6 +77,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import LocalOrHubData
+    from harness.data.training_sets import TrainingSet
     from harness.models.resolve import resolve
 
     _refuse_missing_packages(config)
@@ -93,7 +95,8 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
             "example --suite mini"
         )
     tasks = {name: catalog.load_task(name, include_path=include_path) for name in names}
-    _refuse_training_on_nothing(config.methods, registry, tasks, source)
+    if not config.train_data:
+        _refuse_training_on_nothing(config.methods, registry, tasks, source)
     device = choose_device(config.device, say=say)
     resolved = ResolvedNames(
         teachers=teachers,
@@ -103,6 +106,8 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_digest(tasks, source),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
+        training_sets=_training_sets(config, tasks, source),
+        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
         text=_text_digest(source),
     )
     plan = make_plan(config, resolved)
@@ -132,6 +137,23 @@ def _suites_of(config: RunConfig) -> dict[str, Suite]:
         embedded=all(is_embedded(name) for name in config.teacher_names),
         include_path=config.include_path,
     )
+
+
+def _training_sets(
+    config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> "tuple[TrainingSet, ...]":
+    """Return the data of `--train-data`.
+
+    Raises `HarnessError` where it holds evaluation items that are to be refused. Where they are
+    dropped, each cell says how many.
+    """
+    from harness.data.training_sets import parse_training_sets
+
+    training_sets = parse_training_sets(config.train_data)
+    if config.overlap == "refuse":
+        for training_set in training_sets:
+            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
+    return training_sets
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:

@@ -8,6 +8,7 @@ often. Together they rule out that more tokens, or more passes, made the differe
 from typing import ClassVar, Literal
 
 from harness.contract import Checkpoint, Family, Job
+from harness.errors import Skipped
 from methods.base import settings
 from methods.training.base import Trained, TrainOptions, answer_only_pairs, full_solution_pairs
 
@@ -30,6 +31,11 @@ class AnswerOnly(Trained):
         from methods.training.terms import hard_labels
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        if without := next((example.task for example in examples if not example.answer), ""):
+            raise Skipped(
+                f"answer-only trains on answers without the work, and {without} has none; add the "
+                "field answer to every line"
+            )
         tokens = None
         if self.equal == "examples":
             tokenizer = student_tokenizer(job.student_base)

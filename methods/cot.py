@@ -17,11 +17,13 @@ answers at inference. Fails when the teacher solves too little (*no trace surviv
 student is too small to learn long traces.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contract import Checkpoint, Family, Job
+from harness.contract import Checkpoint, Example, Family, Job
+from harness.errors import CellFailed
 from methods.base import settings
 from methods.training.base import Trained, TrainOptions, answer_only_pairs
 
@@ -77,6 +79,7 @@ class ChainOfThought(Trained):
         from methods.training.traces import teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+        self._refuse_ungraded(examples)
         written = teacher_traces(
             job,
             examples,
@@ -108,6 +111,16 @@ class ChainOfThought(Trained):
         return self.train(
             job, pairs, terms=terms, notes=counts, shared=[written.cost()], options=options
         )
+
+    def _refuse_ungraded(self, examples: Sequence[Example]) -> None:
+        """Refuse, before a teacher writes, examples of which nobody knows a right answer."""
+        needs_gold = self._rejects or self.form == "step-by-step"
+        without = next((example.task for example in examples if not example.gold), "")
+        if needs_gold and without:
+            raise CellFailed(
+                f"{without} says of no answer whether it is right, and this row needs that; use "
+                "cot-unfiltered, or sft"
+            )
 
 
 @settings

@@ -126,11 +126,16 @@ def _print_plan(plan: "Plan") -> int:
         f"{conditions.budget_tokens:,} seen tokens for each trained row, {conditions.device}, "
         f"{conditions.dtype}; tasks: {', '.join(conditions.task_names)}"
     )
-    for cell, estimate in zip(plan.cells, estimates, strict=True):
-        state = (
-            "finished" if cell.key in finished else f"to compute, about {estimate.seconds:.0f} s"
+    for data in conditions.train_data:
+        typer.echo(
+            f"training data: {data.name}, {data.examples:,} examples, weight {data.weight:g}"
         )
-        if estimate.training_bytes and cell.key not in finished:
+    if (calibration := conditions.calibration_data) is not None:
+        typer.echo(f"calibration data: {calibration.name}, {calibration.examples:,} examples")
+    for cell, estimate in zip(plan.cells, estimates, strict=True):
+        is_finished = cell.key in finished
+        state = "finished" if is_finished else f"to compute, about {estimate.seconds:.0f} s"
+        if estimate.training_bytes and not is_finished:
             state += (
                 f"; training states {estimate.training_bytes / GIB:,.2f} of "
                 f"{estimate.memory / GIB:,.1f} GiB: {estimate.verdict}"

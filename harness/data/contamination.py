@@ -58,6 +58,30 @@ def contaminated_texts(
     return found, list(outside)
 
 
+def evaluation_items(
+    examples: Sequence[Example],
+    tasks: Mapping[str, Task],
+    source: DataSource,
+    *,
+    words: int = 13,
+) -> dict[int, str]:
+    """Return which examples of foreign data hold an item that is scored: index -> task.
+
+    An example holds one where its prompt is an item's question, or where its text shares a run of
+    `words` words with an item's question or document. Of tasks whose items are generated only equal
+    questions count, because such items share their templates by design.
+    """
+    texts = [f"{example.prompt}\n{example.completion}" for example in examples]
+    items: dict[int, str] = {}
+    for name, task in tasks.items():
+        with_runs, _ = contaminated_texts(texts, {name: task}, source, words=words)
+        questions = {_question(prompt) for prompt in held_out_prompts(task, source)} - {""}
+        for index, example in enumerate(examples):
+            if index in with_runs or _question(example.prompt) in questions:
+                items.setdefault(index, name)
+    return items
+
+
 def _evaluation_texts(task: Task, source: DataSource) -> Iterator[str]:
     """Yield a task's evaluation text: its questions, or the documents whose perplexity is
     measured.

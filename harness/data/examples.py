@@ -1,5 +1,6 @@
 """Training items of tasks: equal parts of each task, never an evaluation item."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -31,18 +32,31 @@ def _plain_examples(
             "as math"
         )
     asked = _trainable_tasks(asked, split, source)
-    share, rest = divmod(rows, len(asked))
+    shares = shares_of(rows, [float(getattr(task, "weight", 1.0)) for task in asked])
     taken = list(
         interleaved(
             [
-                list(islice(task.examples(split, source), share + (index < rest)))
-                for index, task in enumerate(asked)
+                list(islice(task.examples(split, source), share))
+                for task, share in zip(asked, shares, strict=True)
             ]
         )
     )
     if not taken:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
     return taken
+
+
+def shares_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Divide rows by weights: whole numbers that sum to `rows`, each within one of its exact share.
+
+    What is left over goes to the largest remainders, of equal ones to the first.
+    """
+    exact = [rows * weight / sum(weights) for weight in weights]
+    shares = [math.floor(share + 1e-9) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: rows - sum(shares)]:
+        shares[index] += 1
+    return shares
 
 
 def _trainable_tasks(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
@@ -91,7 +105,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items, refused if one of them is an evaluation item of the same tasks."""
     taken = _plain_examples(tasks, "train", source, rows=rows)
-    prompts = {example.prompt for example in taken}
+    prompts = {_identity(example) for example in taken}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
@@ -102,13 +116,18 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     return [source.render(example) for example in taken]
 
 
+def _identity(example: Example) -> str:
+    """Return the text by which two examples are one: the prompt, or the text that has none."""
+    return example.prompt or example.completion
+
+
 def held_out_prompts(task: Task, source: DataSource) -> set[str]:
     """Return the prompts of a task's validation and test items, of those splits that it has."""
     prompts: set[str] = set()
     splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
     for split in splits:
         try:
-            prompts.update(example.prompt for example in task.examples(split, source))
+            prompts.update(map(_identity, task.examples(split, source)))
         except NoSplit:
             continue
     return prompts

@@ -159,6 +159,21 @@ class LocalOrHubData:
             )
 
 
+def numbered_rows(path: Path) -> list[tuple[int, Row]]:
+    """Return (line number, row) of every line of a JSON-lines file that is not blank.
+
+    Raises `HarnessError` for a missing, cut, empty or malformed file, with the line.
+    """
+    if not path.is_file():
+        raise HarnessError(f"there is no file {path}; give a file of JSON lines")
+    rows, complete = _parsed_rows(path, *_file_stamp(path))
+    if not complete:
+        raise HarnessError(f"{path} is cut short or damaged; copy the file again")
+    if not rows:
+        raise HarnessError(f"{path} holds no line; every line is a JSON object")
+    return rows
+
+
 def _file_stamp(path: Path) -> tuple[int, int]:
     """Return what changes when a file does: it keys the caches of this module."""
     status = path.stat()

@@ -258,7 +258,7 @@ def _expected_flips(
 ) -> _ExpectedFlips:
     """Return the share of items that flip without a cause.
 
-    It is what flipped when this row was frozen anew, else the teacher's own flips by rounding, else
+    It is what flipped when this row was frozen last, else the teacher's own flips by rounding, else
     a guess.
     """
     shares = []

@@ -84,7 +84,7 @@ class ClaimedRow:
     def trainings(self) -> str:
         """The remark that seeds gave equal students; "" where every seed gave its own."""
         count = len(self.row.records)
-        if count == self.seeds:
+        if count >= self.seeds:
             return ""
         plural = "s" if count > 1 else ""
         return f"; {self.seeds} seeds, {count} training{plural} (equal students)"
@@ -180,8 +180,10 @@ def _judge_claim(
         needed = stats.items_to_decide(claim.p_met, claim.n, alpha=rules.alpha / tests)
         decision = claim.items_to_decide(needed)
         numbers |= {"needed": decision.needed, "task_items": decision.task_items}
-        among = f" (one of {tests} tests: fewer rows, --rows, ask for less)" if tests > 1 else ""
-        line += f"; {decision.text or 'it stands at the margin'}{among}"
+        among = (
+            f" (one of {tests} tests; with fewer rows, --rows, fewer would do)" if tests > 1 else ""
+        )
+        line += f"; {decision.text or 'the figure lies at the margin'}{among}"
     return Finding(
         layer=claim.layer,
         row=claim.label,
@@ -251,8 +253,8 @@ def _missing_interval_reason(figure: stats.Interval, score: TaskScore, rules: Ru
         return ""
     if figure.value is None and score.chance and not rules.points:
         return (
-            f"the teacher stands too near chance ({100 * score.chance:.4g} %) for a retention "
-            "above it: not judged"
+            f"the teacher is too near chance ({100 * score.chance:.4g} %) for a retention above "
+            "chance: not judged"
         )
     if score.signed and not rules.points:
         return f"{figure.reason}; give --margin 2points"

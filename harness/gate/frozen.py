@@ -102,7 +102,7 @@ def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str
         return []
     return [
         f"the baseline does not say which lm-eval scored {', '.join(without_lm_eval)}: its version "
-        "is not compared until they are frozen anew"
+        "is not compared until they are frozen again"
     ]
 
 

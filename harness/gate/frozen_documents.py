@@ -101,5 +101,5 @@ def judge_documents(changed: ChangedScore) -> Finding:
     decision = items_needed(needed, score, limited, unit="documents")
     numbers |= {"needed": decision.needed, "task_items": decision.task_items}
     return changed.finding(
-        Verdict.cannot_tell, f"{line}; {decision.text or 'it stands at the limit'}", numbers
+        Verdict.cannot_tell, f"{line}; {decision.text or 'the figure lies at the limit'}", numbers
     )

@@ -181,7 +181,7 @@ def unchanged_finding(label: str, task: str, seeds: Sequence[FrozenPair], rules:
     verdict = Verdict.passed
     if rules.exact and comparable and not equal and all(pair.same_machine for pair in seeds):
         verdict = Verdict.regressed
-        line += "; --exact: none may move on the same machine and versions"
+        line += "; --exact: none may change on the same machine and versions"
     numbers: Numbers = {
         "n": n,
         "lost": 0,
@@ -280,7 +280,8 @@ def _judge_hits_without_loss(
         )
     if drop > rules.detect:
         return Judgement(
-            Verdict.cannot_tell, f"; a drop of more than {detect} that the flips both ways hide"
+            Verdict.cannot_tell,
+            f"; a drop of more than {detect}, hidden by flips in both directions",
         )
     if changed.significant:
         tolerance = f"{100 * rules.tolerance:g} points"
@@ -337,7 +338,7 @@ def judge_values(changed: ChangedScore) -> Finding:
         )
     if reach > rules.detect * scale:
         line += (
-            f"; {score.n:,} items show drops from {score.shown(reach)} on, not from "
+            f"; {score.n:,} items can show drops from {score.shown(reach)} on, not from "
             f"{score.shown(rules.detect * scale)}"
         )
         return changed.finding(Verdict.cannot_tell, line, numbers, items=items)
@@ -373,14 +374,14 @@ def answer_form_difference(seeds: Sequence[FrozenPair], rules: Rules) -> Differe
         if rise > rules.invalid:
             return Difference(
                 "truncated share",
-                f"{100 * rise:.1f} points more answers than before run into the longest length",
+                f"{100 * rise:.1f} points more answers than before are cut at the longest length",
             )
         if frozen.tokens and current.tokens_per_answer:
             ratio = current.tokens_per_answer / frozen.tokens
             if not rules.length[0] <= ratio <= rules.length[1]:
                 return Difference(
                     "answer length",
-                    f"answers have {ratio:.2f} times the tokens of then (MLPerf's band: 0.9 to "
-                    "1.1)",
+                    f"answers have {ratio:.2f} times as many tokens as before (MLPerf's band: "
+                    "0.9 to 1.1)",
                 )
     return None

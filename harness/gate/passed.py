@@ -38,7 +38,7 @@ def meaning_of_passed(findings: Sequence[Finding], rules: Rules) -> str:
         if any(finding.numbers.get("chance") for finding in claims):
             kept += " (of choices: above chance)"
         if rules.decide == "pooled":
-            kept += " over its tasks together, of which a single one may be unknown"
+            kept += " over its tasks together, while single ones may be unknown"
         meanings.append(
             f"claims: shown that every row {kept}, wrongly in at most {100 * rules.alpha:g} % of "
             f"checks{_pass_rates_text(findings, 'claim', rules)}"
@@ -46,7 +46,7 @@ def meaning_of_passed(findings: Sequence[Finding], rules: Rules) -> str:
     frozen = [finding for finding in findings if finding.layer == "frozen" and finding.task]
     if any("p_holm" in finding.numbers for finding in frozen):
         meanings.append(
-            "frozen items: no loss was shown, which is not that there is "
+            "frozen items: no loss was shown, which does not prove that there is "
             f"none{_pass_rates_text(findings, 'frozen', rules)}"
         )
     elif frozen:

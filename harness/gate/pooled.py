@@ -69,8 +69,8 @@ def _weights_of_tasks(rules: Rules, items: Mapping[str, int]) -> dict[str, float
     weighting = rules.task_weights
     raw = {task: 1.0 if weighting == "tasks" else float(count) for task, count in items.items()}
     if not isinstance(weighting, str):
-        given = dict(weighting)
-        raw = {task: given[task] for task in items if task in given}
+        weight_of = dict(weighting)
+        raw = {task: weight_of[task] for task in items if task in weight_of}
     largest = max(raw.values(), default=1.0)
     # scaled first, so that no sum overflows
     scaled = {task: weight / largest for task, weight in raw.items()}
@@ -428,7 +428,7 @@ def _undecided_reason(
         numbers["reach"] = reach
         if reach <= rules.detect:
             return ""
-        return f"{pool.n:,} items cannot show {drop_text}, only from {100 * reach:.1f} on"
+        return f"{pool.n:,} items cannot show {drop_text}, only one of {100 * reach:.1f} or more"
     needed = stats.items_to_detect(flips, rules.detect, alpha=alpha)
     numbers |= {"flips": flips, "needed": needed}
     if needed > pool.n:
@@ -438,4 +438,4 @@ def _undecided_reason(
             f"{pool.n:,} items cannot show {drop_text} at {100 * flips:.1f} % flips; "
             f"{decision.text}"
         )
-    return f"{drop_text} or more that the flips both ways hide" if drop > rules.detect else ""
+    return f"{drop_text} or more, hidden by flips in both directions" if drop > rules.detect else ""

@@ -67,8 +67,8 @@ def _speedup_finding(
         row=label,
         verdict=verdict,
         told=(
-            f"decodes {ratio.value:.2f} times as fast {interval}{scenario}; at least {least:g} by "
-            "turns in one job"
+            f"decodes {ratio.value:.2f} times as fast {interval}{scenario}; at least {least:g}, "
+            "timed alternately in one job"
         ),
         numbers={"value": ratio.value, "low": ratio.low, "high": ratio.high},
     )

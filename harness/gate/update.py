@@ -94,14 +94,16 @@ def update_baseline(
         _refuse_regressions(path, regressed)
         _refuse_falling_seeds(path, records, old)
     rules = _margin_rules(rules, old)
-    own = own_margins(path, records, replace(rules, rows=tuple(rows)), old, allowed=own_margin)
+    row_margins = own_margins(
+        path, records, replace(rules, rows=tuple(rows)), old, allowed=own_margin
+    )
     change = _history_entry(records, reason, [regression.finding for regression in regressed])
     accepted = frozenset((finding.row, finding.task) for finding, _ in regressed)
     moved_rows: list[FrozenRow] = []
     started_anew: list[str] = []
     for record in records:
         origins = _scores_with_origins(record, old, change, accepted)
-        margin = _margin_fields(own.margins.get(record.label), rules)
+        margin = _margin_fields(row_margins.margins.get(record.label), rules)
         moved_rows.append(
             freeze_record(record).model_copy(update={"scores": origins.scores, **margin})
         )
@@ -120,7 +122,7 @@ def update_baseline(
     )
     write_baseline(path, baseline)
     notes = [f"the first accepted value starts anew: {line}" for line in started_anew]
-    return BaselineUpdate(baseline, old, (*notes, *own.notes))
+    return BaselineUpdate(baseline, old, (*notes, *row_margins.notes))
 
 
 def _records_to_freeze(records: Sequence[RunRecord], rows: Sequence[str]) -> list[RunRecord]:
@@ -152,8 +154,8 @@ def _refuse_unfit_records(records: Sequence[RunRecord]) -> None:
         name = f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
         if record.status != "success":
             raise HarnessError(
-                f"{name} {record.status}: {record.reason}; a baseline is made of whole runs: mend "
-                "it, or name others with --rows"
+                f"{name} {record.status}: {record.reason}; a baseline needs complete runs: fix "
+                "it, or name other rows with --rows"
             )
         if record.conditions.limited:
             raise HarnessError(
@@ -162,8 +164,8 @@ def _refuse_unfit_records(records: Sequence[RunRecord]) -> None:
             )
         if record.environment and record.environment.dirty:
             raise HarnessError(
-                f"{name} was made from a working tree with changes; commit them and run again: its "
-                "code must be found"
+                f"{name} was made from a working tree with changes; commit them and run again: a "
+                "baseline must name the code that made it"
             )
     teachers = {
         " ".join(teacher.digest for teacher in record.conditions.teachers) for record in records
@@ -205,7 +207,7 @@ def _refuse_regressions(path: Path, regressed: Sequence[Regression]) -> None:
     """Raise `HarnessError` for the first regression, if there is one."""
     for finding, reference in regressed:
         raise HarnessError(
-            f"{path} does not move: {finding.name} regressed{reference} ({finding.told}); mend it, "
+            f"{path} does not move: {finding.name} regressed{reference} ({finding.told}); fix it, "
             "or accept it with --accept-regression"
         )
 
@@ -243,7 +245,7 @@ def _refuse_falling_seeds(path: Path, records: Sequence[RunRecord], old: Baselin
                 raise HarnessError(
                     f"{path} does not move: {label} {score.task}, other seeds than frozen, went "
                     f"from {score.shown(first)} (first accepted) "
-                    f"to {score.shown(value)}; mend it, or accept it with --accept-regression"
+                    f"to {score.shown(value)}; fix it, or accept it with --accept-regression"
                 )
 
 
@@ -396,7 +398,7 @@ def _margin_it_keeps(
         percent += step
     if not 0 < percent < 100:
         raise HarnessError(
-            f"{findings[0].row} keeps nothing that could be asked of it ({findings[0].told}); "
+            f"{findings[0].row} is shown to keep no margin at all ({findings[0].told}); "
             "leave it out with --rows"
         )
     return percent / 100

@@ -15,6 +15,7 @@ __all__ = [
     "encoding",
     "foreign",
     "language_model",
+    "logit_tail",
     "packed",
     "packed_bits",
     "position_head",

@@ -23,6 +23,7 @@ def group_notes(group: Group) -> list[str]:
             group, "tasks_without_trace", "WARNING: not trained on this task, no trace survived: "
         ),
         *_tasks_not_trained_on(group, "tasks_without_split", "not trained on this task: "),
+        *_own_data(group),
         *_doubtful_measurements(group),
         *_rows_of_other_scenarios(group),
         *_reasons_for_no_retention(group),
@@ -49,6 +50,35 @@ def _conditions(group: Group) -> list[str]:
         f"Device {shared['device']} ({gpu}{machine}, {threads} threads), {shared['dtype']}; "
         f"scoring path {shared.get('path', '-')}; {shared['tasks']}.",
     ]
+
+
+def _own_data(group: Group) -> list[str]:
+    """Say which data of the user's own was used, and how many examples of it were left out.
+
+    Examples are left out because they hold evaluation items.
+    """
+    trained, calibrated = (group.shared.get(name) for name in ("training data", "calibration data"))
+    lines = [f"Trained on {trained}, instead of the tasks' train splits."] if trained else []
+    if calibrated:
+        lines.append(f"Calibrated on {calibrated}.")
+    return lines + [
+        f"{count:,} examples of {name} hold evaluation items and were left out."
+        for name, count in _dropped_examples(group).items()
+    ]
+
+
+def _dropped_examples(group: Group) -> dict[str, int]:
+    """Return how many examples of each data set were left out, of those that lost any."""
+    dropped: dict[str, int] = {}
+    for row in group.rows:
+        for record in row.records:
+            counts_by_name = record.cost.notes.get("train_data")
+            items = counts_by_name.items() if isinstance(counts_by_name, dict) else ()
+            for name, counts in items:
+                count = counts.get("dropped_for_evaluation_text") if isinstance(counts, dict) else 0
+                if isinstance(count, int) and count:
+                    dropped[name] = count
+    return dropped
 
 
 def _task_notes(group: Group) -> list[str]:

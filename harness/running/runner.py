@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.contract import Progress
+from harness.data.training_sets import parse_training_sets
 from harness.errors import CRASHES, HarnessError, how_it_ended
 from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
@@ -284,6 +285,11 @@ def _cell_job(
         cores_in_use=None if load.used is None else round(load.used, 2),
         cache=config.cache_folder.resolve(),
         data_dir=config.data_dir.resolve() if config.data_dir else None,
+        train_data_locations=tuple(
+            data.location for data in parse_training_sets(config.train_data)
+        ),
+        calibration_location=str(config.calibration.resolve()) if config.calibration else "",
+        overlap=config.overlap,
     )
 
 

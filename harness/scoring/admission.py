@@ -92,31 +92,40 @@ def _probe_refusal(opened: LanguageModel) -> str:
     than the own attention does.
     """
     texts = _probe_texts(opened)
-    own_log_p, (places, logits) = (
-        own_log_probabilities(opened, texts),
-        _shared_path_logits(opened, texts),
-    )
+    own_log_p = own_log_probabilities(opened, texts)
+    path = _shared_path_logits(opened, texts)
     is_integer = _is_integer_model(opened)
     is_exact = opened.dtype == "float32" and not is_integer
     floor = -math.inf if is_exact else MIN_LOG_PROBABILITY
-    gap = _widest_gap(logits, at_places(own_log_p, places), floor)
+    gap = _widest_gap(path.logits_nV, at_places(own_log_p, path.places), floor)
     tolerance = _INTEGER_TOLERANCE if is_integer else _TOLERANCE.get(opened.dtype, 0.5)
+    is_close = gap <= tolerance
     moved = f"a probe's log-probabilities moved by {gap:.2g}"
     if is_exact or is_integer:
-        return "" if gap <= tolerance else moved
+        return "" if is_close else moved
     reference = _float32_reference(opened, texts)
     if reference is None:
-        no_copy = (
-            "its weights cannot be computed in float32 beside them to tell rounding from a fault"
+        return (
+            ""
+            if is_close
+            else f"{moved}, and its weights cannot be computed in float32 beside them to tell "
+            "rounding from a fault"
         )
-        return "" if gap <= tolerance else f"{moved}, and {no_copy}"
     if not reference.path_gap <= _TOLERANCE["float32"]:
         return f"a probe's log-probabilities moved by {reference.path_gap:.2g} in float32"
-    if gap <= tolerance:
-        return ""
-    exact_log_p = reference.log_p_BTV
-    path_deviation = rms_deviation(logits, at_places(exact_log_p, places))
-    own_deviation = own_rms_deviation(opened, texts, exact_log_p, places)
+    return "" if is_close else _rounding_refusal(opened, path, reference.log_p_BTV, moved)
+
+
+def _rounding_refusal(
+    opened: LanguageModel, path: "PathLogits", exact_log_p_BTV: "torch.Tensor", moved: str
+) -> str:
+    """Return why a path that is right in float32 rounds too much; "" where its rounding is usual.
+
+    It may round as much as the model's own attention does. `moved` begins the message.
+    """
+    path_deviation = rms_deviation(path.logits_nV, at_places(exact_log_p_BTV, path.places))
+    texts = _probe_texts(opened)
+    own_deviation = own_rms_deviation(opened, texts, exact_log_p_BTV, path.places)
     if path_deviation <= MAX_DEVIATION_RATIO * own_deviation:
         return ""
     return (
@@ -142,15 +151,13 @@ def _float32_reference(
         return None
     try:
         with in_float32(opened) as exact:
-            log_p, (places, logits) = (
-                own_log_probabilities(exact, texts),
-                _shared_path_logits(exact, texts),
-            )
+            log_p = own_log_probabilities(exact, texts)
+            path = _shared_path_logits(exact, texts)
     except _MODEL_ERRORS as problem:  # for example, a model that casts to its own type inside
         if opened.device.startswith("cuda") and is_out_of_memory(problem):
             release_memory(opened.device)
         return None
-    gap = _widest_gap(logits, at_places(log_p, places), MIN_LOG_PROBABILITY)
+    gap = _widest_gap(path.logits_nV, at_places(log_p, path.places), MIN_LOG_PROBABILITY)
     return Float32Reference(log_p, gap)
 
 

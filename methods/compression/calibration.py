@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from harness.contract import Job, Progress
+from harness.contract import Job, OwnData, Progress, Split
 from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
@@ -82,10 +82,23 @@ def calibration_data(
     )
 
 
+def _own_calibration_texts(data: OwnData, job: Job) -> tuple[str, list[str], dict[str, Any]]:
+    """Return the same of a file of the user's own: all of its examples, as the student is shown
+    them.
+    """
+    splits: tuple[Split, ...] = ("train", "validation")
+    examples = [example for split in splits for example in data.examples(split, job.source)]
+    rendered = map(job.source.render, examples)
+    texts = [example.prompt + example.completion for example in rendered]
+    return data.name, texts, data.counts(job.source)
+
+
 def _calibration_texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
     """Return the name of the text, its documents, and what was dropped for being evaluation
     text.
     """
+    if source == "auto" and job.calibration is not None:
+        return _own_calibration_texts(job.calibration, job)
     if source in ("auto", "train"):
         try:
             examples = training_examples(job.tasks, job.source, rows=job.budget.rows)

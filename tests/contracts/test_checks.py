@@ -47,7 +47,7 @@ class Changeable:
 
 @settings
 class Halving(MagnitudePruning):
-    ratio: Annotated[float, BeforeValidator(lambda given: given / 2)] = 0.5
+    ratio: Annotated[float, BeforeValidator(lambda value: value / 2)] = 0.5
 
 
 @settings
@@ -65,9 +65,9 @@ class Empty(MagnitudePruning):
 @settings
 class Vandal(MagnitudePruning):
     def compress(self, job):
-        made = super().compress(job)
+        student = super().compress(job)
         (job.teacher.path / "generation_config.json").write_text("{}")
-        return made
+        return student
 
 
 @settings
@@ -80,9 +80,9 @@ class Stray(MagnitudePruning):
 @settings
 class BadCost(MagnitudePruning):
     def compress(self, job):
-        made = super().compress(job)
+        student = super().compress(job)
         (job.workdir / "cost.json").write_text(json.dumps({"seconds": -1}))
-        return made
+        return student
 
 
 @settings
@@ -163,10 +163,10 @@ class NoZeros(DepthPruning):
 @settings
 class Unopenable(MagnitudePruning):
     def compress(self, job):
-        made = super().compress(job)
-        path = made.path / "config.json"
+        student = super().compress(job)
+        path = student.path / "config.json"
         path.write_text(path.read_text().replace('"llama"', '"nonesuch"'))
-        return made
+        return student
 
 
 @settings
@@ -187,7 +187,7 @@ class NoDraw(MagnitudePruning):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("faulty", "check", "said"),
+    ("faulty", "check", "message"),
     [
         (Misspelt, "class_loads", "did you mean 'draws_random_numbers'"),
         (Changeable, "settings_round_trip", "can be changed after it was built"),
@@ -233,17 +233,19 @@ class NoDraw(MagnitudePruning):
         (NoDraw, "draws_random_numbers", "students of two seeds are the same"),
     ],
 )
-def test_a_faulty_method_is_found_by_the_check_that_is_there_for_it(faulty, check, said, tmp_path):
-    with pytest.raises(ContractError) as told:
+def test_a_faulty_method_is_found_by_the_check_that_is_there_for_it(
+    faulty, check, message, tmp_path
+):
+    with pytest.raises(ContractError) as caught:
         check_method(
             faulty,
             FEW if hasattr(faulty, "validation_rows") else {},
             folder=tmp_path / "kept",
             fresh=False,
         )
-    assert str(told.value).startswith(f"method '{faulty.__name__}': {check}: ") and said in str(
-        told.value
-    )
+    assert str(caught.value).startswith(
+        f"method '{faulty.__name__}': {check}: "
+    ) and message in str(caught.value)
 
 
 HEAVY = """
@@ -268,7 +270,7 @@ class Doored(PlainLowRank):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "source", "check", "said"),
+    ("name", "source", "check", "message"),
     [
         ("Heavy", HEAVY, "builds_without_torch", "imports torch"),
         (
@@ -280,17 +282,17 @@ class Doored(PlainLowRank):
     ],
 )
 def test_a_fresh_process_finds_what_this_one_cannot(
-    name, source, check, said, tmp_path, monkeypatch
+    name, source, check, message, tmp_path, monkeypatch
 ):
     import importlib
 
     (tmp_path / f"faulty_{name.lower()}.py").write_text(source)
     monkeypatch.syspath_prepend(str(tmp_path))
     importlib.invalidate_caches()
-    found = getattr(importlib.import_module(f"faulty_{name.lower()}"), name)
-    with pytest.raises(ContractError) as told:
-        check_method(found)
-    assert f": {check}: " in str(told.value) and said in str(told.value)
+    method_class = getattr(importlib.import_module(f"faulty_{name.lower()}"), name)
+    with pytest.raises(ContractError) as caught:
+        check_method(method_class)
+    assert f": {check}: " in str(caught.value) and message in str(caught.value)
 
 
 @pytest.mark.slow
@@ -324,20 +326,20 @@ def test_a_method_that_this_machine_cannot_run_is_said_to_be_unchecked(tmp_path)
 
 
 def test_files_written_elsewhere_are_seen_and_those_that_are_gone_are_not(tmp_path):
-    given, other = tmp_path / "given", tmp_path / "other"
-    given.mkdir()
-    other.mkdir()
-    with written_outside([given]) as outside:
-        (given / "a").write_text("in")
-        (other / "b").write_text("out")
-        (other / "c").write_text("for a moment")
-        (other / "c").unlink()
-        (other / "d").mkdir()
-        (other / "d" / "f").write_text("out")
-        (other / "empty").mkdir()
-        os.rename(given / "a", other / "e")  # noqa: PTH104  as libraries do
-        (other / "b").read_text()
-    assert outside == [str(other / name) for name in ("b", "d", "d/f", "e")]
+    allowed, elsewhere = tmp_path / "given", tmp_path / "other"
+    allowed.mkdir()
+    elsewhere.mkdir()
+    with written_outside([allowed]) as outside:
+        (allowed / "a").write_text("in")
+        (elsewhere / "b").write_text("out")
+        (elsewhere / "c").write_text("for a moment")
+        (elsewhere / "c").unlink()
+        (elsewhere / "d").mkdir()
+        (elsewhere / "d" / "f").write_text("out")
+        (elsewhere / "empty").mkdir()
+        os.rename(allowed / "a", elsewhere / "e")  # noqa: PTH104  as libraries do
+        (elsewhere / "b").read_text()
+    assert outside == [str(elsewhere / name) for name in ("b", "d", "d/f", "e")]
 
 
 @pytest.mark.parametrize("name", suites.TASKS)
@@ -371,15 +373,15 @@ class NoItems(Gsm8kMini):
 
 class OtherName(Gsm8kMini):
     def examples(self, split, source):
-        return (replace(one, task="other") for one in super().examples(split, source))
+        return (replace(example, task="other") for example in super().examples(split, source))
 
 
 class Shuffled(Gsm8kMini):
     def examples(self, split, source):
         import random
 
-        held = list(islice(super().examples(split, source), 300))
-        return iter(random.SystemRandom().sample(held, len(held)))
+        examples = list(islice(super().examples(split, source), 300))
+        return iter(random.SystemRandom().sample(examples, len(examples)))
 
 
 class Leaking(Gsm8kMini):
@@ -420,7 +422,7 @@ class Online(Gsm8kMini):
 
 
 @pytest.mark.parametrize(
-    ("faulty", "check", "said"),
+    ("faulty", "check", "message"),
     [
         (NoName, "declares_itself", "declared name = ''"),
         (WrongKind, "declares_itself", "declared kind = 'write'"),
@@ -437,10 +439,10 @@ class Online(Gsm8kMini):
         (Online, "is_offline", "asked the network for"),
     ],
 )
-def test_a_faulty_task_is_found_by_the_check_that_is_there_for_it(faulty, check, said):
-    with pytest.raises(ContractError) as told:
+def test_a_faulty_task_is_found_by_the_check_that_is_there_for_it(faulty, check, message):
+    with pytest.raises(ContractError) as caught:
         check_task(faulty, items=40)
-    assert f": {check}: " in str(told.value) and said in str(told.value)
+    assert f": {check}: " in str(caught.value) and message in str(caught.value)
 
 
 def test_every_check_has_a_name_of_its_own_and_says_what_it_holds():

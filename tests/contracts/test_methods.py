@@ -95,7 +95,7 @@ def teacher():
 def contracts(tmp_path_factory):
     """Return what the public contract check says of each method, or how it failed."""
     folder = tmp_path_factory.mktemp("students")
-    told = {}
+    reports = {}
     for name in CANONICAL:
         # what the student writes is long
         settings = (
@@ -105,10 +105,10 @@ def contracts(tmp_path_factory):
         )
         settings |= FEW if DEFAULTS[name].trains else {}
         try:
-            told[name] = check_method(name, settings, folder=folder / name, fresh=False)
+            reports[name] = check_method(name, settings, folder=folder / name, fresh=False)
         except ContractError as problem:
-            told[name] = problem
-    return told
+            reports[name] = problem
+    return reports
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +116,14 @@ def students(contracts):
     """Return each method's students, of small budgets: two of one seed, one of another; of methods
     that this machine can run.
     """
-    whole = {
+    reports = {
         name: checked
         for name, checked in contracts.items()
         if isinstance(checked, ContractReport) and checked.students
     }
     return {
-        name: [one.checkpoint for one in checked.students.values()]
-        for name, checked in whole.items()
+        name: [student.checkpoint for student in checked.students.values()]
+        for name, checked in reports.items()
     }
 
 
@@ -229,27 +229,33 @@ def test_trained_methods_share_the_loop_settings():
 
 @pytest.mark.parametrize("name", CANONICAL)
 def test_same_seed_gives_the_same_digest(name, students):
-    first, again, *other = made_by(name, students)
+    first, again, *others = made_by(name, students)
     assert first.digest == again.digest
     # none of what trains
-    assert all((one.digest != first.digest) == DEFAULTS[name].draws_random_numbers for one in other)
+    assert all(
+        (student.digest != first.digest) == DEFAULTS[name].draws_random_numbers
+        for student in others
+    )
 
 
 @pytest.mark.parametrize("name", CANONICAL)
 def test_changes_a_weight_unless_it_is_identity(name, students, teacher):
     from safetensors.torch import load_file
 
-    made = load_file(made_by(name, students)[0].path / "model.safetensors")
+    student = load_file(made_by(name, students)[0].path / "model.safetensors")
     base = load_file(teacher.path / "model.safetensors")
     start = load_file(students["untouched"][0].path / "model.safetensors")
     if name == "identity":
-        assert made.keys() == base.keys() and all(made[key].equal(base[key]) for key in base)
+        assert student.keys() == base.keys() and all(student[key].equal(base[key]) for key in base)
     elif name in COMPRESSING:
-        assert made.keys() != base.keys() or any(
-            made[key].shape != base[key].shape or not made[key].equal(base[key]) for key in base
+        assert student.keys() != base.keys() or any(
+            student[key].shape != base[key].shape or not student[key].equal(base[key])
+            for key in base
         )
     elif name != "untouched":
-        assert made.keys() == start.keys() and any(not made[key].equal(start[key]) for key in start)
+        assert student.keys() == start.keys() and any(
+            not student[key].equal(start[key]) for key in start
+        )
 
 
 @pytest.mark.parametrize("name", TRAINED)
@@ -269,7 +275,7 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
         and min(cost["notes"]["best_ce"], cost["notes"]["start_ce"]) > 0
     )
     assert terms and all(
-        {"weight", "first", "last", "gradient_norm"} <= held.keys() for held in terms.values()
+        {"weight", "first", "last", "gradient_norm"} <= fields.keys() for fields in terms.values()
     )
     assert (
         cost["devices"] == 1
@@ -283,10 +289,10 @@ def test_keeps_the_budget_and_says_what_it_spent(name, students):
 def test_every_divergence_trains_a_student_of_its_own_and_is_logged_by_name(
     divergence, teacher, response, tmp_path
 ):
-    made = QUICK.build("response", {"divergence": divergence}).compress(
+    student = QUICK.build("response", {"divergence": divergence}).compress(
         job(teacher, tmp_path / "x")
     )
-    assert made.digest != response.digest
+    assert student.digest != response.digest
     steps = [
         json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()
     ]
@@ -350,24 +356,24 @@ def test_every_student_reopens_in_a_fresh_process_with_plain_transformers(door, 
 
     from harness.models.language_model import open_model
 
-    asked = [
-        made
-        for name, made in students.items()
+    chosen = [
+        checkpoints
+        for name, checkpoints in students.items()
         if name not in EXTRAS and (name in PACKED) == (door == "packed")
     ]
-    folders = [str(made[0].path) for made in asked]
+    folders = [str(checkpoints[0].path) for checkpoints in chosen]
     subprocess.run(
         [sys.executable, "-P", "-c", REOPEN, door, str(tmp_path / "logits"), *folders],
         capture_output=True,
         check=True,
     )
-    said = load_file(tmp_path / "logits")
-    for first, *_ in asked:
+    logits = load_file(tmp_path / "logits")
+    for first, *_ in chosen:
         opened = open_model(first)
         ids = opened.tokenizer("Question: Mia has 3 pens.", return_tensors="pt")["input_ids"]
         with torch.no_grad():
-            here = opened.model(ids).logits
-        assert torch.allclose(here, said[str(first.path)], rtol=0, atol=1e-5)
+            expected = opened.model(ids).logits
+        assert torch.allclose(expected, logits[str(first.path)], rtol=0, atol=1e-5)
         assert (
             sum(path.stat().st_size for path in first.path.glob("*.safetensors"))
             == first.bytes_on_disk
@@ -397,9 +403,9 @@ def test_a_packed_student_is_refused_loudly_without_our_door(students):
         text=True,
         check=True,
     )
-    said = done.stderr.split("opening ")
+    reports = done.stderr.split("opening ")
     for name, folder in folders.items():
-        [mine] = [part for part in said if part.startswith(f"{folder}\n")]
+        [mine] = [part for part in reports if part.startswith(f"{folder}\n")]
         assert (
             "Traceback" in mine and "ignore_mismatched_sizes" in mine and "it opened" not in mine
         ), name
@@ -454,24 +460,24 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(
     from harness.models.resolve import quantized_by
 
     pytest.importorskip(EXTRAS[name], reason=f"{EXTRAS[name]} is not installed here")
-    made, again = (
+    student, again = (
         REGISTRY.build(name, settings).compress(job(teacher, tmp_path / place))
         for place in ("a", "b")
     )
-    assert made.digest == again.digest and made.bytes_on_disk == sum(
-        one.stat().st_size for one in made.path.glob("*.safetensors")
+    assert student.digest == again.digest and student.bytes_on_disk == sum(
+        one.stat().st_size for one in student.path.glob("*.safetensors")
     )
     subprocess.run(
-        [sys.executable, "-P", "-c", OPENED, str(made.path), str(tmp_path / "out")],
+        [sys.executable, "-P", "-c", OPENED, str(student.path), str(tmp_path / "out")],
         capture_output=True,
         check=True,
     )
     fresh = load_file(tmp_path / "out")["logits"]
     ids = torch.arange(3, 43)[None]
     with torch.no_grad():
-        here, base = (open_model(one).model(ids).logits.float() for one in (made, teacher))
-    assert (fresh - here).abs().max() <= 1e-3 * max(1.0, float(here.abs().max()))
-    apart = float((here - base).abs().mean() / base.std())
+        expected, base = (open_model(one).model(ids).logits.float() for one in (student, teacher))
+    assert (fresh - expected).abs().max() <= 1e-3 * max(1.0, float(expected.abs().max()))
+    apart = float((expected - base).abs().mean() / base.std())
     assert (
         1e-4
         < apart
@@ -482,18 +488,18 @@ def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(
             "quanto": {8: 0.05, 4: 0.6, 2: 3.0}.get(settings.get("bits")),
         }[name]
     )
-    notes = json.loads((made.path.parent / "cost.json").read_text())["notes"][name]
+    notes = json.loads((student.path.parent / "cost.json").read_text())["notes"][name]
     assert notes["packed_layers"] == 56 and notes["table_and_head"] == "skip"
     if name == "quanto":  # floats that stand for so many levels of each group
-        row = load_file(made.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"][0]
+        row = load_file(student.path / "model.safetensors")["model.layers.0.mlp.up_proj.weight"][0]
         assert row.dtype == torch.float32 and 2 < len(row.unique()) <= 2 ** settings["bits"]
     else:
         assert (
-            quantized_by(made.path) == EXTRAS[name]
-            and made.bytes_on_disk < 0.75 * teacher.bytes_on_disk
+            quantized_by(student.path) == EXTRAS[name]
+            and student.bytes_on_disk < 0.75 * teacher.bytes_on_disk
         )
-        left = load_file(made.path / "model.safetensors")["model.embed_tokens.weight"]
-        assert left.dtype == torch.bfloat16  # what is left alone takes no more than before
+        embeddings = load_file(student.path / "model.safetensors")["model.embed_tokens.weight"]
+        assert embeddings.dtype == torch.bfloat16  # what is left alone takes no more than before
 
 
 def test_students_hold_half_the_blocks_and_nothing_else(students, specialist):
@@ -515,13 +521,13 @@ def test_students_hold_half_the_blocks_and_nothing_else(students, specialist):
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["depth:0.25", "width:0.5", "scratch:0.5"])
 def test_students_of_every_recipe_reopen(recipe, teacher, tmp_path):
-    made = QUICK.build("untouched", {}).compress(job(teacher, tmp_path / "x", student=recipe))
+    student = QUICK.build("untouched", {}).compress(job(teacher, tmp_path / "x", student=recipe))
     subprocess.run(
-        [sys.executable, "-P", "-c", REOPEN, "plain", str(tmp_path / "out"), str(made.path)],
+        [sys.executable, "-P", "-c", REOPEN, "plain", str(tmp_path / "out"), str(student.path)],
         capture_output=True,
         check=True,
     )
-    config = json.loads((made.path / "config.json").read_text())
+    config = json.loads((student.path / "config.json").read_text())
     expected = {"depth:0.25": (2, 384), "width:0.5": (8, 192), "scratch:0.5": (4, 384)}[recipe]
     assert (config["num_hidden_layers"], config["intermediate_size"]) == expected
 
@@ -549,11 +555,11 @@ def test_response_with_no_teacher_share_is_sft(teacher, tmp_path):
     )
     from safetensors.torch import load_file
 
-    left, right = (
+    response, sft = (
         load_file(alone.path / "model.safetensors"),
         load_file(zero.path / "model.safetensors"),
     )
-    assert all(left[key].equal(right[key]) for key in left)
+    assert all(response[key].equal(sft[key]) for key in response)
 
 
 @pytest.mark.slow
@@ -564,8 +570,8 @@ def test_answer_only_sees_each_example_as_often_as_sft_does(teacher, tmp_path):
         job(teacher, tmp_path / "c", tokens=6000)
     )
     steps = {
-        made.path: json.loads((made.path.parent / "cost.json").read_text())
-        for made in (sft, bare, equal)
+        student.path: json.loads((student.path.parent / "cost.json").read_text())
+        for student in (sft, bare, equal)
     }
     assert abs(steps[sft.path]["steps"] - steps[bare.path]["steps"]) <= 1
     assert steps[bare.path]["seen_tokens"] < steps[equal.path]["seen_tokens"] <= 6000
@@ -577,15 +583,19 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
     from methods.training.trace_filter import filter_traces
 
     examples = examples_of({"gsm8k-mini": TASKS["gsm8k-mini"]}, "train", LocalOrHubData(), rows=4)
-    right = [Generation(one.completion, 30, "eos") for one in examples]
-    given = job(teacher, tmp_path / "x")
+    right_traces = [Generation(example.completion, 30, "eos") for example in examples]
+    trace_job = job(teacher, tmp_path / "x")
     texts = [
-        [right[0], right[0], Generation(examples[0].answer, 4, "eos")],
+        [right_traces[0], right_traces[0], Generation(examples[0].answer, 4, "eos")],
         [Generation(examples[1].completion + "1", 30, "eos")] * 3,
-        [Generation(examples[2].completion, 30, "length"), right[2], Generation("", 1, "eos")],
+        [
+            Generation(examples[2].completion, 30, "length"),
+            right_traces[2],
+            Generation("", 1, "eos"),
+        ],
         [Generation("no number", 3, "eos")] * 3,
     ]
-    kept, counts = filter_traces(examples, texts, given)
+    kept, counts = filter_traces(examples, texts, trace_job)
     assert kept == [
         (examples[0], examples[0].completion),
         (examples[0], examples[0].answer),
@@ -605,32 +615,32 @@ def test_only_right_and_finished_traces_survive(teacher, tmp_path):
         "problems_without_trace": 2,
         "keep_rate": 0.25,
     }
-    long_enough, counts = filter_traces(examples, texts, given, shortest=5)
+    long_enough, counts = filter_traces(examples, texts, trace_job, shortest=5)
     assert len(long_enough) == 2 and counts["dropped_short"] == 5
     # as many, right or wrong, always the same for a seed
-    drawn, counts = filter_traces(examples, texts, given, reject_wrong=False)
+    drawn, counts = filter_traces(examples, texts, trace_job, reject_wrong=False)
     assert (
         len(drawn) == counts["traces_kept"] == 3
-        and drawn == filter_traces(examples, texts, given, reject_wrong=False)[0]
+        and drawn == filter_traces(examples, texts, trace_job, reject_wrong=False)[0]
     )
-    assert counts["wrong_among_kept"] == sum(one not in kept for one in drawn)
+    assert counts["wrong_among_kept"] == sum(example not in kept for example in drawn)
 
 
 def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(teacher, tmp_path):
     from methods.training.trace_filter import filter_traces
 
-    given = job(teacher, tmp_path / "x")
-    examples = examples_of(given.tasks, "train", given.source, rows=5)
+    trace_job = job(teacher, tmp_path / "x")
+    examples = examples_of(trace_job.tasks, "train", trace_job.source, rows=5)
     golds = [example.gold for example in examples]
-    said = [
+    answers = [
         f"So the answer is **{golds[0]}**.\n",
         f" {golds[1]}.",
         f"#### 0\nNo, the answer is {golds[2]}.",
         f"It is {golds[3]}1.",
         "Who knows?",
     ]
-    texts = [[Generation(text, 9, "eos")] for text in said]
-    kept, counts = filter_traces(examples, texts, given)
+    texts = [[Generation(text, 9, "eos")] for text in answers]
+    kept, counts = filter_traces(examples, texts, trace_job)
     assert kept == [
         (examples[0], f"So the answer is **{golds[0]}**.\n#### {golds[0]}"),
         (examples[1], examples[1].answer),
@@ -646,20 +656,20 @@ def test_a_right_answer_in_another_form_is_closed_as_the_task_closes_its_own(tea
         CellFailed,
         match="by the teacher 2 were wrong, 1 had no readable answer, 2 were right in another form",
     ):
-        filter_traces(silent, texts, given)
+        filter_traces(silent, texts, trace_job)
 
 
 def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teacher, tmp_path):
     from methods.training.trace_filter import filter_traces
 
-    told = []
-    given = job(teacher, tmp_path / "x", tasks=TASKS, progress=told.append)
-    examples = examples_of(TASKS, "train", given.source, rows=4)
+    progress = []
+    trace_job = job(teacher, tmp_path / "x", tasks=TASKS, progress=progress.append)
+    examples = examples_of(TASKS, "train", trace_job.source, rows=4)
     texts = [
-        [Generation(one.completion, 30, "eos" if one.task == "gsm8k-mini" else "length")]
-        for one in examples
+        [Generation(example.completion, 30, "eos" if example.task == "gsm8k-mini" else "length")]
+        for example in examples
     ]
-    kept, counts = filter_traces(examples, texts, given)
+    kept, counts = filter_traces(examples, texts, trace_job)
     assert (
         {example.task for example, _ in kept}
         == {"gsm8k-mini"}
@@ -667,12 +677,12 @@ def test_a_task_without_any_trace_is_named_and_what_would_end_its_answers(teache
     )
     assert (
         "of 2 answers" in counts["tasks_without_trace"]["mmlu-mini"]
-        and "mmlu-mini" in told[-1].detail
+        and "mmlu-mini" in progress[-1].detail
     )
     with pytest.raises(
         CellFailed, match=r"2 did not end, .*; most did not end: --set cot.longest=60$"
     ):
-        filter_traces(examples[1::2], texts[1::2], given)
+        filter_traces(examples[1::2], texts[1::2], trace_job)
 
 
 def test_calculator_marks_are_not_trained(teacher, tmp_path):
@@ -690,14 +700,16 @@ def test_a_problem_that_is_also_an_evaluation_item_is_dropped_with_its_traces(te
 
     from methods.training.trace_filter import filter_traces
 
-    given = job(teacher, tmp_path / "x")
-    taken, tested = (
-        examples_of(given.tasks, split, LocalOrHubData(), rows=2) for split in ("train", "test")
+    trace_job = job(teacher, tmp_path / "x")
+    trained, tested = (
+        examples_of(trace_job.tasks, split, LocalOrHubData(), rows=2) for split in ("train", "test")
     )
-    leaked = replace(taken[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  "))
-    texts = [[Generation(one.completion, 30, "eos")] for one in taken]
-    kept, counts = filter_traces([leaked, taken[1]], texts, given)
-    assert [one for one, _ in kept] == [taken[1]] and counts["dropped_contaminated"] == 1
+    leaked = replace(
+        trained[0], prompt="One shot.\n\n" + tested[0].prompt.upper().replace(" ", "  ")
+    )
+    texts = [[Generation(example.completion, 30, "eos")] for example in trained]
+    kept, counts = filter_traces([leaked, trained[1]], texts, trace_job)
+    assert [example for example, _ in kept] == [trained[1]] and counts["dropped_contaminated"] == 1
 
 
 def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside_only():
@@ -707,9 +719,9 @@ def test_a_long_run_of_words_from_an_evaluation_item_counts_in_data_from_outside
     from harness.data.contamination import overlapping_prompts
 
     def task(files, text):
-        held = [Example(task="t", prompt=text, completion="", answer="", gold="")]
+        items = [Example(task="t", prompt=text, completion="", answer="", gold="")]
         return SimpleNamespace(
-            name="t", kind="generate", files=files, examples=lambda split, source: iter(held)
+            name="t", kind="generate", files=files, examples=lambda split, source: iter(items)
         )
 
     run = " ".join(f"w{number}" for number in range(13))
@@ -732,9 +744,9 @@ def test_a_question_shown_in_a_chat_template_is_compared_without_it():
     from harness.contract import Example
     from harness.data.contamination import overlapping_prompts
 
-    held = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
+    items = [Example(task="t", prompt="What is  two and two?", completion="", answer="", gold="4")]
     task = SimpleNamespace(
-        name="t", kind="generate", files=(), examples=lambda split, source: iter(held)
+        name="t", kind="generate", files=(), examples=lambda split, source: iter(items)
     )
     shown = Example(
         task="t",
@@ -768,39 +780,44 @@ def test_traces_are_cached_by_content_and_a_damaged_cache_is_made_again(
 ):
     from methods.training import traces
 
-    given = job(teacher, tmp_path / "x")
-    examples = examples_of(given.tasks, "train", given.source, rows=6)
-    asked = {"samples": 1, "temperature": 0.0, "longest": 96}
-    first = traces.teacher_traces(given, examples, **asked)
+    trace_job = job(teacher, tmp_path / "x")
+    examples = examples_of(trace_job.tasks, "train", trace_job.source, rows=6)
+    sampling = {"samples": 1, "temperature": 0.0, "longest": 96}
+    first = traces.teacher_traces(trace_job, examples, **sampling)
     calls = []
     generate = traces.Writer.generate
     monkeypatch.setattr(
         traces.Writer, "generate", lambda *a, **k: calls.append(1) or generate(*a, **k)
     )
-    assert traces.teacher_traces(given, examples, **asked) == first and not calls
+    assert traces.teacher_traces(trace_job, examples, **sampling) == first and not calls
     assert (
-        traces.teacher_traces(given, examples[:5], **asked).texts == first.texts[:5]
+        traces.teacher_traces(trace_job, examples[:5], **sampling).texts == first.texts[:5]
         and len(calls) == 1
     )
-    other = Checkpoint(path=teacher.path, name="other", digest="another model")
-    traces.teacher_traces(Job(**{**given.__dict__, "teachers": (other,)}), examples, **asked)
+    other_teacher = Checkpoint(path=teacher.path, name="other", digest="another model")
+    traces.teacher_traces(
+        Job(**{**trace_job.__dict__, "teachers": (other_teacher,)}), examples, **sampling
+    )
     assert len(calls) == 2  # a second teacher is really asked
     for path in (tmp_path / "cache" / "traces").iterdir():
         path.write_text(path.read_text()[:-40])
-    assert traces.teacher_traces(given, examples, **asked).texts == first.texts and len(calls) == 3
+    assert (
+        traces.teacher_traces(trace_job, examples, **sampling).texts == first.texts
+        and len(calls) == 3
+    )
 
 
 @pytest.mark.slow
 def test_sampled_traces_differ_and_repeat_with_the_seed(teacher, tmp_path):
     from methods.training import traces
 
-    given = job(teacher, tmp_path / "x")
-    examples = examples_of(given.tasks, "train", given.source, rows=3)
-    asked = {"samples": 4, "temperature": 4.0, "longest": 48}
-    first = traces.teacher_traces(given, examples, **asked)
-    assert all(len({one.text for one in group}) > 1 for group in first.texts)
-    again = Job(**{**given.__dict__, "cache": tmp_path / "elsewhere"})
-    assert traces.teacher_traces(again, examples, **asked).texts == first.texts
+    trace_job = job(teacher, tmp_path / "x")
+    examples = examples_of(trace_job.tasks, "train", trace_job.source, rows=3)
+    sampling = {"samples": 4, "temperature": 4.0, "longest": 48}
+    first = traces.teacher_traces(trace_job, examples, **sampling)
+    assert all(len({trace.text for trace in group}) > 1 for group in first.texts)
+    again = Job(**{**trace_job.__dict__, "cache": tmp_path / "elsewhere"})
+    assert traces.teacher_traces(again, examples, **sampling).texts == first.texts
 
 
 @pytest.mark.gpu
@@ -809,5 +826,7 @@ def test_training_on_a_gpu_gives_a_student(teacher, tmp_path):
 
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device here")
-    given = Job(**{**job(teacher, tmp_path / "x").__dict__, "device": "cuda", "dtype": "bfloat16"})
-    assert REGISTRY.build("response", {}).compress(given).bytes_on_disk > 0
+    gpu_job = Job(
+        **{**job(teacher, tmp_path / "x").__dict__, "device": "cuda", "dtype": "bfloat16"}
+    )
+    assert REGISTRY.build("response", {}).compress(gpu_job).bytes_on_disk > 0

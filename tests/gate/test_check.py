@@ -40,9 +40,9 @@ def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
         )
     )
     checked = check([teacher, student], Rules(margin=0.95))
-    [one] = checked.findings
+    [finding] = checked.findings
     assert (
-        one.verdict is expected
+        finding.verdict is expected
         and checked.exit_code == {"passed": 0, "cannot tell": 3, "missed": 1}[expected.value]
     )
     z = stats.score_z(
@@ -56,24 +56,26 @@ def test_a_claim_is_judged_by_non_inferiority(lose, win, expected):
     )
     if expected is Verdict.cannot_tell:  # a sample of a task that has fewer items than would decide
         assert (
-            one.numbers["needed"] is None
-            and "it would take more than gsm8k has (1,319): this task cannot decide it" in one.told
+            finding.numbers["needed"] is None
+            and "it would take more than gsm8k has (1,319): this task cannot decide it"
+            in finding.told
         )
 
 
 def test_the_number_of_items_that_would_decide_does_decide():
     student = flipped(marks(800), lose=35, win=5)
-    given = {"task": "mmlu-cloze"}
+    fields = {"task": "mmlu-cloze"}
     pair = [
-        row(label, "", limited=True, scores=(score(run, **given),))
+        row(label, "", limited=True, scores=(score(run, **fields),))
         for label, run in (("teacher", marks(800)), ("int8", student))
     ]
-    [one] = check(pair, Rules(margin=0.95)).findings
+    [finding] = check(pair, Rules(margin=0.95)).findings
     assert (
-        one.numbers["needed"] > 1000 and f"{one.numbers['needed']:,} items would decide" in one.told
+        finding.numbers["needed"] > 1000
+        and f"{finding.numbers['needed']:,} items would decide" in finding.told
     )
-    times = -(-one.numbers["needed"] // 1000)
-    assert one.verdict is Verdict.cannot_tell
+    times = -(-finding.numbers["needed"] // 1000)
+    assert finding.verdict is Verdict.cannot_tell
     [more] = check(
         [row("teacher", marks(800) * times), row("int8", student * times)], Rules(margin=0.95)
     ).findings
@@ -125,8 +127,8 @@ def test_a_teacher_without_skill_gives_no_verdict():
 
 
 def test_without_a_teacher_there_is_nothing_to_claim():
-    [one] = check([SAME], Rules(margin=0.95)).findings
-    assert one.verdict is Verdict.not_comparable and one.differs == "teacher"
+    [finding] = check([SAME], Rules(margin=0.95)).findings
+    assert finding.verdict is Verdict.not_comparable and finding.differs == "teacher"
 
 
 def test_nothing_checked_is_no_pass():
@@ -141,8 +143,8 @@ def test_seeds_are_judged_together():
             for seed, lose in ((1, 12), (2, 14), (3, 16))
         ),
     ]
-    [one] = check(records, Rules(margin=0.95)).findings
-    assert one.verdict is Verdict.passed and one.numbers["seeds"] == 3
+    [finding] = check(records, Rules(margin=0.95)).findings
+    assert finding.verdict is Verdict.passed and finding.numbers["seeds"] == 3
 
 
 def test_a_perplexity_may_rise_to_one_over_the_margin():
@@ -155,22 +157,24 @@ def test_a_perplexity_may_rise_to_one_over_the_margin():
             outcomes={},
             n=50,
             value=20.0 * factor,
-            totals=tuple((-300.0 * (1 + 0.01 * (at % 3)) * factor, 100.0) for at in range(50)),
+            totals=tuple(
+                (-300.0 * (1 + 0.01 * (number % 3)) * factor, 100.0) for number in range(50)
+            ),
         )
 
     teacher = row("teacher", "", scores=(text(1.0),))
     for factor, expected in ((1.001, Verdict.passed), (1.1, Verdict.missed)):
-        [one] = check(
+        [finding] = check(
             [teacher, row("int8", "", scores=(text(factor),))], Rules(margin=0.95)
         ).findings
-        assert one.verdict is expected, one.told
+        assert finding.verdict is expected, finding.told
 
 
 def test_a_row_that_nothing_judged_is_no_pass():
     bad = row("int3", marks(100))
     checked = check([TEACHES, SAME, bad], Rules(), frozen(TEACHES, SAME))
     assert checked.exit_code == 3 and any(
-        one.row == "int3" and "no --margin" in one.told for one in checked.findings
+        finding.row == "int3" and "no --margin" in finding.told for finding in checked.findings
     )
     assert check([TEACHES, SAME, bad], Rules(rows=("int3",)), frozen(TEACHES, SAME)).exit_code == 3
     skipped = row("int3", "", scores=(), status="skipped", reason="pip install x")
@@ -192,13 +196,17 @@ def test_perplexities_of_all_seeds_are_judged():
         for seed, factor in ((1, 1.09), (2, 1.1), (3, 1.11))
     ]
     assert check([teacher, *agree], Rules(margin=0.95)).verdict is Verdict.missed
-    then = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
-    one = next(
-        one for one in check(seeds, Rules(), frozen(*then)).findings if one.layer == "frozen"
+    before = [row("response", "", seed=seed, scores=(text(1.0),)) for seed in (1, 2, 3)]
+    finding = next(
+        finding
+        for finding in check(seeds, Rules(), frozen(*before)).findings
+        if finding.layer == "frozen"
     )
-    assert one.verdict is Verdict.regressed
+    assert finding.verdict is Verdict.regressed
     same = next(
-        one for one in check(then, Rules(), frozen(*then)).findings if one.layer == "frozen"
+        finding
+        for finding in check(before, Rules(), frozen(*before)).findings
+        if finding.layer == "frozen"
     )
     assert same.verdict is Verdict.passed
 
@@ -263,20 +271,20 @@ def test_few_seeds_widen_a_claim():
     """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing
     one in nine; here it cannot tell.
     """
-    one, other = flipped(marks(800), lose=4), flipped(marks(800), lose=40)
+    good, bad = flipped(marks(800), lose=4), flipped(marks(800), lose=40)
     assert (
-        check([TEACHES, row("r", one, seed=1), row("r", other, seed=2)], Rules(margin=0.95)).verdict
+        check([TEACHES, row("r", good, seed=1), row("r", bad, seed=2)], Rules(margin=0.95)).verdict
         is Verdict.cannot_tell
     )
 
 
 def test_a_teacher_under_other_conditions_is_named_by_what_differs():
     four = TEACHES.model_copy(update={"environment": ENVIRONMENT.model_copy(update={"threads": 4})})
-    [one] = check([four, SAME], Rules(margin=0.95)).findings
+    [finding] = check([four, SAME], Rules(margin=0.95)).findings
     assert (
-        one.verdict is Verdict.not_comparable
-        and one.differs == "threads"
-        and "4 of the teacher, 2 of the row" in one.told
+        finding.verdict is Verdict.not_comparable
+        and finding.differs == "threads"
+        and "4 of the teacher, 2 of the row" in finding.told
     )
 
 
@@ -321,9 +329,9 @@ def test_json_holds_everything():
     assert (
         data["verdict"] == "missed"
         and data["exit_code"] == 1
-        and {one["row"] for one in data["findings"]} == {"int8", "int4", "nf4"}
+        and {finding["row"] for finding in data["findings"]} == {"int8", "int4", "nf4"}
     )
-    assert all(one["numbers"]["n"] == 1000 for one in data["findings"])
+    assert all(finding["numbers"]["n"] == 1000 for finding in data["findings"])
 
 
 def test_markdown_and_annotations_name_the_row():
@@ -358,13 +366,13 @@ def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
 
-    given = {"higher_is_better": not lower, "unit": "number" if lower else "share"}
-    teacher, same = numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)
+    fields = {"higher_is_better": not lower, "unit": "number" if lower else "share"}
+    teacher, same = numbered("teacher", TEACHERS, **fields), numbered("int8", TEACHERS, **fields)
     bad = numbered(
         "int8",
         [value * (1.4 if lower else 0.7) for value in TEACHERS],
         answers_digest="other",
-        **given,
+        **fields,
     )
     claims = [check([teacher, row], Rules(margin=0.95)).verdict for row in (same, bad)]
     assert claims == [Verdict.passed, Verdict.missed]
@@ -373,9 +381,9 @@ def test_a_claim_and_a_frozen_row_of_numbers_are_judged(lower):
         0
     ].numbers == tuple(TEACHERS)
     assert check([teacher, same], Rules(), frozen).verdict is Verdict.passed
-    found = check([teacher, bad], Rules(), frozen)
-    assert found.verdict is Verdict.regressed and "items worse" in " ".join(
-        one.told for one in found.findings
+    result = check([teacher, bad], Rules(), frozen)
+    assert result.verdict is Verdict.regressed and "items worse" in " ".join(
+        finding.told for finding in result.findings
     )
 
 
@@ -383,23 +391,23 @@ def test_a_claim_on_what_cannot_be_paired_cannot_be_told():
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
 
-    given = {"values": {}, "unpaired": "mcc is one figure of all items together"}
-    found = check(
-        [numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)],
+    fields = {"values": {}, "unpaired": "mcc is one figure of all items together"}
+    result = check(
+        [numbered("teacher", TEACHERS, **fields), numbered("int8", TEACHERS, **fields)],
         Rules(margin=0.95),
     )
-    assert found.verdict is Verdict.cannot_tell and "mcc is one figure" in found.findings[0].told
+    assert result.verdict is Verdict.cannot_tell and "mcc is one figure" in result.findings[0].told
 
 
 @pytest.mark.parametrize(
-    ("metric", "rules", "told"),
+    ("metric", "rules", "message"),
     [
         ("f1", {"margin": 0.95}, "retention"),
         ("f1", {"margin": 0.05, "points": True}, "difference"),
         ("mcc", {"margin": 0.05, "points": True}, "difference"),
     ],
 )
-def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, rules, told):
+def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, rules, message):
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
 
@@ -408,17 +416,18 @@ def test_a_claim_and_a_frozen_row_of_a_figure_of_all_items_are_judged(metric, ru
         together("int8", metric, guesses(13)),
         together("int8", metric, guesses(3), answers_digest="other"),
     )
-    found = [check([teacher, row], Rules(**rules)) for row in (same, bad)]
-    assert [one.verdict for one in found] == [Verdict.passed, Verdict.missed] and told in found[
-        1
-    ].findings[0].told
+    results = [check([teacher, row], Rules(**rules)) for row in (same, bad)]
+    assert [finding.verdict for finding in results] == [
+        Verdict.passed,
+        Verdict.missed,
+    ] and message in results[1].findings[0].told
     frozen = Baseline(history=(), rows=(freeze_record(teacher), freeze_record(same)))
     again = Baseline.model_validate_json(frozen.model_dump_json(by_alias=True))
     assert again.rows[1].scores[0].statistics == same.scores[0].statistics
     assert check([teacher, same], Rules(), again).verdict is Verdict.passed
     worse = check([teacher, bad], Rules(), again)
     assert worse.verdict is Verdict.regressed and "600 items, p" in " ".join(
-        one.told for one in worse.findings
+        finding.told for finding in worse.findings
     )
 
 
@@ -426,12 +435,12 @@ def test_a_share_of_a_figure_that_may_be_below_zero_is_not_claimed():
     from harness.gate.check import check
     from harness.gate.rules import Rules, Verdict
 
-    found = check(
+    result = check(
         [together("teacher", "mcc", guesses(13)), together("int8", "mcc", guesses(13))],
         Rules(margin=0.95),
     )
     assert (
-        found.verdict is Verdict.cannot_tell and "give --margin 2points" in found.findings[0].told
+        result.verdict is Verdict.cannot_tell and "give --margin 2points" in result.findings[0].told
     )
 
 
@@ -452,7 +461,7 @@ def program():
 
 
 @pytest.mark.parametrize(
-    ("rule", "n", "then", "allowed"),
+    ("rule", "n", "before", "allowed"),
     [
         ("TensorRT-LLM", 1000, 750, 36),  # 1.6449 sqrt(2 x .25 / 1000) is 3.68 points
         ("TensorRT-LLM", 100, 75, 11),
@@ -463,9 +472,9 @@ def program():
         ("vLLM (relative)", 1000, 750, 60),
     ],
 )
-def test_the_rules_of_others_stand_where_their_sources_have_them(program, rule, n, then, allowed):
+def test_the_rules_of_others_stand_where_their_sources_have_them(program, rule, n, before, allowed):
     fails = [
-        bool(program.PEERS[rule](np.array(then), np.array(then - lost), n))
+        bool(program.PEERS[rule](np.array(before), np.array(before - lost), n))
         for lost in (allowed, allowed + 1)
     ]
     assert fails == [False, True]
@@ -478,8 +487,8 @@ def test_the_program_draws_what_it_says(program):
     assert shares[:, :2].sum(axis=1) == pytest.approx(0.75, abs=0.002)
     assert shares[:, 1] - shares[:, 2] == pytest.approx([0.05, 0, 0], abs=0.002)
     assert shares[:, 1:3].sum(axis=1) == pytest.approx(0.12, abs=0.002)
-    then = tables[..., :2].sum(axis=-1)
-    assert (then[:, 0] == then[:, 1]).all()  # rows of a draw stand against one teacher
+    teachers = tables[..., :2].sum(axis=-1)
+    assert (teachers[:, 0] == teachers[:, 1]).all()  # rows of a draw stand against one teacher
 
 
 def test_a_threshold_is_moved_to_the_same_rate_of_false_alarms(program):
@@ -502,8 +511,11 @@ def test_the_committed_figures_of_the_gate_are_met():
     figures = json.loads(
         (Path(__file__).parents[2] / "results" / "benchmarks" / "gate-oc.json").read_text()
     )
-    judged = [one for one in figures if one["target"] is not None]
-    assert len(judged) == 18 and all(one["met"] for one in judged), [
-        one["name"] for one in judged if not one["met"]
+    judged = [figure for figure in figures if figure["target"] is not None]
+    assert len(judged) == 18 and all(figure["met"] for figure in judged), [
+        figure["name"] for figure in judged if not figure["met"]
     ]
-    assert all("TensorRT-LLM" in one["peer"] and one["details"]["draws"] >= 1000 for one in figures)
+    assert all(
+        "TensorRT-LLM" in figure["peer"] and figure["details"]["draws"] >= 1000
+        for figure in figures
+    )

@@ -52,15 +52,15 @@ def test_91_percent_above_chance_is_not_95_percent():
         row("int8", choices(marks(4320, 10_000))),
     )
     checked = check([teacher, student], Rules(margin=0.95))
-    [one] = checked.findings
-    assert one.verdict is Verdict.missed and one.numbers["chance"] == 0.25
-    assert one.told.startswith("retention above chance 91.0 % [")
-    assert one.told.endswith(
+    [finding] = checked.findings
+    assert finding.verdict is Verdict.missed and finding.numbers["chance"] == 0.25
+    assert finding.told.startswith("retention above chance 91.0 % [")
+    assert finding.told.endswith(
         "must show that it keeps 95 % of what the teacher has above chance (25 %)"
     )
-    pair = [comparison.ResultRow(each.label, (each,)) for each in (student, teacher)]
+    pair = [comparison.ResultRow(record.label, (record,)) for record in (student, teacher)]
     shown = comparison.compare(*pair, "mmlu-mini", ratio=True, chance=0.25)
-    assert (one.numbers["value"], one.numbers["low"], one.numbers["high"]) == (
+    assert (finding.numbers["value"], finding.numbers["low"], finding.numbers["high"]) == (
         shown.value,
         shown.low,
         shown.high,
@@ -68,8 +68,8 @@ def test_91_percent_above_chance_is_not_95_percent():
     # points are points
     assert check([teacher, student], Rules(margin=0.03, points=True)).verdict is Verdict.passed
     unguessed = [
-        each.model_copy(update={"scores": (score(each.scores[0].outcomes["m"]),)})
-        for each in (teacher, student)
+        record.model_copy(update={"scores": (score(record.scores[0].outcomes["m"]),)})
+        for record in (teacher, student)
     ]
     assert check(unguessed, Rules(margin=0.95)).verdict is Verdict.passed
 
@@ -81,14 +81,17 @@ def test_several_seeds_are_asked_above_chance_too():
         for seed, right in ((1, 576), (2, 575), (3, 577))
     ]
     # 96 % of the score, 93.1 % of what is above chance
-    [one] = check([teacher, *seeds], Rules(margin=0.95)).findings
-    assert one.numbers["value"] == pytest.approx(0.326 / 0.35) and one.verdict is not Verdict.passed
+    [finding] = check([teacher, *seeds], Rules(margin=0.95)).findings
+    assert (
+        finding.numbers["value"] == pytest.approx(0.326 / 0.35)
+        and finding.verdict is not Verdict.passed
+    )
     assert check([teacher, *seeds], Rules(margin=0.85)).verdict is Verdict.passed
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.5])
 def test_items_with_numbers_are_asked_above_chance(chance):
-    base = [0.5 + 0.3 * (at % 5) / 5 for at in range(400)]
+    base = [0.5 + 0.3 * (number % 5) / 5 for number in range(400)]
     teacher, student = (
         row(label, valued(values, chance=chance))
         for label, values in (("teacher", base), ("int8", [value - 0.02 for value in base]))
@@ -118,8 +121,8 @@ def test_items_with_numbers_are_asked_above_chance(chance):
         ([score(marks(0))], [score(marks(500))]),
         ([choices(marks(250))], [choices(marks(right)) for right in (250, 245, 255)]),
         (
-            [valued([0.25 + 0.1 * (at % 3 - 1) for at in range(300)], chance=0.25)],
-            [valued([0.25 + 0.1 * (at % 2) for at in range(300)], chance=0.25)],
+            [valued([0.25 + 0.1 * (number % 3 - 1) for number in range(300)], chance=0.25)],
+            [valued([0.25 + 0.1 * (number % 2) for number in range(300)], chance=0.25)],
         ),
     ],
     ids=[
@@ -137,31 +140,32 @@ def test_items_with_numbers_are_asked_above_chance(chance):
 def test_a_teacher_at_chance_is_judged_nowhere(rules, teachers, students):
     records = [row("teacher", *teachers)]
     records += [
-        row("r", one, seed=seed if len(students) > 1 else None)
-        for seed, one in enumerate(students, 1)
+        row("r", finding, seed=seed if len(students) > 1 else None)
+        for seed, finding in enumerate(students, 1)
     ]
     checked = check(records, rules)
     assert checked.verdict is Verdict.cannot_tell and checked.exit_code == 3
     assert all(
-        one.verdict is Verdict.cannot_tell and one.layer == "claim" for one in checked.findings
+        finding.verdict is Verdict.cannot_tell and finding.layer == "claim"
+        for finding in checked.findings
     )
     if len(teachers[0].outcomes.get("m", "11")) > 1:
-        assert all("teacher at chance: not judged" in one.told for one in checked.findings)
+        assert all("teacher at chance: not judged" in finding.told for finding in checked.findings)
 
 
 @pytest.mark.parametrize("make", [score, choices])
 @pytest.mark.parametrize("n", [8, 200])
 def test_a_teacher_without_a_fault_is_judged(make, n):
     same, worse = row("same", make(marks(n, n))), row("worse", make(marks(n // 2, n)))
-    found = {
-        one.row: one
-        for one in check(
+    findings = {
+        finding.row: finding
+        for finding in check(
             [row("teacher", make(marks(n, n))), same, worse], Rules(margin=0.9)
         ).findings
     }
-    assert found["same"].verdict is (Verdict.passed if n == 200 else Verdict.cannot_tell)
-    assert found["worse"].verdict is Verdict.missed or n == 8
-    assert found["same"].numbers["low"] < 1 == found["same"].numbers["value"]
+    assert findings["same"].verdict is (Verdict.passed if n == 200 else Verdict.cannot_tell)
+    assert findings["worse"].verdict is Verdict.missed or n == 8
+    assert findings["same"].numbers["low"] < 1 == findings["same"].numbers["value"]
 
 
 def test_a_teacher_near_chance_has_no_retention_above_it():
@@ -199,10 +203,10 @@ def test_missed_without_a_baseline_and_regressed_where_it_holds_the_row(rules, m
     other = row("int8", score(marks(800)))
     assert check([GOOD, BAD], rules, measured=measured).verdict is Verdict.missed
     assert check([GOOD, BAD], rules, measured=measured).exit_code == 1
-    held = check([GOOD, BAD], rules, frozen(BAD), measured=measured)
-    assert held.verdict is Verdict.regressed and held.exit_code == 1
+    against_frozen = check([GOOD, BAD], rules, frozen(BAD), measured=measured)
+    assert against_frozen.verdict is Verdict.regressed and against_frozen.exit_code == 1
     beside = check([GOOD, BAD, other], rules, frozen(other), measured=measured).findings
-    assert {one.verdict for one in beside if one.row == "int4"} & {
+    assert {finding.verdict for finding in beside if finding.row == "int4"} & {
         Verdict.missed,
         Verdict.regressed,
     } == {Verdict.missed}
@@ -211,16 +215,17 @@ def test_missed_without_a_baseline_and_regressed_where_it_holds_the_row(rules, m
 def test_a_row_with_a_margin_of_its_own_is_held_to_that_by_task_and_pooled():
     weak = pair(150, 150, n=1000, label="weak")
     teacher = pair(0, 0, n=1000, label="teacher")
-    held = frozen(teacher, weak, margin=0.95)
-    held = held.model_copy(
-        update={"rows": (held.rows[0], held.rows[1].model_copy(update={"margin": 0.6}))}
+    baseline = frozen(teacher, weak, margin=0.95)
+    baseline = baseline.model_copy(
+        update={"rows": (baseline.rows[0], baseline.rows[1].model_copy(update={"margin": 0.6}))}
     )
-    checked = check([teacher, weak], Rules(margin=0.95), held)
-    assert {one.verdict for one in layer(checked, "claim") + layer(checked, "pooled")} == {
+    checked = check([teacher, weak], Rules(margin=0.95), baseline)
+    assert {finding.verdict for finding in layer(checked, "claim") + layer(checked, "pooled")} == {
         Verdict.passed
     }
     assert all(
-        "keeps 60 %" in one.told and one.numbers["margin"] == 0.6 for one in layer(checked, "claim")
+        "keeps 60 %" in finding.told and finding.numbers["margin"] == 0.6
+        for finding in layer(checked, "claim")
     )
     assert "keeps 95 % or the margin of its own" in checked.passed_means
     assert check([teacher, weak], Rules(margin=0.95)).verdict is Verdict.missed
@@ -238,15 +243,15 @@ def test_missed_fails_in_every_form():
 
 
 def test_a_claim_on_a_whole_task_never_asks_for_more_items():
-    [one] = check(
+    [finding] = check(
         [GOOD, row("int8", score(flipped(marks(800), lose=40, win=5)))], Rules(margin=0.95)
     ).findings
     assert (
-        one.verdict is Verdict.cannot_tell
-        and one.numbers["needed"] is None
-        and one.numbers["task_items"] == 1_000
+        finding.verdict is Verdict.cannot_tell
+        and finding.numbers["needed"] is None
+        and finding.numbers["task_items"] == 1_000
     )
-    assert "more than gsm8k-mini has (1,000)" in one.told
+    assert "more than gsm8k-mini has (1,000)" in finding.told
 
 
 # Seeds
@@ -255,10 +260,10 @@ def test_a_claim_on_a_whole_task_never_asks_for_more_items():
 def test_seeds_that_gave_equal_students_are_one_training():
     teacher, run = row("teacher", score(marks(800))), score(flipped(marks(800), lose=10, win=5))
     three = [row("r", run, seed=seed, digest="same") for seed in (1, 2, 3)]
-    [one] = check([teacher, *three], Rules(margin=0.95)).findings
+    [finding] = check([teacher, *three], Rules(margin=0.95)).findings
     [alone] = check([teacher, three[0]], Rules(margin=0.95)).findings
-    assert one.numbers["seeds"] == 1 and "3 seeds, 1 training (equal students)" in one.told
-    assert (one.verdict, one.numbers["low"], one.numbers["p_met"]) == (
+    assert finding.numbers["seeds"] == 1 and "3 seeds, 1 training (equal students)" in finding.told
+    assert (finding.verdict, finding.numbers["low"], finding.numbers["p_met"]) == (
         alone.verdict,
         alone.numbers["low"],
         alone.numbers["p_met"],
@@ -277,8 +282,8 @@ def test_two_seeds_and_other_seeds_than_the_teachers_are_judged():
         for seed, lose in ((1, 4), (2, 6))
     ]
     for teacher in (teachers, teachers[:1], [row("teacher", score(marks(800)))]):
-        [one] = check([*teacher, *near], Rules(margin=0.9)).findings
-        assert one.verdict is Verdict.passed and one.numbers["seeds"] == 2
+        [finding] = check([*teacher, *near], Rules(margin=0.9)).findings
+        assert finding.verdict is Verdict.passed and finding.numbers["seeds"] == 2
         far = [
             row("r", score(flipped(marks(800), lose=lose)), seed=seed)
             for seed, lose in ((1, 2), (2, 90))
@@ -301,11 +306,13 @@ def test_eight_items_show_nothing_but_break_nothing():
             primary="",
             outcomes={},
             value=20.0,
-            totals=((-300.0 - at, 100.0),),
+            totals=((-300.0 - number, 100.0),),
         )
-        for at in range(2)
+        for number in range(2)
     ]
-    [one] = check(
+    [finding] = check(
         [row("teacher", documents[0]), row("int8", documents[1])], Rules(margin=0.95)
     ).findings
-    assert one.verdict is Verdict.cannot_tell and "one document gives no interval" in one.told
+    assert (
+        finding.verdict is Verdict.cannot_tell and "one document gives no interval" in finding.told
+    )

@@ -13,14 +13,14 @@ from harness.records.store import read_records
 from harness.statistics import stats
 
 
-def verdict_of(now, *, rules=None, then=SAME):
-    found = check([now], rules or Rules(), frozen(then))
-    return next(one for one in found.findings if one.layer == "frozen")
+def verdict_of(after, *, rules=None, before=SAME):
+    result = check([after], rules or Rules(), frozen(before))
+    return next(finding for finding in result.findings if finding.layer == "frozen")
 
 
 def test_equal_answers_pass_at_once():
-    one = verdict_of(SAME)
-    assert one.verdict is Verdict.passed and "not one of 1,000 answers differs" in one.told
+    finding = verdict_of(SAME)
+    assert finding.verdict is Verdict.passed and "not one of 1,000 answers differs" in finding.told
 
 
 @pytest.mark.parametrize(
@@ -31,13 +31,15 @@ def test_injected_flips_give_the_predicted_verdicts(share, expected):
     """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a
     warning); 5 % is a regression.
     """
-    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
-    one = verdict_of(now)
+    after = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
+    finding = verdict_of(after)
     assert (
-        one.verdict is expected and one.numbers["lost"] == 1000 * share and one.numbers["won"] == 0
+        finding.verdict is expected
+        and finding.numbers["lost"] == 1000 * share
+        and finding.numbers["won"] == 0
     )
-    assert one.numbers["p_holm"] == pytest.approx(0.5 ** (1000 * share))
-    assert one.warning == (expected is Verdict.passed)
+    assert finding.numbers["p_holm"] == pytest.approx(0.5 ** (1000 * share))
+    assert finding.warning == (expected is Verdict.passed)
 
 
 @pytest.mark.parametrize(
@@ -54,64 +56,69 @@ def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, exp
     near zero have none to lose.
     """
     records, problems = read_records(Path(__file__).parents[2] / "results" / "compression-tiny")
-    then = [
+    before = [
         one
         for one in records
         if one.seed is None and not one.is_control and one.scores[0].value > 0.7
     ]
-    assert not problems and len(then) >= 8
+    assert not problems and len(before) >= 8
 
-    def changed(one):
-        if one.method == "teacher" or not share:
-            return one
+    def changed(record):
+        if record.method == "teacher" or not share:
+            return record
         worse = flipped(
-            one.scores[0].outcomes[one.scores[0].primary], lose=round(share * one.scores[0].n)
+            record.scores[0].outcomes[record.scores[0].primary],
+            lose=round(share * record.scores[0].n),
         )
         value = worse.count("1") / len(worse)
-        outcomes = {**one.scores[0].outcomes, one.scores[0].primary: worse}
-        first = one.scores[0].model_copy(
+        outcomes = {**record.scores[0].outcomes, record.scores[0].primary: worse}
+        first = record.scores[0].model_copy(
             update={"outcomes": outcomes, "value": value, "answers_digest": "changed"}
         )
-        return one.model_copy(update={"scores": (first, *one.scores[1:])})
+        return record.model_copy(update={"scores": (first, *record.scores[1:])})
 
-    checked = check([changed(one) for one in then], Rules(), frozen(*then))
+    checked = check([changed(one) for one in before], Rules(), frozen(*before))
     touched = [
         one
         for one in checked.findings
-        if one.layer == "frozen" and one.task == then[0].scores[0].task and one.row != "teacher"
+        if one.layer == "frozen" and one.task == before[0].scores[0].task and one.row != "teacher"
     ]
     assert {one.verdict for one in touched} == {expected} and len(touched) >= 7
     assert checked.verdict is expected
 
 
 def test_flips_both_ways_alike_are_no_regression():
-    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=50, win=50))
-    one = verdict_of(now)
-    assert one.verdict is Verdict.passed and not one.warning and one.numbers["p_holm"] > 0.5
+    after = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=50, win=50))
+    finding = verdict_of(after)
+    assert (
+        finding.verdict is Verdict.passed
+        and not finding.warning
+        and finding.numbers["p_holm"] > 0.5
+    )
 
 
 @pytest.mark.parametrize("limited", [True, False])
 def test_few_items_cannot_tell_and_say_how_many_would_where_the_task_has_them(limited):
     runs = marks(60, 100), flipped(marks(60, 100), lose=6, win=6)
-    then, now = (
+    before, after = (
         row("int8", "", limited=limited, scores=(score(run, task="gsm8k"),)) for run in runs
     )
-    one = verdict_of(now, then=then)
-    assert one.verdict is Verdict.cannot_tell
+    finding = verdict_of(after, before=before)
+    assert finding.verdict is Verdict.cannot_tell
     needed = stats.items_to_detect(0.12, 0.05, alpha=0.01)
-    assert (one.numbers["needed"], one.numbers["task_items"]) == (
+    assert (finding.numbers["needed"], finding.numbers["task_items"]) == (
         (needed, 1_319) if limited else (None, 100)
     )
     assert (
         f"about {needed:,} items would decide" if limited else "more than gsm8k has (100)"
-    ) in one.told
+    ) in finding.told
 
 
 def test_exact_takes_no_flip_on_the_same_machine_only():
-    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=1))
-    assert verdict_of(now).verdict is Verdict.passed
-    assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
-    elsewhere = now.model_copy(
+    after = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=1))
+    assert verdict_of(after).verdict is Verdict.passed
+    assert verdict_of(after, rules=Rules(exact=True)).verdict is Verdict.regressed
+    elsewhere = after.model_copy(
         update={"environment": ENVIRONMENT.model_copy(update={"machine": "another"})}
     )
     assert verdict_of(elsewhere, rules=Rules(exact=True)).verdict is Verdict.passed
@@ -150,10 +157,10 @@ def test_exact_takes_no_flip_on_the_same_machine_only():
     ],
 )
 def test_what_cannot_be_compared_is_named(differs, changes):
-    now = row("int8", marks(800)).model_copy(update=changes)
-    checked = check([now], Rules(), frozen(row("int8", marks(800))))
-    one = next(one for one in checked.findings if one.layer == "frozen")
-    assert one.verdict is Verdict.not_comparable and one.differs == differs, one.told
+    after = row("int8", marks(800)).model_copy(update=changes)
+    checked = check([after], Rules(), frozen(row("int8", marks(800))))
+    finding = next(finding for finding in checked.findings if finding.layer == "frozen")
+    assert finding.verdict is Verdict.not_comparable and finding.differs == differs, finding.told
     assert checked.exit_code == 4
 
 
@@ -162,7 +169,9 @@ def test_a_missing_row_and_a_failed_one_do_not_pass():
     assert gone.verdict is Verdict.not_comparable and "int8 has no record" in gone.told
     broken = row("int8", "", scores=(), status="failed", reason="out of memory")
     checked = check([TEACHES, broken], Rules(), frozen(SAME))
-    assert [one.differs for one in checked.findings] == ["status"] and checked.exit_code == 4
+    assert [finding.differs for finding in checked.findings] == [
+        "status"
+    ] and checked.exit_code == 4
 
 
 def test_a_skipped_row_is_noted_unless_it_was_frozen():
@@ -186,26 +195,32 @@ def test_bytes_are_compared_exactly():
         (1_001, Verdict.regressed, False),
         (999, Verdict.passed, True),
     ):
-        now = SAME.model_copy(
+        after = SAME.model_copy(
             update={"student": ModelReference(name="int8", digest="dint8", weight_bytes=size)}
         )
-        one = next(
-            one for one in check([now], Rules(), frozen(SAME)).findings if one.layer == "bytes"
+        finding = next(
+            finding
+            for finding in check([after], Rules(), frozen(SAME)).findings
+            if finding.layer == "bytes"
         )
-        assert (one.verdict, one.warning) == (expected, warned)
+        assert (finding.verdict, finding.warning) == (expected, warned)
 
 
 def test_several_seeds_count_an_item_once_by_its_net_loss():
-    then = [row("response", marks(800), seed=seed) for seed in (1, 2)]
-    now = [
+    before = [row("response", marks(800), seed=seed) for seed in (1, 2)]
+    after = [
         row("response", flipped(marks(800), lose=30), seed=1),
         row("response", flipped(marks(800), lose=20), seed=2),
     ]
-    one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
+    finding = next(
+        finding
+        for finding in check(after, Rules(), frozen(*before)).findings
+        if finding.layer == "frozen"
+    )
     assert (
-        one.numbers["lost"] == 30
-        and one.numbers["drop"] == pytest.approx(0.025)
-        and one.verdict is Verdict.regressed
+        finding.numbers["lost"] == 30
+        and finding.numbers["drop"] == pytest.approx(0.025)
+        and finding.verdict is Verdict.regressed
     )
 
 
@@ -216,27 +231,32 @@ def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
         return "".join("01"[mark == "0"] if draw.random() < 0.1 else mark for mark in outcomes)
 
     base = "".join("1" if draw.random() < 0.5 else "0" for _ in range(1000))
-    then = [row(f"m{at}", base) for at in range(40)]
-    now = [row(f"m{at}", noise(base)) for at in range(40)]
-    assert check(now, Rules(), frozen(*then)).verdict is not Verdict.regressed
+    before = [row(f"m{number}", base) for number in range(40)]
+    after = [row(f"m{number}", noise(base)) for number in range(40)]
+    assert check(after, Rules(), frozen(*before)).verdict is not Verdict.regressed
 
 
 def test_net_losses_count_by_their_size():
     """110 items lost by all five seeds, 160 won by one seed each: the score fell by 6.5 points,
     whatever the signs' numbers are.
     """
-    then = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
+    before = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
     lost = flipped(marks(900, 1200), lose=110)
     gains = [
-        lost[:900] + "".join("1" if 32 * seed <= at < 32 * (seed + 1) else "0" for at in range(300))
+        lost[:900]
+        + "".join("1" if 32 * seed <= number < 32 * (seed + 1) else "0" for number in range(300))
         for seed in range(5)
     ]
-    now = [row("response", run, seed=seed + 1) for seed, run in enumerate(gains)]
-    one = next(one for one in check(now, Rules(), frozen(*then)).findings if one.layer == "frozen")
-    assert (one.numbers["lost"], one.numbers["won"]) == (
+    after = [row("response", run, seed=seed + 1) for seed, run in enumerate(gains)]
+    finding = next(
+        finding
+        for finding in check(after, Rules(), frozen(*before)).findings
+        if finding.layer == "frozen"
+    )
+    assert (finding.numbers["lost"], finding.numbers["won"]) == (
         110,
         160,
-    ) and one.verdict is Verdict.regressed
+    ) and finding.verdict is Verdict.regressed
 
 
 def test_seeds_that_were_trained_anew_must_agree():
@@ -251,34 +271,35 @@ def test_seeds_that_were_trained_anew_must_agree():
             for seed, lose in enumerate(loses, 1)
         ]
 
-    then = frozen(*made((0, 0, 0), "old"))
+    before = frozen(*made((0, 0, 0), "old"))
     apart = next(
-        one
-        for one in check(made((150, 0, 0), "new"), Rules(), then).findings
-        if one.layer == "frozen"
+        finding
+        for finding in check(made((150, 0, 0), "new"), Rules(), before).findings
+        if finding.layer == "frozen"
     )
     assert apart.verdict is Verdict.cannot_tell and "do not agree" in apart.told
     together = next(
-        one
-        for one in check(made((50, 55, 48), "new"), Rules(), then).findings
-        if one.layer == "frozen"
+        finding
+        for finding in check(made((50, 55, 48), "new"), Rules(), before).findings
+        if finding.layer == "frozen"
     )
     assert together.verdict is Verdict.regressed
 
 
 def test_frozen_controls_are_judged_only_when_they_are_named():
-    then = row("untouched", marks(300), is_control=True)
-    now = row("untouched", marks(100), is_control=True)
+    before = row("untouched", marks(300), is_control=True)
+    after = row("untouched", marks(100), is_control=True)
     assert (
-        check([TEACHES, SAME, now], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+        check([TEACHES, SAME, after], Rules(), frozen(TEACHES, SAME, before)).verdict
+        is Verdict.passed
     )
-    assert check([TEACHES, SAME], Rules(), frozen(TEACHES, SAME, then)).verdict is Verdict.passed
+    assert check([TEACHES, SAME], Rules(), frozen(TEACHES, SAME, before)).verdict is Verdict.passed
     assert (
-        check([TEACHES, now], Rules(rows=("untouched",)), frozen(TEACHES, SAME, then)).verdict
+        check([TEACHES, after], Rules(rows=("untouched",)), frozen(TEACHES, SAME, before)).verdict
         is Verdict.regressed
     )
 
 
 def test_exact_takes_a_won_item_for_a_flip_too():
-    now = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], win=1))
-    assert verdict_of(now, rules=Rules(exact=True)).verdict is Verdict.regressed
+    after = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], win=1))
+    assert verdict_of(after, rules=Rules(exact=True)).verdict is Verdict.regressed

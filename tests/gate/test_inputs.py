@@ -37,11 +37,11 @@ from harness.records.record import (
     ],
 )
 def test_a_margin_that_is_none_is_one_line(text):
-    with pytest.raises(HarnessError) as told:
+    with pytest.raises(HarnessError) as refused:
         parse_margin(text)
-    assert str(told.value).startswith(
+    assert str(refused.value).startswith(
         f"--margin {text}: give the share that must be kept, between 0 and 1"
-    ) and "\n" not in str(told.value)
+    ) and "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("text", ["1", "1.0", "100%", "1."])
@@ -91,7 +91,7 @@ def test_weights_and_ways_to_decide_are_read_or_refused():
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("options", "message"),
     [
         (
             ["--task-weights", "gsm8k-mini=1,mmul-mini=2"],
@@ -104,8 +104,8 @@ def test_weights_and_ways_to_decide_are_read_or_refused():
         (["--margin", "1.01"], "--margin 1.01: give the share"),
     ],
 )
-def test_the_command_says_it_in_one_line(tmp_path, given, said):
-    for one in (TWO, NEAR):
-        write_record(tmp_path / f"{one.label}.json", one)
-    done = CliRunner().invoke(app, ["check", str(tmp_path), *given], standalone_mode=False)
-    assert said in str(done.exception) and "\n" not in str(done.exception)
+def test_the_command_says_it_in_one_line(tmp_path, options, message):
+    for record in (TWO, NEAR):
+        write_record(tmp_path / f"{record.label}.json", record)
+    done = CliRunner().invoke(app, ["check", str(tmp_path), *options], standalone_mode=False)
+    assert message in str(done.exception) and "\n" not in str(done.exception)

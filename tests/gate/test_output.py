@@ -113,8 +113,8 @@ def test_several_sources_keep_their_own_quantiles_and_the_p_is_where_the_interva
     )
     assert half_width(sources) == pytest.approx(expected)
     assert two_sided_p(expected, sources) == pytest.approx(0.05, rel=1e-6)
-    found = interval_around(1.0, sources)
-    assert (found.value, found.low, found.high) == pytest.approx(
+    interval = interval_around(1.0, sources)
+    assert (interval.value, interval.low, interval.high) == pytest.approx(
         (1.0, 1.0 - expected, 1.0 + expected)
     )
 
@@ -190,7 +190,7 @@ def test_equal_methods_are_seldom_called_unequal_and_unequal_ones_often():
             ]
             called += means.equality_test(*sides) <= 0.05
         assert called / 400 <= 0.07
-    found = [
+    p_values = [
         means.equality_test(
             *(
                 np.stack(
@@ -204,12 +204,12 @@ def test_equal_methods_are_seldom_called_unequal_and_unequal_ones_often():
         )
         for _ in range(100)
     ]
-    assert np.mean([p <= 0.05 for p in found]) > 0.8
+    assert np.mean([p <= 0.05 for p in p_values]) > 0.8
 
 
 def table_of(*records, name):
-    [made] = build_sections(records)
-    return next(table for table in made.tables if table.name == name)
+    [section] = build_sections(records)
+    return next(table for table in section.tables if table.name == name)
 
 
 def controlled(outcomes, **more):
@@ -230,25 +230,28 @@ def test_one_training_is_not_judged_and_two_are():
     ]["difference"] > 0.3
     records = [
         teacher,
-        *(controlled(run, seed=at) for at, run in enumerate(good)),
-        *(scored("sft", run, seed=at, is_control=True) for at, run in enumerate(poor)),
+        *(controlled(run, seed=number) for number, run in enumerate(good)),
+        *(scored("sft", run, seed=number, is_control=True) for number, run in enumerate(poor)),
     ]
     [line] = table_of(*records, name="controls").exact
     assert line["verdict"] == "better" and line["p (Holm)"] < 0.05
     other_seeds = [
         teacher,
-        *(controlled(run, seed=at) for at, run in enumerate(good)),
-        *(scored("sft", run, seed=at + 7, is_control=True) for at, run in enumerate(poor[:2])),
+        *(controlled(run, seed=number) for number, run in enumerate(good)),
+        *(
+            scored("sft", run, seed=number + 7, is_control=True)
+            for number, run in enumerate(poor[:2])
+        ),
     ]
     assert table_of(*other_seeds, name="controls").exact[0]["verdict"] in ("better", "cannot tell")
 
 
 def test_seeds_that_gave_the_same_student_are_one_training():
     teacher, run = scored("teacher", "1" * 380 + "0" * 20), trainings([0.9], seed=1)[0]
-    alike = [controlled(run, seed=at, digest="same") for at in range(3)]
+    alike = [controlled(run, seed=number, digest="same") for number in range(3)]
     control = [
-        scored("sft", other, seed=at, is_control=True)
-        for at, other in enumerate(trainings([0.4] * 3, seed=2))
+        scored("sft", run, seed=number, is_control=True)
+        for number, run in enumerate(trainings([0.4] * 3, seed=2))
     ]
     assert [
         line["verdict"] for line in table_of(teacher, *alike, *control, name="controls").exact
@@ -271,8 +274,10 @@ def test_a_table_adjusts_its_verdicts_together():
     nearly = "0" * 20 + "1" * 680 + "1" * 5 + "0" * 295  # 20 lost, 5 won of 1,000
     assert 0.001 < stats.equality_test([nearly], [base]) < 0.05
     rows = [
-        scored(f"response[{at}]", nearly if at == 0 else base[1:] + base[:1], controls=("sft",))
-        for at in range(20)
+        scored(
+            f"response[{number}]", nearly if number == 0 else base[1:] + base[:1], controls=("sft",)
+        )
+        for number in range(20)
     ]
     lines = table_of(teacher, *rows, scored("sft", base, is_control=True), name="controls").exact
     first = next(line for line in lines if line["row"] == "response[0]")
@@ -289,22 +294,22 @@ def test_nothing_is_bold_beside_a_row_that_was_trained_once_and_a_note_says_so()
     teacher = scored("teacher", "1" * 380 + "0" * 20)
     good, poor = trainings([0.9] * 3, seed=1), trainings([0.4] * 3, seed=2)
     once = [teacher, scored("response", good[0], seed=1), scored("feature", poor[0], seed=1)]
-    [found] = group_records(once)
-    assert not best_labels(found, "gsm8k-mini") and any(
-        "one training (or draw) each" in line for line in group_notes(found)
+    [group] = group_records(once)
+    assert not best_labels(group, "gsm8k-mini") and any(
+        "one training (or draw) each" in line for line in group_notes(group)
     )
-    [found] = group_records(
+    [group] = group_records(
         [
             teacher,
             *(
-                scored(name, run, seed=at)
+                scored(name, run, seed=number)
                 for name, runs in (("response", good), ("feature", poor))
-                for at, run in enumerate(runs)
+                for number, run in enumerate(runs)
             ),
         ]
     )
-    assert best_labels(found, "gsm8k-mini") == {"response"} and not any(
-        "one training" in line for line in group_notes(found)
+    assert best_labels(group, "gsm8k-mini") == {"response"} and not any(
+        "one training" in line for line in group_notes(group)
     )
 
 
@@ -313,22 +318,22 @@ def test_a_further_stage_of_the_same_trainings_is_compared_training_by_training(
     teacher = scored("teacher", "1" * 990 + "0" * 10)
     runs = ["1" * share + "0" * (1_000 - share) for share in (500, 600, 700)]
     packed = ["0" * 20 + run[20:] for run in runs]
-    [found] = group_records(
+    [group] = group_records(
         [
             teacher,
-            *(scored("response", run, seed=at) for at, run in enumerate(runs)),
-            *(scored("response+int8", run, seed=at) for at, run in enumerate(packed)),
+            *(scored("response", run, seed=number) for number, run in enumerate(runs)),
+            *(scored("response+int8", run, seed=number) for number, run in enumerate(packed)),
         ]
     )
-    rows = {row.label: row for row in found.rows}
+    rows = {row.label: row for row in group.rows}
     gap = compare(rows["response+int8"], rows["response"], "gsm8k-mini", ratio=False)
     assert gap.value == pytest.approx(-0.02) and gap.high < 0
     assert equality_test(rows["response+int8"], rows["response"], "gsm8k-mini") < 0.01
     [apart] = group_records(
         [
             teacher,
-            *(scored("response", run, seed=at) for at, run in enumerate(runs)),
-            *(scored("other", run, seed=at) for at, run in enumerate(packed)),
+            *(scored("response", run, seed=number) for number, run in enumerate(runs)),
+            *(scored("other", run, seed=number) for number, run in enumerate(packed)),
         ]
     )
     rows = {row.label: row for row in apart.rows}

@@ -26,8 +26,8 @@ def test_what_a_pass_means_stands_under_the_verdict():
         "a true drop of 3 points"
     )
     assert (
-        "frozen items: no loss was shown, which is not that there is none; a true drop of 3 points "
-        "passes" in line
+        "frozen items: no loss was shown, which does not prove that there is none; "
+        "a true drop of 3 points passes" in line
     )
     assert "on gsm8k-mini (n 1,000, 4.0 % flips)" in line and "\n" not in line
     assert (
@@ -51,9 +51,9 @@ def test_the_stated_rate_is_the_rate_of_the_check(n, flips, drop):
     )
     base, passed = marks(int(0.8 * n), n), []
     for lost, won, _ in draws:
-        now = row("int8", score(flipped(base, lose=int(lost), win=int(won))))
-        [one] = layer(check([now], Rules(), frozen(row("int8", score(base)))), "frozen")
-        passed.append(one.verdict is Verdict.passed)
+        after = row("int8", score(flipped(base, lose=int(lost), win=int(won))))
+        [finding] = layer(check([after], Rules(), frozen(row("int8", score(base)))), "frozen")
+        passed.append(finding.verdict is Verdict.passed)
     stated = frozen_pass_rate(n, flips, drop, 1, Rules())
     assert np.mean(passed) == pytest.approx(
         stated, abs=4 * max(stated * (1 - stated), 0.01) ** 0.5 / 20
@@ -71,7 +71,7 @@ def test_the_stated_rate_of_a_claim_is_the_rate_of_its_test(chance, points, marg
     )
     weights = stats.difference_weights(-margin) if points else stats.ratio_weights(margin, chance)
     passed = np.mean(
-        [stats.score_z(stats.Pairs(*map(int, one)), weights) >= 1.6449 for one in draws]
+        [stats.score_z(stats.Pairs(*map(int, draw)), weights) >= 1.6449 for draw in draws]
     )
     assert claim_pass_rate(
         n, flips, drop, teacher, 1, Rules(margin=margin, points=points), chance=chance

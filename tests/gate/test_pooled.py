@@ -23,7 +23,7 @@ from harness.statistics import means, stats
 def test_what_two_tasks_cannot_tell_their_items_together_may():
     checked = check([TWO, NEAR], Rules(margin=0.93))
     [pooled] = layer(checked, "pooled")
-    assert {one.verdict for one in layer(checked, "claim")} == {
+    assert {finding.verdict for finding in layer(checked, "claim")} == {
         Verdict.cannot_tell
     } and pooled.verdict is Verdict.passed
     assert (
@@ -35,10 +35,12 @@ def test_what_two_tasks_cannot_tell_their_items_together_may():
         "gsm8k-mini (300) and mmlu-mini (300), every item alike: retention above chance"
         in pooled.told
     )
-    assert checked.verdict is Verdict.cannot_tell and all(one.counts for one in checked.findings)
+    assert checked.verdict is Verdict.cannot_tell and all(
+        finding.counts for finding in checked.findings
+    )
     settled = check([TWO, NEAR], Rules(margin=0.93, decide="pooled"))
     assert settled.verdict is Verdict.passed and settled.exit_code == 0
-    assert [one.counts for one in layer(settled, "claim")] == [False, False]
+    assert [finding.counts for finding in layer(settled, "claim")] == [False, False]
     assert (
         "over its tasks together" in settled.passed_means
         and "over its tasks together" not in checked.passed_means
@@ -53,10 +55,10 @@ def test_the_pooled_test_is_that_of_all_items_above_their_chance():
     runs = [
         [
             float(mark) - chance
-            for one, chance in zip(each.scores, (0.0, 0.25), strict=True)
-            for mark in one.outcomes["m"]
+            for score, chance in zip(record.scores, (0.0, 0.25), strict=True)
+            for mark in score.outcomes["m"]
         ]
-        for each in (NEAR, TWO)
+        for record in (NEAR, TWO)
     ]
     assert (
         pooled.numbers["p_met"]
@@ -71,10 +73,10 @@ def test_the_pooled_test_is_that_of_all_items_above_their_chance():
 
 def test_pooled_tests_stand_in_the_family_of_the_single_ones():
     checked = check([TWO, NEAR, pair(7, 3, label="int4")], Rules(margin=0.93))
-    tested = [one for one in checked.findings if "p_met" in one.numbers]
+    tested = [finding for finding in checked.findings if "p_met" in finding.numbers]
     assert len(tested) == 6 == tested[0].numbers["tests"]
-    adjusted = stats.holm([one.numbers["p_met"] for one in tested])
-    assert adjusted == [one.numbers["p_met_holm"] for one in tested]
+    adjusted = stats.holm([finding.numbers["p_met"] for finding in tested])
+    assert adjusted == [finding.numbers["p_met_holm"] for finding in tested]
 
 
 def test_a_pooled_miss_counts_and_a_pooled_doubt_does_not():
@@ -110,13 +112,13 @@ def test_a_pool_speaks_for_its_tasks_alone():
     """Documents that cannot tell still count; a task on which the teacher is at chance cannot be
     decided by anything.
     """
-    documents = tuple((-300.0 - at % 3, 100.0) for at in range(2))
+    documents = tuple((-300.0 - number % 3, 100.0) for number in range(2))
     text = score(
         "11", "wikitext", kind="perplexity", primary="", outcomes={}, value=20.0, totals=documents
     )
     worse = text.model_copy(
         update={
-            "totals": tuple((a - 3 - 8 * at, b) for at, (a, b) in enumerate(documents)),
+            "totals": tuple((a - 3 - 8 * number, b) for number, (a, b) in enumerate(documents)),
             "answers_digest": "x",
         }
     )
@@ -124,8 +126,8 @@ def test_a_pool_speaks_for_its_tasks_alone():
 
     def with_third(scores):
         added = [
-            one.model_copy(update={"scores": (*one.scores, third)})
-            for one, third in zip((TWO, pair(4, 4)), scores, strict=True)
+            record.model_copy(update={"scores": (*record.scores, third)})
+            for record, third in zip((TWO, pair(4, 4)), scores, strict=True)
         ]
         return check(added, Rules(margin=0.93, decide="pooled"))
 
@@ -141,21 +143,21 @@ def test_a_pool_speaks_for_its_tasks_alone():
 
 
 @pytest.mark.parametrize(
-    ("weights", "value", "said"),
+    ("weights", "value", "message"),
     [
         ("items", (0.9 * 1000 * 0.8 + 100 * 0.8) / (1100 * 0.8), "every item alike"),
         ("tasks", (0.9 + 1.0) / 2, "every task alike"),
         ((("a", 1.0), ("b", 3.0)), 0.25 * 0.9 + 0.75, "a 25 %, b 75 %"),
     ],
 )
-def test_tasks_weigh_as_they_are_told(weights, value, said):
+def test_tasks_weigh_as_they_are_told(weights, value, message):
     teacher = row("teacher", score(marks(800), "a"), score(marks(80, 100), "b"))
     student = row("int8", score(marks(720), "a"), score(marks(80, 100), "b"))
     [pooled] = layer(check([teacher, student], Rules(margin=0.5, task_weights=weights)), "pooled")
-    assert pooled.numbers["value"] == pytest.approx(value) and said in pooled.told
+    assert pooled.numbers["value"] == pytest.approx(value) and message in pooled.told
     before = frozen(teacher, row("int8", *teacher.scores))
     [again] = layer(check([teacher, student], Rules(task_weights=weights), before), "pooled frozen")
-    assert again.numbers["drop"] == pytest.approx(0.8 * (1 - value)) and said in again.told
+    assert again.numbers["drop"] == pytest.approx(0.8 * (1 - value)) and message in again.told
 
 
 def test_seeds_are_pooled_run_by_run():
@@ -165,26 +167,26 @@ def test_seeds_are_pooled_run_by_run():
 
 
 def test_frozen_items_are_pooled_by_mcnemar():
-    then = frozen(TWO, pair(0, 0))
-    small = check([TWO, pair(14, 14)], Rules(), then)
+    before = frozen(TWO, pair(0, 0))
+    small = check([TWO, pair(14, 14)], Rules(), before)
     [pooled] = layer(small, "pooled frozen")
     assert (
         pooled.numbers["p_holm"]
         == stats.holm([stats.mcnemar(14, 4)] * 2 + [stats.mcnemar(28, 8)])[2]
     )
-    assert {one.numbers["p_holm"] for one in layer(small, "frozen") if one.row == "int8"} == {
-        2 * stats.mcnemar(14, 4)
-    }
+    assert {
+        finding.numbers["p_holm"] for finding in layer(small, "frozen") if finding.row == "int8"
+    } == {2 * stats.mcnemar(14, 4)}
     # neither task alone shows it
     assert pooled.verdict is Verdict.regressed and small.verdict is Verdict.regressed
-    assert {one.verdict for one in layer(small, "frozen") if one.row == "int8"} == {
+    assert {finding.verdict for finding in layer(small, "frozen") if finding.row == "int8"} == {
         Verdict.cannot_tell
     }
 
 
 def test_a_frozen_pool_settles_tasks_that_are_too_small():
-    then = frozen(TWO, pair(0, 0))
-    now = row(
+    before = frozen(TWO, pair(0, 0))
+    after = row(
         "int8",
         *(
             score.model_copy(
@@ -195,16 +197,17 @@ def test_a_frozen_pool_settles_tasks_that_are_too_small():
                 }
             )
             for score, run in (
-                (each, flipped(each.outcomes["m"], lose=11, win=11)) for each in pair(0, 0).scores
+                (record, flipped(record.outcomes["m"], lose=11, win=11))
+                for record in pair(0, 0).scores
             )
         ),
     )
-    by_task = check([TWO, now], Rules(), then)
+    by_task = check([TWO, after], Rules(), before)
     assert (
         by_task.verdict is Verdict.cannot_tell
         and layer(by_task, "pooled frozen")[0].verdict is Verdict.passed
     )
-    assert check([TWO, now], Rules(decide="pooled"), then).verdict is Verdict.passed
+    assert check([TWO, after], Rules(decide="pooled"), before).verdict is Verdict.passed
 
 
 def test_an_unchanged_row_adds_no_pooled_test():
@@ -217,16 +220,16 @@ def test_an_unchanged_row_adds_no_pooled_test():
 
 
 def test_a_pool_of_rows_trained_anew_needs_seeds_that_agree():
-    def rows(loses, made):
+    def rows(loses, digest):
         return [
-            pair(lose, lose, seed=seed, digest=f"{made}{seed}", label="r")
+            pair(lose, lose, seed=seed, digest=f"{digest}{seed}", label="r")
             for seed, lose in enumerate(loses, 1)
         ]
 
-    then = frozen(TWO, *rows((0, 0, 0), "old"))
-    together = layer(check([TWO, *rows((30, 33, 28), "new")], Rules(), then), "pooled frozen")[0]
+    before = frozen(TWO, *rows((0, 0, 0), "old"))
+    together = layer(check([TWO, *rows((30, 33, 28), "new")], Rules(), before), "pooled frozen")[0]
     assert together.verdict is Verdict.regressed
-    apart = layer(check([TWO, *rows((90, 0, 0), "new")], Rules(), then), "pooled frozen")[0]
+    apart = layer(check([TWO, *rows((90, 0, 0), "new")], Rules(), before), "pooled frozen")[0]
     assert (
         apart.verdict is Verdict.cannot_tell and "do not agree" in apart.told and not apart.counts
     )
@@ -259,17 +262,17 @@ def test_a_pool_that_is_asked_for_and_cannot_be_is_said():
     ],
 )
 def test_rules_that_ask_what_cannot_be_are_refused_in_one_line(rules):
-    with pytest.raises(HarnessError) as told:
+    with pytest.raises(HarnessError) as refused:
         check([GOOD, BAD], rules, frozen(BAD))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refused.value)
 
 
 # The command and the plug-in of pytest
 
 
 def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
-    for one in (TWO, NEAR):
-        write_record(tmp_path / f"{one.label}.json", one)
+    for record in (TWO, NEAR):
+        write_record(tmp_path / f"{record.label}.json", record)
     outcome = {}
     for decide in ("tasks", "pooled"):
         done = CliRunner().invoke(
@@ -282,8 +285,8 @@ def test_the_command_decides_by_the_pool_where_it_is_told_to(tmp_path):
 
 
 def test_the_plugin_fails_what_was_missed_and_skips_what_does_not_count(tmp_path):
-    for one in (TWO, NEAR, pair(100, 100, label="int4")):
-        write_record(tmp_path / "records" / f"{one.label}.json", one)
+    for record in (TWO, NEAR, pair(100, 100, label="int4")):
+        write_record(tmp_path / "records" / f"{record.label}.json", record)
     write_baseline(tmp_path / "b.json", frozen(TWO))
     (tmp_path / "users").mkdir()
     (tmp_path / "users" / "pytest.ini").write_text("[pytest]\n")

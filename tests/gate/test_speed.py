@@ -32,14 +32,14 @@ def test_every_scenario_must_be_fast():
 )
 def test_speed_is_claimed_by_the_interval_of_its_ratio(least, expected):
     checked = check([TEACHES, SAME], Rules(faster=least))
-    assert [one.verdict for one in checked.findings] == [expected]
+    assert [finding.verdict for finding in checked.findings] == [expected]
 
 
 def test_a_row_that_was_not_timed_has_no_speed():
-    [one] = check(
+    [finding] = check(
         [TEACHES, SAME.model_copy(update={"measurements": ()})], Rules(faster=1.0)
     ).findings
-    assert one.verdict is Verdict.not_comparable and one.differs == "timing"
+    assert finding.verdict is Verdict.not_comparable and finding.differs == "timing"
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_row_that_was_not_timed_has_no_speed():
     [(0.97, 1.02, Verdict.passed), (0.90, 1.01, Verdict.cannot_tell), (0.80, 0.90, Verdict.missed)],
 )
 def test_two_models_timed_by_turns_in_one_job(low, high, expected):
-    one = Measurement(
+    speedup = Measurement(
         name="decode_speedup",
         value=(low + high) / 2,
         low=low,
@@ -55,4 +55,6 @@ def test_two_models_timed_by_turns_in_one_job(low, high, expected):
         unit="ratio",
         higher_is_better=True,
     )
-    assert check([TEACHES, SAME], Rules(margin=0.9), measured=[("new", [one])]).verdict is expected
+    assert (
+        check([TEACHES, SAME], Rules(margin=0.9), measured=[("new", [speedup])]).verdict is expected
+    )

@@ -73,7 +73,7 @@ def score(marks, *, task="gsm8k-mini", **changes):
 
 
 def numbers(factor):
-    values = tuple(0.1 * (at % 10) * factor for at in range(1000))
+    values = tuple(0.1 * (number % 10) * factor for number in range(1000))
     return score(
         "1",
         n=1000,
@@ -86,7 +86,7 @@ def numbers(factor):
 
 
 def documents(factor):
-    totals = tuple((-(30.0 + at % 7) * factor, 10.0) for at in range(200))
+    totals = tuple((-(30.0 + number % 7) * factor, 10.0) for number in range(200))
     value = 2.718281828459045 ** (-sum(total for total, _ in totals) / 2000)
     return score(
         "1",
@@ -113,7 +113,7 @@ def row(label, *scores, seed=None, created="2026-11-24T08:00:00Z", **changes):
         "is_control": False,
         "trains": seed is not None,
         "suites": ("math",),
-        "tasks": tuple(f"{one.task}@{one.version}" for one in scores),
+        "tasks": tuple(f"{score.task}@{score.version}" for score in scores),
         "device": "cpu",
         "dtype": "float32",
         "teachers": (TEACHER,),
@@ -172,7 +172,7 @@ class Desk:
         return [read_record(path) for path in sorted(self.place.glob("*.json"))]
 
     def score(self, label="int8"):
-        return next(one.scores[0] for one in self.frozen.rows if one.label == label)
+        return next(row.scores[0] for row in self.frozen.rows if row.label == label)
 
     def edit(self, change, *, sign=True):
         data = json.loads(self.path.read_text())
@@ -182,10 +182,10 @@ class Desk:
 
 @pytest.fixture
 def desk(tmp_path):
-    found = Desk(tmp_path)
-    found.put(row("teacher", score(MARKS)), row("int8", score(MARKS)))
-    assert found.update(reason="first").return_value == 0
-    return found
+    new_desk = Desk(tmp_path)
+    new_desk.put(row("teacher", score(MARKS)), row("int8", score(MARKS)))
+    assert new_desk.update(reason="first").return_value == 0
+    return new_desk
 
 
 # No ratchet
@@ -275,7 +275,7 @@ def test_an_accepted_task_leaves_the_others_first_values(tmp_path):
             row("int8", score(lost(first)), score(lost(second), task="arc")),
         )
         assert desk.update(*more).return_value == 0
-    scores = {one.task: one for one in desk.frozen.rows[1].scores}
+    scores = {frozen_score.task: frozen_score for frozen_score in desk.frozen.rows[1].scores}
     assert (
         scores["gsm8k-mini"].origin.value == 0.7
         and scores["arc"].origin.value == 0.8
@@ -284,7 +284,7 @@ def test_an_accepted_task_leaves_the_others_first_values(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("given", "changes", "said"),
+    ("fields", "changes", "message"),
     [
         ({"items_digest": "others"}, {}, "other items, prompts or targets"),
         ({"version": "2"}, {}, "gsm8k-mini@1 in the baseline, @2 now"),
@@ -306,18 +306,18 @@ def test_an_accepted_task_leaves_the_others_first_values(tmp_path):
         ),
     ],
 )
-def test_what_cannot_be_compared_starts_anew_and_the_update_says_so(desk, given, changes, said):
+def test_what_cannot_be_compared_starts_anew_and_the_update_says_so(desk, fields, changes, message):
     desk.put(
-        row("teacher", score(MARKS), **changes), row("int8", score(lost(40), **given), **changes)
+        row("teacher", score(MARKS), **changes), row("int8", score(lost(40), **fields), **changes)
     )
     done = desk.update(reason="anew")
     assert done.return_value == 0, done.exception
-    assert f"note: the first accepted value starts anew: int8 gsm8k-mini ({said}" in done.output
+    assert f"note: the first accepted value starts anew: int8 gsm8k-mini ({message}" in done.output
     assert (desk.score().origin.value, desk.score().origin.reason) == (
         0.76,
         "anew",
     ) and desk.score().first == desk.score()
-    assert any(said in line for line in desk.frozen.history[-1].anew)
+    assert any(message in line for line in desk.frozen.history[-1].anew)
     assert "started anew: " in desk.run("baseline", "show", desk.path).output
 
 
@@ -327,8 +327,10 @@ def test_show_and_diff_name_the_first_accepted_value_where_it_is_another_one(des
     desk.update()
     assert "80.0 % (2026-11-24: first)" in desk.run("baseline", "show", desk.path).output
     desk.put(row("int8", score(lost(30))))
-    told = desk.run("baseline", "diff", desk.path, desk.place).output
-    assert "80.0 % (2026-11-24: first)" in told and "0.7800 -> 0.7700" in told and "10/0" in told
+    output = desk.run("baseline", "diff", desk.path, desk.place).output
+    assert (
+        "80.0 % (2026-11-24: first)" in output and "0.7800 -> 0.7700" in output and "10/0" in output
+    )
     desk.put(row("int8", score(lost(30), answers_digest=lost(20))))
     assert " scoring " in desk.run("baseline", "diff", desk.path, desk.place).output
 
@@ -341,16 +343,16 @@ def old_form(data):
     data["schema"] = 1
     for change in data["history"]:
         del change["anew"]
-    for one in data["rows"]:
-        del one["margin"], one["points"], one["conditions"]["lm-eval"]
-        for score in one["scores"]:
+    for old_row in data["rows"]:
+        del old_row["margin"], old_row["points"], old_row["conditions"]["lm-eval"]
+        for score in old_row["scores"]:
             del score["origin"], score["likelihoods_digest"]
 
 
 def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
     desk.edit(old_form)
-    found = desk.frozen
-    assert found.schema_number == 3 and found.rows[1].scores[0].origin == Origin(
+    baseline = desk.frozen
+    assert baseline.schema_number == 3 and baseline.rows[1].scores[0].origin == Origin(
         value=0.8, date="2026-11-24T08:00:00Z", reason="first"
     )
     done = desk.run("check", desk.place, "--baseline", desk.path)
@@ -364,11 +366,11 @@ def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
 
 
 def test_the_committed_baseline_is_read():
-    found = read_baseline(ROOT / "results" / "baselines" / "embedded.json")
-    assert len(found.rows) == 4 and all(
-        one.first == one and one.origin.value == one.value
-        for each in found.rows
-        for one in each.scores
+    baseline = read_baseline(ROOT / "results" / "baselines" / "embedded.json")
+    assert len(baseline.rows) == 4 and all(
+        frozen_score.first == frozen_score and frozen_score.origin.value == frozen_score.value
+        for frozen_row in baseline.rows
+        for frozen_score in frozen_row.scores
     )
 
 
@@ -417,7 +419,7 @@ def test_an_edited_baseline_is_refused(desk, schema, name):
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "said"),
+    ("place", "value", "message"),
     [
         (
             ("rows", 1, "scores", 0, "value"),
@@ -472,7 +474,7 @@ def test_an_edited_baseline_is_refused(desk, schema, name):
     ],
 )
 def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_right(
-    desk, place, value, said
+    desk, place, value, message
 ):
     def change(data):
         for step in place[:-1]:
@@ -483,7 +485,7 @@ def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_righ
     with pytest.raises(HarnessError) as caught:
         read_baseline(desk.path)
     assert (
-        said in str(caught.value)
+        message in str(caught.value)
         and str(desk.path) in str(caught.value)
         and "\n" not in str(caught.value)
     )
@@ -495,42 +497,43 @@ def test_a_baseline_that_contradicts_itself_is_refused_though_its_digest_is_righ
 @pytest.fixture
 def weak(tmp_path):
     """Three rows; one keeps a quarter of the teacher's score."""
-    found = Desk(tmp_path)
-    found.put(
+    new_desk = Desk(tmp_path)
+    new_desk.put(
         row("teacher", score(MARKS)), row("int8", score(lost(5))), row("prune", score(lost(600)))
     )
-    return found
+    return new_desk
 
 
 def test_a_row_that_never_kept_the_margin_is_refused_with_two_ways_out(weak):
     done = weak.update("--margin", "0.95")
-    told = str(done.exception)
+    message = str(done.exception)
     assert (
-        "prune gsm8k-mini does not keep the margin of 0.95 (retention 25.0 % [" in told
-        and "\n" not in told
+        "prune gsm8k-mini does not keep the margin of 0.95 (retention 25.0 % [" in message
+        and "\n" not in message
     )
     assert (
-        "leave it out (--rows int8), or freeze it with what it keeps (--own-margin)" in told
+        "leave it out (--rows int8), or freeze it with what it keeps (--own-margin)" in message
         and not weak.path.exists()
     )
     assert weak.update("--margin", "0.95", "--rows", "int8").return_value == 0
-    assert {one.label for one in weak.frozen.rows} == {"teacher", "int8"}
+    assert {frozen_row.label for frozen_row in weak.frozen.rows} == {"teacher", "int8"}
 
 
 def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
     done = weak.update("--margin", "0.95", "--own-margin")
     assert done.return_value == 0, done.exception
-    own = {one.label: one.margin for one in weak.frozen.rows}
+    margins = {frozen_row.label: frozen_row.margin for frozen_row in weak.frozen.rows}
     low = stats.retention_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
-        own == {"teacher": None, "int8": None, "prune": int(100 * low) / 100}
-        and 0.15 < own["prune"] < 0.25
+        margins == {"teacher": None, "int8": None, "prune": int(100 * low) / 100}
+        and 0.15 < margins["prune"] < 0.25
     )
     shown = weak.run("baseline", "show", weak.path).output
     assert (
-        f"{100 * own['prune']:g} % must be kept" in shown and "margin: 95 % must be kept" in shown
+        f"{100 * margins['prune']:g} % must be kept" in shown
+        and "margin: 95 % must be kept" in shown
     )
-    assert rules_for_row(weak.frozen, "prune", Rules(margin=0.95)).margin == own["prune"]
+    assert rules_for_row(weak.frozen, "prune", Rules(margin=0.95)).margin == margins["prune"]
     records = [row("teacher", score(MARKS)), row("prune", score(lost(600)))]
     assert check(records, rules_for_row(weak.frozen, "prune", Rules(margin=0.95))).exit_code == 0
 
@@ -547,11 +550,11 @@ def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
 
     put(600)
     assert desk.update("--margin", "0.95", "--own-margin").return_value == 0
-    own = next(one.margin for one in desk.frozen.rows if one.label == "prune")
+    margin = next(one.margin for one in desk.frozen.rows if one.label == "prune")
     done = desk.run("check", desk.place, "--baseline", desk.path)
     assert (
         done.return_value == 0
-        and f"must show that it keeps {100 * own:g} %" in done.output
+        and f"must show that it keeps {100 * margin:g} %" in done.output
         and "keeps 95 %" in done.output
     ), done.output
     put(790)
@@ -571,7 +574,7 @@ def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
 
 def test_points_have_margins_of_their_own_too(weak):
     assert weak.update("--margin", "2points", "--own-margin").return_value == 0
-    [prune] = [one for one in weak.frozen.rows if one.label == "prune"]
+    [prune] = [frozen_row for frozen_row in weak.frozen.rows if frozen_row.label == "prune"]
     low = stats.difference_interval(stats.count_pairs(lost(600), MARKS)).low
     assert (
         prune.points
@@ -590,7 +593,7 @@ def test_perplexities_have_margins_of_their_own_too(tmp_path):
         desk.update("--margin", "0.9").exception
     )
     assert desk.update("--margin", "0.9", "--own-margin").return_value == 0
-    [prune] = [one for one in desk.frozen.rows if one.label == "prune"]
+    [prune] = [frozen_row for frozen_row in desk.frozen.rows if frozen_row.label == "prune"]
     ratio = documents(1.0).value / documents(1.5).value
     assert ratio - 0.02 < prune.margin <= ratio
 
@@ -619,8 +622,8 @@ def test_an_own_margin_stays_until_the_row_keeps_what_all_keep_and_does_not_fall
 
 def test_a_row_that_keeps_nothing_has_no_margin(weak):
     weak.put(row("prune", score("0" * 1000)))
-    told = str(weak.update("--margin", "0.95", "--own-margin").exception)
-    assert "prune keeps nothing that could be asked of it" in told and "--rows" in told
+    message = str(weak.update("--margin", "0.95", "--own-margin").exception)
+    assert "prune is shown to keep no margin at all" in message and "--rows" in message
 
 
 def test_a_row_of_which_items_cannot_tell_is_frozen_with_a_note(weak):
@@ -656,19 +659,19 @@ def test_below_the_least_number_of_items_only_equal_answers_pass(desk):
     assert stats.items_to_detect(0.0, 0.05, alpha=0.01) == 199
     least = line.fewest_items
     for n, expected in ((least, 0), (least - 1, 3)):
-        then = [
+        before = [
             row(label, score("1" * (n // 2) + "0" * (n - n // 2))) for label in ("teacher", "int8")
         ]
-        now = [
+        after = [
             one.model_copy(
                 update={"scores": (one.scores[0].model_copy(update={"answers_digest": "x"}),)}
             )
-            for one in then
+            for one in before
         ]
         place = Desk(desk.place.parent / f"n{n}")
-        place.put(*then)
+        place.put(*before)
         assert place.update().return_value == 0
-        assert check(now, rules, place.frozen).exit_code == expected, n
+        assert check(after, rules, place.frozen).exit_code == expected, n
 
 
 def test_the_smallest_drop_is_the_one_that_so_many_items_show():
@@ -699,8 +702,8 @@ def test_an_update_says_what_its_items_can_show(desk, tmp_path):
         row("teacher", score("1" * 60 + "0" * 40), measurements=(noise,)),
         row("int8", score("1" * 60 + "0" * 40)),
     )
-    told = small.update().output
-    assert "1.2 % (the teacher's, by rounding)" in told and "items (here)" in told
+    output = small.update().output
+    assert "1.2 % (the teacher's, by rounding)" in output and "items (here)" in output
     none = Desk(tmp_path / "documents")
     none.put(row("teacher", documents(1.0)), row("int8", documents(1.0)))
     assert none.update().return_value == 0 and "What a check can see" not in none.update().output
@@ -723,14 +726,14 @@ def test_pools_stand_in_the_family_of_tests(tmp_path):
     for label in ("teacher", "int8"):
         changed = [score(lost(1), task=task) for task in ("gsm8k-mini", "arc")]
         desk.put(row(label, *changed, documents(1.0001).model_copy(update={"task": "wikitext"})))
-    found = [
-        one
-        for one in check(desk.records, Rules(), desk.frozen).findings
-        if one.layer == "frozen" and "flips" in one.numbers
+    findings = [
+        finding
+        for finding in check(desk.records, Rules(), desk.frozen).findings
+        if finding.layer == "frozen" and "flips" in finding.numbers
     ]
     least = {line.fewest_items for line in detectable_drops(desk.frozen, None, [], Rules())}
     assert (
-        {one.numbers["needed"] for one in found}
+        {finding.numbers["needed"] for finding in findings}
         == least
         == {stats.items_to_detect(0.0, 0.05, alpha=0.01 / 8)}
     )
@@ -745,17 +748,18 @@ def test_difference_names_rows_that_are_new_and_gone(desk):
 def test_day_one_is_green_however_many_rows_have_a_margin_of_their_own(tmp_path, rows):
     """The lower end of one interval is too much to ask where many rows share one error rate."""
     weak = [
-        row(f"weak{at}", score("1" * (600 - 7 * at) + "0" * (400 + 7 * at))) for at in range(rows)
+        row(f"weak{number}", score("1" * (600 - 7 * number) + "0" * (400 + 7 * number)))
+        for number in range(rows)
     ]
     near = row("near", score("1" * 770 + "0" * 230))  # 96 %: these items cannot tell
     records = [row("teacher", score(MARKS)).model_copy(update={"method": "teacher"}), *weak, near]
     update_baseline(
         tmp_path / "b.json", records, reason="first", rules=Rules(margin=0.95), own_margin=True
     )
-    made = read_baseline(tmp_path / "b.json")
-    assert check(records, Rules(margin=made.margin), made).exit_code == 0
-    own = {one.label: one.margin for one in made.rows}
-    assert all(0.5 < own[one.label] < one.scores[0].value / 0.8 for one in weak)
+    baseline = read_baseline(tmp_path / "b.json")
+    assert check(records, Rules(margin=baseline.margin), baseline).exit_code == 0
+    margins = {one.label: one.margin for one in baseline.rows}
+    assert all(0.5 < margins[one.label] < one.scores[0].value / 0.8 for one in weak)
 
 
 @pytest.mark.parametrize(
@@ -786,11 +790,11 @@ def test_other_seeds_do_not_take_the_place_of_better_ones_unasked(tmp_path, make
 
 
 def test_sizes_that_are_not_known_are_shown_as_such():
-    then = row("int8", score(MARKS))
-    now = then.model_copy(
-        update={"student": then.student.model_copy(update={"weight_bytes": None})}
+    before = row("int8", score(MARKS))
+    after = before.model_copy(
+        update={"student": before.student.model_copy(update={"weight_bytes": None})}
     )
-    old, new = (Baseline(history=(), rows=(freeze_record(one),)) for one in (then, now))
+    old, new = (Baseline(history=(), rows=(freeze_record(record),)) for record in (before, after))
     assert change_lines(old, new)[0]["bytes"] == "1,000 -> -"
 
 

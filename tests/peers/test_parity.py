@@ -1,6 +1,4 @@
-"""A handful of cells of the parity design (tests/benchmarks/parity.py): the whole scorer beside
-lm-eval's own evaluation.
-"""
+"""Some cells of the parity design (tests/benchmarks/parity.py): our scorer beside lm-eval's own."""
 
 import sys
 from pathlib import Path
@@ -49,10 +47,10 @@ def test_the_design_meets_every_pair_of_values_and_is_wide():
 
     cells = _parity.design()
     values = [(cell.architecture, cell.tokenizer, cell.form, cell.batch) for cell in cells]
-    for a, b in combinations(range(4), 2):
-        assert len({(one[a], one[b]) for one in values}) == len(_parity.FACTORS[a]) * len(
-            _parity.FACTORS[b]
-        )
+    for first_factor, second_factor in combinations(range(4), 2):
+        assert len(
+            {(cell_values[first_factor], cell_values[second_factor]) for cell_values in values}
+        ) == len(_parity.FACTORS[first_factor]) * len(_parity.FACTORS[second_factor])
     assert (
         len(_parity.FACTORS[0]) >= 24
         and len(cells) * _forms.ITEMS >= 3_000

@@ -37,10 +37,10 @@ def test_forward_and_reverse_kl_equal_trl_but_for_the_square_of_the_temperature(
     mask = labels != -100
     for ours, beta in ((forward_kl, 0), (reverse_kl, 1)):
         expected = theirs(student, teacher, labels, beta=beta, temperature=tau, reduction="sum")
-        found = ours(student[mask], teacher[mask], temperature=tau).sum()
+        divergence = ours(student[mask], teacher[mask], temperature=tau).sum()
         # trl leaves tau^2 out (Hinton et al., 2015, section 2): its gradient shrinks by tau^2 when
         # the temperature rises.
-        assert float(found) == pytest.approx(float(expected) * tau**2, rel=1e-5)
+        assert float(divergence) == pytest.approx(float(expected) * tau**2, rel=1e-5)
 
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])

@@ -1,6 +1,4 @@
-"""Which models take the shared path where floats are short: what is right in float32 and rounds as
-the own attention does.
-"""
+"""In short floats a model may share where float32 agrees and rounding is no worse than its own."""
 
 import copy
 from dataclasses import replace
@@ -27,8 +25,9 @@ FAMILIES = ("Llama", "Qwen3", "Gemma", "GPT-NeoX", "OPT", "Granite", "Mixtral", 
 
 @pytest.fixture(scope="module")
 def family(embedded):
-    """Return a maker of random models in bf16 with the embedded tokenizer; a wide spread gives wide
-    logits, which round widely.
+    """Return a maker of random models in bf16 with the embedded tokenizer.
+
+    A larger `spread` of the weights gives larger logits, which round more.
     """
 
     def make(name, *, spread=0.2, dtype=torch.bfloat16):
@@ -61,11 +60,13 @@ def test_a_right_path_rounds_as_the_own_attention_does(name, family, monkeypatch
 
 def _scaled(factor):
     def plant(monkeypatch):
-        right = prefix_sharing._attend_by_memory
+        original = prefix_sharing._attend_by_memory
         monkeypatch.setattr(
             prefix_sharing,
             "_attend_by_memory",
-            lambda *given, scaling=None, **named: right(*given, scaling=factor * scaling, **named),
+            lambda *arguments, scaling=None, **named: original(
+                *arguments, scaling=factor * scaling, **named
+            ),
         )
 
     return plant
@@ -73,26 +74,24 @@ def _scaled(factor):
 
 def _leaks_in_the_tree(monkeypatch):
     """The first token of the second branch sees the last of the first."""
-    right = prefix_sharing.TokenTree.visible
+    original = prefix_sharing.TokenTree.visible
 
     def visible(tree):
-        seen = right(tree)
-        if seen is not None:
+        mask = original(tree)
+        if mask is not None:
             branch = next(index for index, parent in enumerate(tree.parents) if parent != index - 1)
-            seen[branch, branch - 1] = True
-        return seen
+            mask[branch, branch - 1] = True
+        return mask
 
     monkeypatch.setattr(prefix_sharing.TokenTree, "visible", visible)
 
 
 def _leaks_in_slots(monkeypatch):
-    """Rows see one column more than they hold: where one is shorter, what the row before it left
-    there or zeros.
-    """
-    right = prefix_sharing.DecodingSlots.prepare
+    """Rows see one column more than they have: zeros, or what an earlier row left in the slot."""
+    original = prefix_sharing.DecodingSlots.prepare
 
     def prepare(slots):
-        right(slots)
+        original(slots)
         slots._mask = torch.cat(
             [torch.zeros_like(slots._mask[..., :1]), slots._mask[..., :-1]], dim=-1
         )
@@ -101,10 +100,10 @@ def _leaks_in_slots(monkeypatch):
 
 
 def _keys_of_another_row(monkeypatch):
-    right = prefix_sharing.DecodingSlots.admit
+    original = prefix_sharing.DecodingSlots.admit
 
     def admit(slots, computed, spans):
-        right(slots, computed, spans)
+        original(slots, computed, spans)
         slots.layers = {
             layer: (keys.roll(1, 0), values.roll(1, 0))
             for layer, (keys, values) in slots.layers.items()
@@ -115,14 +114,14 @@ def _keys_of_another_row(monkeypatch):
 
 def _keys_of_the_row_that_left(monkeypatch):
     """The last row is not copied into the hole."""
-    right = prefix_sharing.DecodingSlots.retire
+    original = prefix_sharing.DecodingSlots.retire
 
-    def retire(slots, done):
-        before = {
+    def retire(slots, ended):
+        unmoved_layers = {
             layer: (keys.clone(), values.clone()) for layer, (keys, values) in slots.layers.items()
         }
-        order = right(slots, done)
-        slots.layers = before
+        order = original(slots, ended)
+        slots.layers = unmoved_layers
         return order
 
     monkeypatch.setattr(prefix_sharing.DecodingSlots, "retire", retire)
@@ -130,12 +129,12 @@ def _keys_of_the_row_that_left(monkeypatch):
 
 def _positions_off_by_one(memory):
     def plant(monkeypatch, opened):
-        right = opened.model.forward
+        original = opened.model.forward
 
-        def forward(*given, **named):
+        def forward(*arguments, **named):
             if isinstance(named.get("memory"), memory):
                 named["position_ids"] = named["position_ids"] + 1
-            return right(*given, **named)
+            return original(*arguments, **named)
 
         monkeypatch.setattr(opened.model, "forward", forward)
 
@@ -174,16 +173,16 @@ def test_positions_of_steps_that_are_off_by_one_are_refused_in_bf16(name, family
 
 def test_a_path_that_rounds_wider_than_the_own_attention_is_refused(family, monkeypatch):
     opened = family("Llama", spread=0.3)
-    right = prefix_sharing._attend_by_memory
+    original = prefix_sharing._attend_by_memory
 
-    def coarse(module, query, key, value, *given, **named):
+    def coarse(module, query, key, value, *arguments, **named):
         # a softmax in few bits, as a careless kernel has it: right in float32
         if query.dtype != torch.float32:
             key, value = (
                 key.to(torch.float8_e4m3fn).to(key.dtype),
                 value.to(torch.float8_e4m3fn).to(value.dtype),
             )
-        return right(module, query, key, value, *given, **named)
+        return original(module, query, key, value, *arguments, **named)
 
     monkeypatch.setattr(prefix_sharing, "_attend_by_memory", coarse)
     monkeypatch.setattr(admission, "_TOLERANCE", {"float32": 2e-3, "bfloat16": 0.1})
@@ -202,34 +201,40 @@ def test_without_room_for_float32_the_fixed_gap_decides(family, monkeypatch):
 @pytest.mark.parametrize("name", ("Llama, biases", "GPT-2", "Mixtral"))
 def test_in_float32_the_same_weights_compute_and_come_back_untouched(name, family):
     opened = family(name)
-    before = dict(opened.model.named_parameters(remove_duplicate=False))
+    parameters = dict(opened.model.named_parameters(remove_duplicate=False))
     text = [list(range(5, 29))]
     with in_float32(opened) as exact:
         assert exact.dtype == "float32"
-        told = own_log_probabilities(exact, text)
+        log_p = own_log_probabilities(exact, text)
         # ties are kept
-        assert len({id(one) for one in opened.model.parameters()}) == len(
-            {id(one) for one in before.values()}
+        assert len({id(parameter) for parameter in opened.model.parameters()}) == len(
+            {id(parameter) for parameter in parameters.values()}
         )
-    wanted = own_log_probabilities(replace(opened, model=copy.deepcopy(opened.model).float()), text)
-    assert torch.equal(told, wanted)
-    after = dict(opened.model.named_parameters(remove_duplicate=False))
-    assert all(after[key] is before[key] for key in before) and opened.dtype == "bfloat16"
+    expected = own_log_probabilities(
+        replace(opened, model=copy.deepcopy(opened.model).float()), text
+    )
+    assert torch.equal(log_p, expected)
+    restored = dict(opened.model.named_parameters(remove_duplicate=False))
+    assert (
+        all(restored[key] is parameters[key] for key in parameters) and opened.dtype == "bfloat16"
+    )
 
 
 def test_the_own_attention_is_computed_in_seven_ways_that_agree_in_float32(family):
     opened = family("Llama", dtype=torch.float32)
     texts = [list(range(5, 29)), [*range(5, 21), *range(30, 38)]]
-    own = own_log_probabilities(opened, texts)
-    ways = [torch.log_softmax(logits, -1) for logits in own_attention_logits(opened, texts)]
-    assert len(ways) == 7 and all(torch.allclose(way, own[:, 12:], atol=1e-4) for way in ways)
+    expected = own_log_probabilities(opened, texts)
+    log_ps = [torch.log_softmax(logits, -1) for logits in own_attention_logits(opened, texts)]
+    assert len(log_ps) == 7 and all(
+        torch.allclose(log_p, expected[:, 12:], atol=1e-4) for log_p in log_ps
+    )
 
 
 def test_a_deviation_by_hand():
     exact = torch.log_softmax(torch.tensor([[0.0, 0.0, -20.0]]), -1)
     moved = torch.tensor([[0.3, -0.3, 5.0 - 20.0]])  # the tail does not count
-    apart = torch.log_softmax(moved, -1)[0, :2] - exact[0, :2]
-    assert rms_deviation(moved, exact) == pytest.approx(float(apart.square().mean().sqrt()))
+    gaps = torch.log_softmax(moved, -1)[0, :2] - exact[0, :2]
+    assert rms_deviation(moved, exact) == pytest.approx(float(gaps.square().mean().sqrt()))
     assert MAX_DEVIATION_RATIO == 1.5 and (EMBEDDED / "tiny").is_dir()
 
 

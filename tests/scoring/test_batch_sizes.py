@@ -1,6 +1,4 @@
-"""How many rows are decoded at once: by the memory that can be had, whatever the page cache
-holds.
-"""
+"""How many rows are decoded at once: as many as memory allows, page cache not counted."""
 
 from types import SimpleNamespace
 
@@ -45,18 +43,16 @@ def test_rows_follow_what_can_be_had(model, monkeypatch, free, tokens, rows):
 
 
 def test_pages_that_the_system_gives_back_count_as_free(monkeypatch):
-    """A file that was just read fills memory with pages: it had made batches small, and scoring
-    slow, where nothing was short.
-    """
+    """Reading a file fills the page cache, which must not make batches small and scoring slow."""
     from pathlib import Path
 
     from harness.machine.memory import free_bytes
 
     read = Path.read_text
-    told = "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 900 kB\n"
+    meminfo = "MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable: 900 kB\n"
     monkeypatch.setattr(
         Path,
         "read_text",
-        lambda path, *a, **k: told if str(path) == "/proc/meminfo" else read(path, *a, **k),
+        lambda path, *a, **k: meminfo if str(path) == "/proc/meminfo" else read(path, *a, **k),
     )
     assert free_bytes("cpu") == 900 * 1024

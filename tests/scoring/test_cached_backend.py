@@ -1,6 +1,4 @@
-"""Answers that are asked for once: a second run computes what is missing, and counts the seconds of
-the first.
-"""
+"""Answers come from the cache: a second run computes what is missing, and adds up all seconds."""
 
 import pytest
 
@@ -10,18 +8,16 @@ from harness.scoring.cached_backend import CachedBackend
 
 
 class Counting:
-    """A backend that answers from a formula, keeps what it was asked, and stops as a killed process
-    does.
-    """
+    """A backend that answers by a formula, records requests, and can stop as if it were killed."""
 
     def __init__(self, dies_after=1_000):
         self.left, self.asked, self.known = dies_after, [], None
 
-    def _one_more(self, asked):
+    def _one_more(self, ids):
         if not self.left:
             raise KeyboardInterrupt
         self.left -= 1
-        self.asked.append(asked)
+        self.asked.append(ids)
 
     def score(self, rows, *, known, finished, say):
         self.known, answers = dict(known), dict(known)
@@ -51,18 +47,20 @@ ASKS = {
 
 
 @pytest.mark.parametrize("ask", ASKS)
-@pytest.mark.parametrize("after", [0, 1, 4, 5])
-def test_a_killed_run_goes_on_with_what_is_missing(ask, after, tmp_path):
-    whole = ASKS[ask](CachedBackend(Counting(), AnswerCache()))
+@pytest.mark.parametrize("answered", [0, 1, 4, 5])
+def test_a_killed_run_goes_on_with_what_is_missing(ask, answered, tmp_path):
+    expected = ASKS[ask](CachedBackend(Counting(), AnswerCache()))
     with pytest.raises(KeyboardInterrupt):
         ASKS[ask](
-            CachedBackend(Counting(dies_after=after), AnswerCache(tmp_path / "answers.jsonl"))
+            CachedBackend(Counting(dies_after=answered), AnswerCache(tmp_path / "answers.jsonl"))
         )
-    backend, heard = Counting(), []
-    again = CachedBackend(backend, AnswerCache(tmp_path / "answers.jsonl"), progress=heard.append)
-    assert ASKS[ask](again) == whole
-    assert len(backend.asked) == 6 - after and sum(heard) == 6 and heard[0] == after
-    assert ask != "score" or len(backend.known) == after
+    backend, counts = Counting(), []
+    resumed = CachedBackend(
+        backend, AnswerCache(tmp_path / "answers.jsonl"), progress=counts.append
+    )
+    assert ASKS[ask](resumed) == expected
+    assert len(backend.asked) == 6 - answered and sum(counts) == 6 and counts[0] == answered
+    assert ask != "score" or len(backend.known) == answered
 
 
 def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch):
@@ -76,7 +74,7 @@ def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(
-    "other",
+    "ask_otherwise",
     [
         lambda backend: backend.generate(PROMPTS, max_new_tokens=5, stop=("Q:",), say=print),
         lambda backend: backend.generate(PROMPTS, max_new_tokens=4, stop=("A:",), say=print),
@@ -85,9 +83,9 @@ def test_seconds_are_those_of_computing_whenever_that_was(tmp_path, monkeypatch)
         ),
     ],
 )
-def test_an_answer_to_another_question_is_not_served(other, tmp_path):
+def test_an_answer_to_another_question_is_not_served(ask_otherwise, tmp_path):
     cache = AnswerCache(tmp_path / "answers.jsonl")
     ASKS["generate"](CachedBackend(Counting(), cache))
     backend = Counting()
-    other(CachedBackend(backend, cache))
+    ask_otherwise(CachedBackend(backend, cache))
     assert len(backend.asked) == 6

@@ -1,6 +1,4 @@
-"""The check of each generated token's logits: what it says, and that it waits for the device no
-more often than the tokens do.
-"""
+"""The check of each token's logits: its message, and that it makes no step wait for the device."""
 
 import warnings
 
@@ -27,7 +25,7 @@ class Poisoned:
         self.calls, self.at, self.row, self.bad = 0, at, row, bad
         self.hook = opened.model.get_output_embeddings().register_forward_hook(self)
 
-    def __call__(self, module, given, logits):
+    def __call__(self, module, inputs, logits):
         self.calls += 1
         if self.calls == self.at:
             logits = logits.clone()
@@ -51,10 +49,10 @@ def test_the_first_step_that_gives_no_number_fails_and_says_how_long_the_text_wa
     decoding_mode(opened)  # its probe runs before the head is poisoned
     poison = Poisoned(opened, at=step, row=1, bad=bad)
     rule = {"max_new_tokens": 8, "batch_size": 3, "sampling": sampling}
-    with pytest.raises(CellFailed, match="NaN or infinity, computed in float32") as told:
+    with pytest.raises(CellFailed, match="NaN or infinity, computed in float32") as raised:
         generate(opened, PROMPTS, **rule)
     # at the first, rows stand in another form
-    assert f"a text of {6 + step - 1} tokens" in str(told.value) or step == 1
+    assert f"a text of {6 + step - 1} tokens" in str(raised.value) or step == 1
     # nothing is written after it: the one more is the text that is read again to find the place
     assert poison.calls <= step + 1
     poison.hook.remove()
@@ -128,10 +126,10 @@ def test_a_drawn_step_asks_for_all_its_tokens_at_once_and_draws_what_each_stream
     decoding = deciding(small("Llama"), sampling)
     weights = torch.softmax(logits / 0.7, dim=-1)
     streams = deciding(small("Llama"), sampling).generators
-    wanted = [int(torch.multinomial(weights[row], 1, generator=streams[row])) for row in range(3)]
+    expected = [int(torch.multinomial(weights[row], 1, generator=streams[row])) for row in range(3)]
     lists, plain = [], torch.Tensor.tolist
     monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: lists.append(1) or plain(tensor))
-    assert decoding.choose(logits, [0, 1, 2]) == wanted and len(lists) == 1
+    assert decoding.choose(logits, [0, 1, 2]) == expected and len(lists) == 1
 
 
 @pytest.mark.gpu
@@ -150,13 +148,14 @@ def test_on_a_gpu_a_greedy_step_synchronises_once():
     def waits(run):
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            with warnings.catch_warnings(record=True) as told:
+            with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
                 run()
         finally:
             torch.cuda.set_sync_debug_mode("default")
         return sum(
-            "synchroniz" in str(one.message) and "prototype" not in str(one.message) for one in told
+            "synchroniz" in str(warning.message) and "prototype" not in str(warning.message)
+            for warning in caught
         )
 
     if not waits(lambda: logits.sum().item()):

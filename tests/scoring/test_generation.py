@@ -27,11 +27,11 @@ def prompts_of(count):
 @pytest.mark.parametrize("sampling", [None, Sampling(temperature=1.0, seed=5)])
 def test_batch_size_does_not_change_an_answer(opened, sampling):
     prompts = prompts_of(16)
-    one = generate(opened, prompts, max_new_tokens=24, batch_size=1, sampling=sampling)
-    eight = generate(opened, prompts, max_new_tokens=24, batch_size=8, sampling=sampling)
-    assert one == eight
+    one_at_once = generate(opened, prompts, max_new_tokens=24, batch_size=1, sampling=sampling)
+    eight_at_once = generate(opened, prompts, max_new_tokens=24, batch_size=8, sampling=sampling)
+    assert one_at_once == eight_at_once
     # a model that always says the same would prove nothing
-    assert len({answer.text for answer in one}) > 8
+    assert len({answer.text for answer in one_at_once}) > 8
 
 
 def test_greedy_answers_are_those_of_transformers(opened):
@@ -53,12 +53,12 @@ def test_a_stop_string_cuts_its_row_alone(opened):
     free = generate(opened, prompts, max_new_tokens=24)
     word = free[0].text[4:6]
     stopped = generate(opened, prompts, max_new_tokens=24, stop=(word,))
-    for before, after in zip(free, stopped, strict=True):
-        if word in before.text:
-            assert after.text == before.text[: before.text.index(word)]
-            assert after.stop == "stop"
+    for free_answer, answer in zip(free, stopped, strict=True):
+        if word in free_answer.text:
+            assert answer.text == free_answer.text[: free_answer.text.index(word)]
+            assert answer.stop == "stop"
         else:
-            assert after == before
+            assert answer == free_answer
     assert stopped[0].tokens < free[0].tokens
 
 
@@ -101,7 +101,7 @@ def test_length_is_the_reason_of_an_answer_that_did_not_end(opened):
 
 
 @pytest.mark.parametrize(
-    ("asked", "tokens"),
+    ("settings", "tokens"),
     [
         ({}, 256),
         ({"max_gen_toks": 3, "max_new_tokens": 9}, 3),
@@ -111,16 +111,16 @@ def test_length_is_the_reason_of_an_answer_that_did_not_end(opened):
         ({"max_new_tokens": 9, "max_tokens": 2}, 9),
     ],
 )
-def test_lengths_have_lm_evals_names(asked, tokens):
+def test_lengths_have_lm_evals_names(settings, tokens):
     from harness.scoring.greedy import greedy_settings
 
     assert greedy_settings(
-        {**asked, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>"
+        {**settings, "until": [""], "temperature": 0.0, "top_p": 0.9}, task="t", eos="</s>"
     ) == (tokens, ("</s>",))
 
 
 @pytest.mark.parametrize(
-    ("asked", "why"),
+    ("settings", "why"),
     [
         ({"do_sample": True}, "only greedy"),
         ({"temperature": 0.7}, "only greedy"),
@@ -131,22 +131,22 @@ def test_lengths_have_lm_evals_names(asked, tokens):
         ({"max_tokens": 0}, "answers of 0 tokens"),
     ],
 )
-def test_what_greedy_decoding_cannot_do_is_refused_by_name(asked, why):
+def test_what_greedy_decoding_cannot_do_is_refused_by_name(settings, why):
     from harness.errors import CellFailed
     from harness.scoring.greedy import greedy_settings
 
     with pytest.raises(CellFailed, match=why):
-        greedy_settings(asked, task="t", eos=None)
+        greedy_settings(settings, task="t", eos=None)
 
 
 def test_stop_strings_are_those_of_lm_eval():
     from harness.scoring.greedy import greedy_settings
 
-    told = [
+    stops = [
         greedy_settings({"until": until}, task="t", eos="</s>")[1]
         for until in ("Q:", ["Q:", ""], None, [], ["</s>", "Q:"])
     ]
-    assert told == [("Q:", "</s>"), ("Q:", "</s>"), ("</s>",), ("</s>",), ("</s>", "Q:")]
+    assert stops == [("Q:", "</s>"), ("Q:", "</s>"), ("</s>",), ("</s>",), ("</s>", "Q:")]
     assert greedy_settings(
         {"repetition_penalty": 1.0, "num_beams": 1, "min_length": 0}, task="t", eos=None
     ) == (256, ())
@@ -157,14 +157,14 @@ def test_stop_strings_cut_one_after_the_other(opened):
     from harness.scoring.stopping import StopRule
 
     ids = opened.tokenizer("red fox", add_special_tokens=False)["input_ids"]
-    for stop, wanted in (
+    for stop, text in (
         ((" f", "d "), "red"),
         (("d ", " f"), "re"),
         ((" f",), "red"),
         (("z", ""), "red fox"),
     ):
-        found = StopRule.of(opened, stop).finish(ids)
-        assert (found.text, found.stop) == (wanted, "stop" if wanted != "red fox" else "length")
+        answer = StopRule.of(opened, stop).finish(ids)
+        assert (answer.text, answer.stop) == (text, "stop" if text != "red fox" else "length")
 
 
 def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_said(random_model):
@@ -185,11 +185,9 @@ def test_settings_of_a_generation_config_that_greedy_decoding_leaves_out_are_sai
 
 
 def forbidding(opened, kind):
-    """Return settings of a generation config that forbid what the model likes to write, and the
-    prompts.
-    """
+    """Return a config that forbids what the model prefers, the prompts, and its free answers."""
     prompts = [[*range(3, 60), *prompt] for prompt in prompts_of(5)]  # a common beginning
-    free = [one.ids for one in generate(opened, prompts, max_new_tokens=12)]
+    free = [answer.ids for answer in generate(opened, prompts, max_new_tokens=12)]
     tokens = sorted({token for ids in free for token in ids[:6]})
     pairs = [list(pair) for ids in free for pair in pairwise(ids)]
     forms = {
@@ -229,19 +227,19 @@ def forbidding(opened, kind):
 )
 def test_tokens_that_a_generation_config_forbids_are_not_written(kind, size, random_model):
     opened = open_model(random_model)  # its generation config is changed below
-    asked, prompts, free = forbidding(opened, kind)
-    for name, value in asked.items():
+    settings, prompts, free = forbidding(opened, kind)
+    for name, value in settings.items():
         setattr(opened.model.generation_config, name, value)
     ours = generate(opened, prompts, max_new_tokens=12, batch_size=size)
-    for prompt, one in zip(prompts, ours, strict=True):
+    for prompt, answer in zip(prompts, ours, strict=True):
         theirs = opened.model.generate(
             torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt)),
             max_new_tokens=12,
             do_sample=False,
         )
-        assert list(one.ids) == theirs[0, len(prompt) :].tolist()
-    assert [one.ids for one in ours] != free
+        assert list(answer.ids) == theirs[0, len(prompt) :].tolist()
+    assert [answer.ids for answer in ours] != free
 
 
 def test_forbidden_tokens_are_noted_where_the_engine_writes_them(random_model):
@@ -263,5 +261,7 @@ def test_importing_our_model_hides_none_of_lm_evals_own():
         "import harness.scoring.lm_eval_model; from lm_eval.api.registry import get_model; "
         "print(get_model('hf').__name__, get_model('harness').__name__)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["HFLM", "LmEvalModel"]
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert process.stdout.split() == ["HFLM", "LmEvalModel"]

@@ -1,6 +1,4 @@
-"""Our LM against lm-eval's own Hugging Face backend, item by item, and against itself at other
-batch sizes.
-"""
+"""Our LM against lm-eval's own Hugging Face backend, and against itself at other batch sizes."""
 
 import pytest
 
@@ -29,9 +27,7 @@ def samples_of(model, name):
 
 @pytest.fixture(scope="module")
 def upstream(embedded):
-    """lm-eval's own backend on the same model object, at batch 1, where its batch-size bug cannot
-    bite.
-    """
+    """lm-eval's own backend on the same model, at batch 1: its batch-size bug has no effect."""
     from lm_eval.models.huggingface import HFLM
 
     yield HFLM(pretrained=embedded.model, tokenizer=embedded.tokenizer, batch_size=1)
@@ -42,11 +38,11 @@ def test_log_probabilities_are_those_of_lm_evals_backend(embedded, upstream):
         samples_of(upstream, "mmlu-mini"),
         samples_of(HarnessLM(embedded, batch_size=16), "mmlu-mini"),
     )
-    for left, right in zip(theirs, ours, strict=True):
-        assert left["acc"] == right["acc"]
-        assert left["prompt_hash"] == right["prompt_hash"]
+    for their_sample, our_sample in zip(theirs, ours, strict=True):
+        assert their_sample["acc"] == our_sample["acc"]
+        assert their_sample["prompt_hash"] == our_sample["prompt_hash"]
         for (a, greedy_a), (b, greedy_b) in zip(
-            left["filtered_resps"], right["filtered_resps"], strict=True
+            their_sample["filtered_resps"], our_sample["filtered_resps"], strict=True
         ):
             assert a == pytest.approx(b, abs=1e-4)
             assert greedy_a == greedy_b
@@ -58,30 +54,35 @@ def test_answers_are_those_of_lm_evals_backend(embedded, upstream):
         samples_of(upstream, "gsm8k-mini"),
         samples_of(HarnessLM(embedded, batch_size=16), "gsm8k-mini"),
     )
-    assert [one["resps"] for one in theirs] == [one["resps"] for one in ours]
-    assert [one["exact_match"] for one in theirs] == [one["exact_match"] for one in ours]
+    assert [sample["resps"] for sample in theirs] == [sample["resps"] for sample in ours]
+    assert [sample["exact_match"] for sample in theirs] == [
+        sample["exact_match"] for sample in ours
+    ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_batch_size_does_not_change_a_score_or_an_answer(embedded, name):
-    found = [
+    rows_by_size = [
         score_task(
             embedded,
             TASKS[name],
             LocalOrHubData(),
             batch_size=size,
             limit=ITEMS,
-            progress=lambda one: None,
+            progress=lambda _: None,
         )[1]
         for size in (1, 8)
     ]
-    strip = [
-        [(row.item, row.text, row.correct, row.tokens, row.stop) for row in rows] for rows in found
+    answers = [
+        [(row.item, row.text, row.correct, row.tokens, row.stop) for row in rows]
+        for rows in rows_by_size
     ]
-    assert strip[0] == strip[1]
-    for one, eight in zip(*found, strict=True):
-        assert one.log_probabilities == pytest.approx(eight.log_probabilities, abs=1e-4)
+    assert answers[0] == answers[1]
+    for row_of_one, row_of_eight in zip(*rows_by_size, strict=True):
+        assert row_of_one.log_probabilities == pytest.approx(
+            row_of_eight.log_probabilities, abs=1e-4
+        )
 
 
 def test_a_choice_of_several_tokens_is_scored_whole(embedded):
@@ -105,10 +106,13 @@ def test_a_choice_of_several_tokens_is_scored_whole(embedded):
         for text in continuations
     ]
     for text, (value, _) in zip(continuations, lm.loglikelihood(requests), strict=True):
-        before, whole = lm.tok_encode(context), lm.tok_encode(context + text)
+        context_ids, ids = lm.tok_encode(context), lm.tok_encode(context + text)
         with torch.no_grad():
-            logs = torch.log_softmax(embedded.model(torch.tensor([whole])).logits[0], dim=-1)
-        by_hand = sum(float(logs[at - 1, whole[at]]) for at in range(len(before), len(whole)))
+            logs = torch.log_softmax(embedded.model(torch.tensor([ids])).logits[0], dim=-1)
+        by_hand = sum(
+            float(logs[position - 1, ids[position]])
+            for position in range(len(context_ids), len(ids))
+        )
         assert value == pytest.approx(by_hand, abs=1e-4)
 
 
@@ -122,7 +126,7 @@ def test_a_second_model_is_really_asked(embedded, random_model):
             LocalOrHubData(),
             batch_size=16,
             limit=40,
-            progress=lambda one: None,
+            progress=lambda _: None,
         )[1]
         for model in (embedded, open_model(random_model))
     ]
@@ -159,7 +163,7 @@ def test_a_prompt_longer_than_the_context_is_cut_on_the_left_and_counted(random_
 def test_sampling_is_refused_rather_than_scored_greedily(embedded):
     from lm_eval.api.instance import Instance
 
-    asked = Instance(
+    request = Instance(
         request_type="generate_until",
         doc={},
         arguments=("x", {"do_sample": True}),
@@ -167,25 +171,24 @@ def test_sampling_is_refused_rather_than_scored_greedily(embedded):
         metadata=("t", 0, 1),
     )
     with pytest.raises(CellFailed, match="only greedy"):
-        HarnessLM(embedded, batch_size=1).generate_until([asked])
+        HarnessLM(embedded, batch_size=1).generate_until([request])
 
 
 def test_a_limited_sample_is_seeded_and_spread_over_the_groups():
     groups = ["a"] * 80 + ["b"] * 15 + ["c"] * 5
-    taken = stratified_sample(groups, 20, name="t")
+    numbers = stratified_sample(groups, 20, name="t")
     assert (
-        taken == stratified_sample(groups, 20, name="t") == sorted(set(taken)) and len(taken) == 20
+        numbers == stratified_sample(groups, 20, name="t") == sorted(set(numbers))
+        and len(numbers) == 20
     )
-    assert [sum(groups[item] == group for item in taken) for group in "abc"] == [8, 7, 5]
-    assert stratified_sample(groups, 20, name="other") != taken
+    assert [sum(groups[item] == group for item in numbers) for group in "abc"] == [8, 7, 5]
+    assert stratified_sample(groups, 20, name="other") != numbers
     assert stratified_sample(groups, 500, name="t") == list(range(100))
 
 
 @pytest.mark.slow
 def test_the_embedded_teachers_reach_their_committed_scores():
-    """The scores that stand beside the weights are those that the weights give (a seeded fifth of
-    the items).
-    """
+    """The committed scores are those of the weights (on a seeded fifth of the items)."""
     import json
     from pathlib import Path
 
@@ -193,15 +196,15 @@ def test_the_embedded_teachers_reach_their_committed_scores():
     from harness.models.resolve import EMBEDDED, EMBEDDED_MODELS, resolve
 
     for model in EMBEDDED_MODELS:
-        told = json.loads((EMBEDDED / model / "scores.json").read_text())
+        committed = json.loads((EMBEDDED / model / "scores.json").read_text())
         opened = open_model(resolve(model, cache=Path("unused")))
         for name, task in TASKS.items():
             score, _ = score_task(
-                opened, task, LocalOrHubData(), batch_size=64, limit=200, progress=lambda one: None
+                opened, task, LocalOrHubData(), batch_size=64, limit=200, progress=lambda _: None
             )
-            assert told[name]["n"] >= 1000 and told[name]["version"] == task.version
+            assert committed[name]["n"] >= 1000 and committed[name]["version"] == task.version
             assert score.value == pytest.approx(
-                told[name]["value"], abs=4 * max(0.01, told[name]["stderr"] * 5**0.5)
+                committed[name]["value"], abs=4 * max(0.01, committed[name]["stderr"] * 5**0.5)
             )
 
 

@@ -1,6 +1,4 @@
-"""Outcomes are numbers: every form of metric, document and group scores as lm-eval's own
-`simple_evaluate` does, and is told right.
-"""
+"""Every form of metric, document and group gets the figure of lm-eval's own `simple_evaluate`."""
 
 import json
 import math
@@ -66,7 +64,7 @@ def rows(count, start=0, choices=None):
             "question": f"Item {n}: which is number {n % 4}",
             "word": words[n % 5],
             "gold": n % most(n),
-            "options": [f"{words[at % 5]}{n}" for at in range(most(n))],
+            "options": [f"{words[position % 5]}{n}" for position in range(most(n))],
             "steps": ["a", str(n)],
             "text": f"A page about {words[n % 5]} and number {n}. " * (1 + n % 3),
         }
@@ -133,12 +131,12 @@ def place(tmp_path_factory):
         "two",
         metric_list=[{"metric": "f1", "aggregation": "OWN", "higher_is_better": True}],
     )
-    own = (folder / "own_f1.yaml").read_text(encoding="utf-8").partition("metric_list")[0]
-    own += (
+    own_f1_yaml = (folder / "own_f1.yaml").read_text(encoding="utf-8").partition("metric_list")[0]
+    own_f1_yaml += (
         "metric_list:\n  - metric: f1\n    aggregation: !function forms.macro_f1\n    "
         "higher_is_better: true\n"
     )
-    (folder / "own_f1.yaml").write_text(own, encoding="utf-8")
+    (folder / "own_f1.yaml").write_text(own_f1_yaml, encoding="utf-8")
     task("holes", functions={"process_results": "some"}, metric_list=metrics("acc"))
     for name in ("filtered", "expanded", "reordered"):
         task(name, functions={"process_docs": name}, metric_list=metrics("acc"))
@@ -247,17 +245,17 @@ def opened(random_model):
 @pytest.fixture(scope="module")
 def scored(place, opened):
     """Return a function that scores a task once."""
-    kept = {}
+    results = {}
 
-    def score(name, **more):
-        key = (name, *sorted(more.items()))
-        if key not in kept:
+    def score(name, **settings):
+        key = (name, *sorted(settings.items()))
+        if key not in results:
             task = suites.load(f"lm-eval:{name}", include_path=place)
-            kept[key] = (
-                *score_task(opened, task, LocalOrHubData(), progress=lambda one: None, **more),
+            results[key] = (
+                *score_task(opened, task, LocalOrHubData(), progress=lambda _: None, **settings),
                 task,
             )
-        return kept[key]
+        return results[key]
 
     return score
 
@@ -322,14 +320,18 @@ def test_every_form_of_task_has_lm_evals_figure(name, place, opened, scored, mon
     theirs = upstream(place, opened, name)
     key = {**HITS, **NUMBERS, **PARTS, **TOGETHER, **DOCUMENTS}[name]
     assert score.value == pytest.approx(theirs["results"][name][key], rel=1e-9, abs=1e-12)
-    samples = [one for leaf in theirs["samples"].values() for one in leaf]
+    samples = [
+        sample for subtask_samples in theirs["samples"].values() for sample in subtask_samples
+    ]
     if name != "lacking":  # lm-eval asks the members that its group's figure leaves out
         assert score.n == len(samples) == len(items)
         # the same shots
         assert sorted(row.prompt_hash for row in items) == sorted(
-            one["prompt_hash"] for one in samples
+            sample["prompt_hash"] for sample in samples
         )
-        assert sorted(row.doc_hash for row in items) == sorted(one["doc_hash"] for one in samples)
+        assert sorted(row.doc_hash for row in items) == sorted(
+            sample["doc_hash"] for sample in samples
+        )
     numbered = bool(score.numbers) and not score.hit_or_miss
     forms = (
         score.hit_or_miss,
@@ -397,9 +399,9 @@ def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
     assert (f1.unit, f1.signed, scored("mcc")[0].signed) == ("share", False, True)
     _, written, _ = scored("bleu")
     assert all(
-        [row.gold, row.text.strip()] == [part[0], part[1].strip()]
+        [row.gold, row.text.strip()] == [references_and_text[0], references_and_text[1].strip()]
         for row in written
-        for part in [row.parts["none"]]
+        for references_and_text in [row.parts["none"]]
     )
     assert scored("letters")[1][0].parts == {}  # a hit or miss needs none
     write_rows(tmp_path / "rows.jsonl", items)
@@ -407,14 +409,14 @@ def test_items_keep_what_a_corpus_metric_aggregates(scored, tmp_path):
 
 
 def test_what_a_tasks_own_code_aggregates_is_not_compared_and_says_so(scored):
-    own = scored("own_f1")[0]
+    score = scored("own_f1")[0]
     assert (
-        own.unpaired
+        score.unpaired
         == "f1 is one figure of all items together (macro_f1), made by the task's own code, which "
         "records do not hold"
     )
     # the items still hold the parts
-    assert not own.statistics and scored("own_f1")[1][0].parts["f1"]
+    assert not score.statistics and scored("own_f1")[1][0].parts["f1"]
 
 
 def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, opened, monkeypatch):
@@ -422,7 +424,7 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
 
     monkeypatch.setattr(parts, "MAX_CHARACTERS", 10)
     task = suites.load("lm-eval:f1", include_path=place)
-    score, items = score_task(opened, task, LocalOrHubData(), progress=lambda one: None)
+    score, items = score_task(opened, task, LocalOrHubData(), progress=lambda _: None)
     assert (
         "what its items add takes 27 characters, more than a record holds (10); try --limit"
         in score.unpaired
@@ -433,7 +435,7 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
     task = suites.load("lm-eval:corpus_alike", include_path=place)
     assert (
         "more than the 10 characters"
-        in score_task(opened, task, LocalOrHubData(), progress=lambda one: None)[0].unpaired
+        in score_task(opened, task, LocalOrHubData(), progress=lambda _: None)[0].unpaired
     )
 
 
@@ -505,9 +507,9 @@ def test_answers_that_read_alike_are_told_apart_by_their_place(scored, place, op
     "name", ["filtered", "expanded", "reordered", "shots", "shots_filtered", "own_shots", "sized"]
 )
 def test_a_sample_holds_the_whole_runs_items_under_the_same_numbers(name, scored):
-    _, whole, _ = scored(name)
+    _, all_rows, _ = scored(name)
     score, items, _ = scored(name, limit=5)
-    by_number = {row.item: row for row in whole}
+    by_number = {row.item: row for row in all_rows}
     assert score.n == len(items) == 5
     assert all(
         (row.doc_hash, row.prompt_hash, row.text) == (same.doc_hash, same.prompt_hash, same.text)
@@ -527,27 +529,27 @@ PROMPTS = """
 import sys, json, random
 from pathlib import Path
 import suites
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.checkpoint import describe
 from harness.models.language_model import open_model
 from harness.scoring.score import score_task
 random.seed(int(sys.argv[3]))
 task = suites.load("lm-eval:shots", include_path=sys.argv[2])
 model = open_model(describe(Path(sys.argv[1]), name="m"))
-_, rows = score_task(model, task, DataSource(), progress=lambda step: None)
+_, rows = score_task(model, task, LocalOrHubData(), progress=lambda step: None)
 print(json.dumps([row.prompt_hash for row in rows]))
 """
 
 
 @pytest.mark.slow
 def test_every_process_shows_the_same_shots(random_model, place, scored):
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", PROMPTS, str(random_model.path), str(place), "7"],
         capture_output=True,
         text=True,
         check=True,
     )
-    assert json.loads(done.stdout.splitlines()[-1]) == [
+    assert json.loads(process.stdout.splitlines()[-1]) == [
         row.prompt_hash for row in scored("shots")[1]
     ]
 
@@ -561,13 +563,13 @@ def test_seeds_are_put_back(place):
     from harness.data.seeding import seeded_as_lm_eval
 
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    before = (random.random(), float(np.random.rand()), float(torch.rand(1)))
+    unseeded_draws = (random.random(), float(np.random.rand()), float(torch.rand(1)))
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     with seeded_as_lm_eval():
-        first = (random.random(), float(np.random.rand()), float(torch.rand(1)))
-    assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == before
+        seeded_draws = (random.random(), float(np.random.rand()), float(torch.rand(1)))
+    assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == unseeded_draws
     with seeded_as_lm_eval():
-        assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == first
+        assert (random.random(), float(np.random.rand()), float(torch.rand(1))) == seeded_draws
 
 
 # Grading by item
@@ -605,8 +607,8 @@ def test_what_cannot_be_asked_is_refused_while_planning(place, tmp_path):
         (tmp_path / f"{name}.yaml").write_text(
             base.replace('"written"', f'"{name}"') + line, encoding="utf-8"
         )
-    for name, (_, told) in odd.items():
-        with pytest.raises(HarnessError, match=told):
+    for name, (_, message) in odd.items():
+        with pytest.raises(HarnessError, match=message):
             suites.load(f"lm-eval:{name}", include_path=tmp_path)
 
 
@@ -624,6 +626,6 @@ def test_how_a_group_averages_is_in_its_version(place, tmp_path):
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
     text = (place / "alike.yaml").read_text(encoding="utf-8")
-    before = suites.load("lm-eval:alike", include_path=tmp_path).version
+    version = suites.load("lm-eval:alike", include_path=tmp_path).version
     (tmp_path / "alike.yaml").write_text(text.replace("false", "true"), encoding="utf-8")
-    assert suites.load("lm-eval:alike", include_path=tmp_path).version != before
+    assert suites.load("lm-eval:alike", include_path=tmp_path).version != version

@@ -1,6 +1,4 @@
-"""The plain path over families: batches change no answer, whatever a model remembers by; and
-numbers that are none are said.
-"""
+"""The plain path over families: batch sizes change no answer, and NaN or infinity is an error."""
 
 import sys
 from pathlib import Path
@@ -41,14 +39,16 @@ WINDOWED = ("mistral", "gemma2", "gemma3_text", "gpt_neo", "llama4_text", "bloom
 @pytest.fixture(scope="module")
 def model(embedded):
     """Return a maker of small random models with the embedded tokenizer, each made once."""
-    held = {}
+    models = {}
 
     def make(kind, **changes):
         key = (kind, *changes)
-        if key not in held:
-            made = _architectures.built(kind, vocabulary=1024, **changes)
-            held[key] = LanguageModel(made, embedded.tokenizer, "cpu", embedded.checkpoint)
-        return held[key]
+        if key not in models:
+            random_model = _architectures.built(kind, vocabulary=1024, **changes)
+            models[key] = LanguageModel(
+                random_model, embedded.tokenizer, "cpu", embedded.checkpoint
+            )
+        return models[key]
 
     return make
 
@@ -62,12 +62,12 @@ def texts(count=7):
 
 
 def alone(opened, row, count):
-    """Return the log-probability of the last tokens of a text, by the model as transformers calls
-    it.
-    """
+    """Return the log-probability of a text's last tokens, from a bare call of the model."""
     with torch.inference_mode():
         logs = torch.log_softmax(opened.model(torch.tensor([row])).logits[0].float(), -1)
-    return sum(float(logs[at - 1, row[at]]) for at in range(len(row) - count, len(row)))
+    return sum(
+        float(logs[position - 1, row[position]]) for position in range(len(row) - count, len(row))
+    )
 
 
 @pytest.mark.parametrize("kind", RECURRENT + WINDOWED)
@@ -84,9 +84,7 @@ def test_batch_size_changes_no_log_probability_in_any_family(kind, model):
 
 @pytest.mark.parametrize("kind", RECURRENT + WINDOWED)
 def test_batch_size_changes_no_answer_in_any_family(kind, model):
-    """Rows of other lengths beside it, rows that leave before it: a row writes what transformers'
-    own decoding writes for it alone.
-    """
+    """A row gets transformers' own answer, whatever rows are beside it and whenever they leave."""
     opened = model(kind)
     prompts = texts(5)
     free = [generate(opened, [prompt], max_new_tokens=8)[0] for prompt in prompts]
@@ -112,16 +110,16 @@ def test_batch_size_changes_no_answer_in_any_family(kind, model):
 def test_a_model_that_padding_changes_is_run_one_row_at_a_time_and_says_so(model):
     opened = model("rwkv")
     assert reason_for_single_rows(opened).startswith("padding moves its log-probabilities by")
-    said = []
+    lines = []
     log_likelihoods(
         opened,
         [LikelihoodRequest([5, 6, 7], 1), LikelihoodRequest([5, 6], 1)],
         batch_size=16,
-        say=said.append,
+        say=lines.append,
     )
     assert (
-        said == [single_row_note(opened, writes=False)]
-        and "one row at a time, whatever the batch size" in said[0]
+        lines == [single_row_note(opened, writes=False)]
+        and "one row at a time, whatever the batch size" in lines[0]
     )
     assert not decoding_mode(opened).batched and decoding_mode(opened).uses_cache
 
@@ -134,20 +132,19 @@ def test_hybrid_models_are_written_in_batches_where_their_caches_allow_it(model)
 
 
 def test_a_model_without_a_cache_reads_each_text_anew(model):
-    way = decoding_mode(model("recurrent_gemma"))
-    assert not way.uses_cache and "each step reads the whole text" in way.reason
+    mode = decoding_mode(model("recurrent_gemma"))
+    assert not mode.uses_cache and "each step reads the whole text" in mode.reason
 
 
 def test_fidelity_reads_a_model_that_padding_changes_one_row_at_a_time(model):
-    from harness.scoring.fidelity import distribution_reader, read_answers
+    from harness.scoring.fidelity import PromptedAnswer, distribution_reader, read_answers
 
     opened = model("rwkv")
-    read = [(row[:-3], row[-3:]) for row in texts(3)]
-    for (before, after), one in zip(
-        read, read_answers(distribution_reader(opened), read), strict=True
-    ):
-        total = sum(float(one.log_p[at, token]) for at, token in enumerate(after))
-        assert total == pytest.approx(alone(opened, before + after, 3), abs=1e-3)
+    answers = [PromptedAnswer(row[:-3], row[-3:]) for row in texts(3)]
+    readings = read_answers(distribution_reader(opened), answers)
+    for text, reading in zip(answers, readings, strict=True):
+        total = sum(float(reading.log_p[index, token]) for index, token in enumerate(text.answer))
+        assert total == pytest.approx(alone(opened, text.prompt + text.answer, 3), abs=1e-3)
 
 
 @pytest.mark.parametrize("kind", ["llama", "lfm2", "gemma2"])
@@ -314,9 +311,9 @@ def test_the_text_model_inside_a_multimodal_class_is_scored_as_lm_eval_scores_it
             doc={},
             arguments=(text, word),
             idx=0,
-            metadata=("t", at, 1),
+            metadata=("t", item, 1),
         )
-        for at, text in enumerate(contexts)
+        for item, text in enumerate(contexts)
         for word in (" A", " four of them")
     ]
     # theirs forbid the placeholders of pictures: here what the model would like to write
@@ -331,19 +328,24 @@ def test_the_text_model_inside_a_multimodal_class_is_scored_as_lm_eval_scores_it
         )
         opened.model.generation_config.bad_words_ids = [[token] for token in free[0].ids]
     settings = {"until": ["\n"], "max_new_tokens": 6}
-    written = [
+    requests = [
         Instance(
             request_type="generate_until",
             doc={},
             arguments=(text, settings),
             idx=0,
-            metadata=("t", at, 1),
+            metadata=("t", item, 1),
         )
-        for at, text in enumerate(contexts)
+        for item, text in enumerate(contexts)
     ]
     for size in (1, 3):
         ours = HarnessLM(opened, batch_size=size)
-        left, right = ours.loglikelihood(choices), peer.loglikelihood(choices, disable_tqdm=True)
-        assert [one[0] for one in left] == pytest.approx([one[0] for one in right], abs=1e-3)
-        assert ours.generate_until(written) == peer.generate_until(written, disable_tqdm=True)
+        our_scores, their_scores = (
+            ours.loglikelihood(choices),
+            peer.loglikelihood(choices, disable_tqdm=True),
+        )
+        assert [score[0] for score in our_scores] == pytest.approx(
+            [score[0] for score in their_scores], abs=1e-3
+        )
+        assert ours.generate_until(requests) == peer.generate_until(requests, disable_tqdm=True)
         assert ours.cut_prompts == 3

@@ -1,6 +1,4 @@
-"""The shared path against the model's own attention, its fallbacks, its memory of what was
-answered.
-"""
+"""The shared path against the model's own attention, its fallbacks, and its cache of answers."""
 
 import json
 import math
@@ -42,7 +40,9 @@ KINDS = ("Llama", "Qwen2", "Qwen3", "Gemma", "GPTNeoX")
 def by_hand(opened, ids, count):
     with torch.no_grad():
         logs = torch.log_softmax(opened.model(torch.tensor([ids])).logits[0], dim=-1)
-    return sum(float(logs[at - 1, ids[at]]) for at in range(len(ids) - count, len(ids)))
+    return sum(
+        float(logs[position - 1, ids[position]]) for position in range(len(ids) - count, len(ids))
+    )
 
 
 def sequences(shared, tails, count):
@@ -90,7 +90,7 @@ def test_a_tail_that_moves_refuses_a_model_only_where_its_numbers_are_exact(smal
     opened.model.to(dtype)
     calls = []
 
-    def move_the_tail(module, given, logits):
+    def move_the_tail(module, inputs, logits):
         calls.append(1)
         logits[..., 100:] = -50 - 3 * len(calls)
         return logits
@@ -124,7 +124,7 @@ def test_a_tree_sees_ancestors_only():
     assert TokenTree.of([[1, 2, 3]]).visible() is None
 
 
-def test_runs_end_before_the_first_scored_position():
+def test_prefix_groups_end_before_the_first_scored_position():
     long = list(range(100))
     rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), LikelihoodRequest([900, 901, 902], 1)]
     order = sorted(range(4), key=lambda row: rows[row].ids)
@@ -148,15 +148,13 @@ def test_packs_of_any_size_and_long_texts_give_the_same_numbers(small, monkeypat
         LikelihoodRequest(long[:50], 49),
         LikelihoodRequest([9, 9], 1),
     ]
-    found = log_likelihoods(opened, rows)
-    for row, (value, _) in zip(rows, found, strict=True):
+    answers = log_likelihoods(opened, rows)
+    for row, (value, _) in zip(rows, answers, strict=True):
         assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-3)
 
 
 def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
-    """What a table pays for one more question is the question: the shared examples are read
-    once.
-    """
+    """One more question costs its own tokens: the shared examples are read once."""
     opened = small("Llama", max_position_embeddings=2048)
     reason_for_plain_path(opened)
     fed = []
@@ -172,44 +170,46 @@ def test_each_question_costs_its_own_tokens_and_no_more(small, monkeypatch):
     assert sum(fed) == 700 + 100 * 3  # the letters themselves are never fed
 
 
-@pytest.mark.parametrize("way", ["packs", "prefix", "plain"])
-def test_answers_that_are_known_leave_the_company_of_the_others_as_it_was(small, monkeypatch, way):
-    """A scoring that goes on after a kill ends with the same digits: the rows that are left stand
-    in the packs that they stood in.
-    """
+@pytest.mark.parametrize("path", ["packs", "prefix", "plain"])
+def test_known_answers_change_no_digit_of_the_others(small, monkeypatch, path):
+    """A resumed scoring ends with the same digits, because missing rows stay in the same packs."""
     from harness.scoring import likelihood
 
     opened = small("Llama", max_position_embeddings=2048)
-    if way == "plain":
+    if path == "plain":
         monkeypatch.setattr(likelihood, "reason_for_plain_path", lambda opened: "a test")
     draw = torch.Generator().manual_seed(3)
-    shared = torch.randint(5, 1000, (60 if way == "prefix" else 3,), generator=draw).tolist()
+    shared = torch.randint(5, 1000, (60 if path == "prefix" else 3,), generator=draw).tolist()
     questions = [
         torch.randint(5, 1000, (2 + index % 9,), generator=draw).tolist() for index in range(40)
     ]
     rows = sequences(shared, questions, 1)
 
     def scored(known):
-        seen = []
-        options = {"batch_size": 4} if way == "plain" else {"pack": 70}
+        computed_rows = []
+        options = {"batch_size": 4} if path == "plain" else {"pack": 70}
         answers = log_likelihoods(
-            opened, rows, known=known, finished=lambda row, answer: seen.append(row), **options
+            opened,
+            rows,
+            known=known,
+            finished=lambda row, answer: computed_rows.append(row),
+            **options,
         )
-        return answers, seen
+        return answers, computed_rows
 
-    whole, everyone = scored({})
-    assert sorted(everyone) == list(range(40))
-    for kept in (range(0, 40, 2), range(5, 39), range(7), [39], range(40)):
-        known = {row: whole[row] for row in kept}
-        resumed, seen = scored(known)
-        assert resumed == whole
-        assert sorted(seen) == [row for row in range(40) if row not in known]
+    answers, all_computed = scored({})
+    assert sorted(all_computed) == list(range(40))
+    for known_rows in (range(0, 40, 2), range(5, 39), range(7), [39], range(40)):
+        known = {row: answers[row] for row in known_rows}
+        resumed, computed = scored(known)
+        assert resumed == answers
+        assert sorted(computed) == [row for row in range(40) if row not in known]
     fed = []
     forward = opened.model.forward
     monkeypatch.setattr(
         opened.model, "forward", lambda *a, **k: (fed.append(1), forward(*a, **k))[1]
     )
-    scored({row: whole[row] for row in range(40)})
+    scored({row: answers[row] for row in range(40)})
     assert not fed  # nothing is left: the model is not asked
 
 
@@ -226,14 +226,14 @@ def test_refilled_slots_write_what_a_single_row_writes(small, common):
     for size in (2, 4, 64):
         assert generate(opened, prompts, max_new_tokens=12, batch_size=size) == alone
     # and what transformers' own generate writes
-    for prompt, one in zip(prompts[:3], alone, strict=False):
+    for prompt, answer in zip(prompts[:3], alone, strict=False):
         out = opened.model.generate(
             torch.tensor([prompt]), max_new_tokens=12, do_sample=False, pad_token_id=0
         )
         eos = opened.tokenizer.eos_token_id
         ids = out[0, len(prompt) :].tolist()
         ids = ids[: ids.index(eos)] if eos in ids else ids
-        assert opened.tokenizer.decode(ids, skip_special_tokens=True) == one.text
+        assert opened.tokenizer.decode(ids, skip_special_tokens=True) == answer.text
 
 
 def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatch):
@@ -242,7 +242,7 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatc
     opened = small("Llama")
     prompts = [[5, 6, 7, index] for index in range(20, 29)]
     plain = generate(opened, prompts, max_new_tokens=6, batch_size=8)
-    admit, said = prefix_sharing.DecodingSlots.admit, []
+    admit, lines = prefix_sharing.DecodingSlots.admit, []
 
     def tight(self, computed, spans):
         if self.size > 3:
@@ -250,8 +250,8 @@ def test_out_of_memory_halves_what_is_done_at_once_and_says_so(small, monkeypatc
         return admit(self, computed, spans)
 
     monkeypatch.setattr(prefix_sharing.DecodingSlots, "admit", tight)
-    assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=said.append) == plain
-    assert said == [
+    assert generate(opened, prompts, max_new_tokens=6, batch_size=9, say=lines.append) == plain
+    assert lines == [
         "out of memory: 9 rows at once became 4",
         "out of memory: 4 rows at once became 2",
     ]
@@ -271,15 +271,15 @@ def test_a_real_error_is_not_taken_for_want_of_memory(small, monkeypatch):
         generate(opened, [[5, 6, 7]], max_new_tokens=6)
 
 
-def test_a_journal_keeps_whole_lines_and_drops_a_torn_one(tmp_path):
-    path = tmp_path / "deep" / "journal.jsonl"
-    first = AnswerCache(path)
-    first.put(request_key([1, 2], 1), [-0.5, True], 0.25)
-    assert first.hits == 0 and first.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25)
+def test_an_answer_cache_keeps_whole_lines_and_drops_a_cut_one(tmp_path):
+    path = tmp_path / "deep" / "answers.jsonl"
+    cache = AnswerCache(path)
+    cache.put(request_key([1, 2], 1), [-0.5, True], 0.25)
+    assert cache.hits == 0 and cache.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25)
     path.write_bytes(path.read_bytes() + b'["torn", [1')
-    again = AnswerCache(path)
-    assert again.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25) and again.hits == 1
-    again.put(request_key([3], 1), [-1.0, False], 0.5)
+    reopened = AnswerCache(path)
+    assert reopened.get(request_key([1, 2], 1)) == ([-0.5, True], 0.25) and reopened.hits == 1
+    reopened.put(request_key([3], 1), [-1.0, False], 0.5)
     assert AnswerCache(path).get(request_key([3], 1)) == ([-1.0, False], 0.5)
     assert AnswerCache(path).get(request_key([1, 2], 2)) is None
 
@@ -291,28 +291,30 @@ def scored(opened, name, cache, limit=40):
         LocalOrHubData(),
         batch_size="auto",
         limit=limit,
-        progress=lambda one: None,
+        progress=lambda _: None,
         cache=cache,
     )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["gsm8k-mini", "mmlu-mini"])
-def test_answers_are_read_again_from_the_journal_but_never_another_models(
+def test_answers_are_read_from_the_cache_but_never_another_models(
     embedded, random_model, tmp_path, name
 ):
     score, rows = scored(embedded, name, tmp_path)
-    again, same = scored(embedded, name, tmp_path)
-    assert score.from_journal == 0 and again.from_journal == (40 if name == "gsm8k-mini" else 160)
-    assert (
-        rows == same
-        and again.value == score.value
-        and again.seconds == pytest.approx(score.seconds, abs=0.05)
+    cached_score, cached_rows = scored(embedded, name, tmp_path)
+    assert score.from_journal == 0 and cached_score.from_journal == (
+        40 if name == "gsm8k-mini" else 160
     )
-    other, theirs = scored(open_model(random_model), name, tmp_path)
-    assert other.from_journal == 0
-    assert [row.text for row in theirs] != [row.text for row in rows] or [
-        r.log_probabilities for r in theirs
+    assert (
+        rows == cached_rows
+        and cached_score.value == score.value
+        and cached_score.seconds == pytest.approx(score.seconds, abs=0.05)
+    )
+    other_score, other_rows = scored(open_model(random_model), name, tmp_path)
+    assert other_score.from_journal == 0
+    assert [row.text for row in other_rows] != [row.text for row in rows] or [
+        r.log_probabilities for r in other_rows
     ] != [r.log_probabilities for r in rows]
 
 
@@ -321,14 +323,14 @@ import sys
 from pathlib import Path
 import suites
 from harness.scoring import prefix_sharing
-from harness.data.source import DataSource
+from harness.data.source import LocalOrHubData
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 from harness.scoring.score import score_task
 opened = open_model(resolve("tiny", cache=Path("unused")))
 print("begin", flush=True)
 task, how = suites.load("gsm8k-mini"), {"progress": lambda step: None, "cache": Path(sys.argv[1])}
-score_task(opened, task, DataSource(), batch_size=4, limit=200, **how)
+score_task(opened, task, LocalOrHubData(), batch_size=4, limit=200, **how)
 """
 
 
@@ -338,34 +340,36 @@ def test_a_killed_scoring_goes_on_where_it_was(embedded, tmp_path):
         [sys.executable, "-P", "-c", KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
     )
     assert process.stdout.readline() == "begin\n"
-    found = []
-    while process.poll() is None and not found:
-        found = [path for path in tmp_path.rglob("*.jsonl") if path.read_bytes().count(b"\n") >= 20]
+    caches = []
+    while process.poll() is None and not caches:
+        caches = [
+            path for path in tmp_path.rglob("*.jsonl") if path.read_bytes().count(b"\n") >= 20
+        ]
         time.sleep(0.01)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    kept = sum(1 for line in found[0].read_bytes().splitlines() if line.endswith(b"]"))
+    cached_answers = sum(1 for line in caches[0].read_bytes().splitlines() if line.endswith(b"]"))
     score, rows = scored(embedded, "gsm8k-mini", tmp_path, limit=200)
-    assert 20 <= kept < 200 and score.from_journal >= kept - 1
+    assert 20 <= cached_answers < 200 and score.from_journal >= cached_answers - 1
     fresh, same = scored(embedded, "gsm8k-mini", None, limit=200)
     assert rows == same and fresh.outcomes == score.outcomes
 
 
 @pytest.mark.parametrize("task", ["gsm8k-mini", "mmlu-mini"])
-def test_answers_that_were_damaged_are_asked_again_and_said_and_the_score_is_the_same(
+def test_damaged_answers_are_computed_again_with_a_message_and_the_same_score(
     embedded, tmp_path, capsys, task
 ):
-    whole, _ = scored(embedded, task, tmp_path, limit=12)
+    undamaged, _ = scored(embedded, task, tmp_path, limit=12)
     [path] = tmp_path.rglob("*.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:3], lines[3][: len(lines[3]) // 2] + b"\n", *lines[4:]]))
     mended, _ = scored(embedded, task, tmp_path, limit=12)
     assert "1 cached answers are damaged and were dropped" in capsys.readouterr().err
     assert (mended.notes, mended.outcomes, mended.answers_digest, mended.likelihoods_digest) == (
-        whole.notes,
-        whole.outcomes,
-        whole.answers_digest,
-        whole.likelihoods_digest,
+        undamaged.notes,
+        undamaged.outcomes,
+        undamaged.answers_digest,
+        undamaged.likelihoods_digest,
     )
 
 
@@ -394,9 +398,13 @@ def test_choice_divergence_by_hand():
         row_of(1, [math.log(0.25), math.log(0.75)]),
         row_of(2, [math.log(0.9), math.log(0.1)]),
     ]
-    found = choice_fidelity("t", teacher, student)
-    first = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert found.items == 2 and found.kl == pytest.approx(first / 2) and found.agreement == 0.5
+    fidelity = choice_fidelity("t", teacher, student)
+    divergence = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert (
+        fidelity.items == 2
+        and fidelity.kl == pytest.approx(divergence / 2)
+        and fidelity.agreement == 0.5
+    )
     assert choice_fidelity("t", teacher, teacher).kl == pytest.approx(0)
     shifted = [
         row_of(1, [3 + math.log(0.5)] * 2),
@@ -419,27 +427,31 @@ def test_token_fidelity_is_zero_against_oneself_and_counts_by_token(embedded, ra
         for index in range(6)
     ]
     texts = answers_to_compare(embedded, "t", rows)
-    own = token_fidelity(
+    to_itself = token_fidelity(
         "t", read_answers(distribution_reader(embedded), texts), distribution_reader(embedded)
     )
-    assert own.kl == pytest.approx(0, abs=1e-6) and own.agreement == 1 and own.items == 6
+    assert (
+        to_itself.kl == pytest.approx(0, abs=1e-6)
+        and to_itself.agreement == 1
+        and to_itself.items == 6
+    )
     student = open_model(random_model)
-    other = token_fidelity(
+    to_student = token_fidelity(
         "t", read_answers(distribution_reader(embedded), texts), distribution_reader(student)
     )
-    assert other.kl > 0.5 and other.agreement < 0.5 and other.kl_stderr > 0
+    assert to_student.kl > 0.5 and to_student.agreement < 0.5 and to_student.kl_stderr > 0
     by_hand = []
     # an independent sum over single sequences, without batches or padding
-    for before, after in texts:
+    for prompt, answer in texts:
         with torch.no_grad():
             p, q = (
                 torch.log_softmax(
-                    one.model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1], -1
+                    model.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1], -1
                 )
-                for one in (embedded, student)
+                for model in (embedded, student)
             )
-        by_hand.append((float((p.exp() * (p - q)).sum()), len(after)))
-    assert other.kl == pytest.approx(
+        by_hand.append((float((p.exp() * (p - q)).sum()), len(answer)))
+    assert to_student.kl == pytest.approx(
         sum(kl for kl, _ in by_hand) / sum(size for _, size in by_hand), rel=1e-4
     )
 
@@ -451,26 +463,26 @@ def test_what_the_teacher_read_is_kept_for_every_student(
         row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
         for index in range(6)
     ]
-    kept, student = tmp_path / "reads.safetensors", open_model(random_model)
+    path, student = tmp_path / "reads.safetensors", open_model(random_model)
     fresh = token_fidelity(
         "t",
         read_answers(distribution_reader(embedded), answers_to_compare(embedded, "t", rows)),
         distribution_reader(student),
     )
-    save_hidden_states(kept, embedded, rows, ["t"])
+    save_hidden_states(path, embedded, rows, ["t"])
     monkeypatch.setattr(
         type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again")
     )
-    known = load_teacher_readings(kept, embedded.checkpoint, "t", device="cpu")
+    readings = load_teacher_readings(path, embedded.checkpoint, "t", device="cpu")
     monkeypatch.undo()
-    again = token_fidelity("t", known, distribution_reader(student))
+    from_file = token_fidelity("t", readings, distribution_reader(student))
     assert (
-        again.kl == pytest.approx(fresh.kl, rel=1e-5)
-        and again.agreement == fresh.agreement
-        and again.items == fresh.items
+        from_file.kl == pytest.approx(fresh.kl, rel=1e-5)
+        and from_file.agreement == fresh.agreement
+        and from_file.items == fresh.items
     )
     assert (
-        load_teacher_readings(kept, student.checkpoint, "t", device="cpu") is None
+        load_teacher_readings(path, student.checkpoint, "t", device="cpu") is None
     )  # of another teacher
     assert load_teacher_readings(tmp_path / "none", embedded.checkpoint, "t", device="cpu") is None
 
@@ -572,6 +584,6 @@ def test_under_mixed_precision_the_shared_path_is_judged_by_the_type_of_the_prod
             and embedded.dtype == "float32"
         )
         prompts = [embedded.encode("Question: 2 + 3?\nAnswer:"), embedded.encode("A")]
-        assert all(one.tokens for one in generate(mixed, prompts, max_new_tokens=8))
+        assert all(answer.tokens for answer in generate(mixed, prompts, max_new_tokens=8))
     finally:
         AcceleratorState._reset_state(reset_partial_state=True)

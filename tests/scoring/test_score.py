@@ -1,6 +1,4 @@
-"""Real tasks scored from a data folder alone: conversations, items by content, answers by their
-place.
-"""
+"""Real tasks scored from a data folder alone: conversations, items, answers."""
 
 import math
 from dataclasses import replace
@@ -18,7 +16,7 @@ def test_a_real_task_is_scored_from_the_folder_alone(name, source, small, no_net
 
     opened = small("Llama", max_position_embeddings=2048)
     score, rows = score_task(
-        opened, suites.load(name), source, batch_size="auto", limit=2, progress=lambda one: None
+        opened, suites.load(name), source, batch_size="auto", limit=2, progress=lambda _: None
     )
     assert score.n == len(rows) == 2 and score.version == suites.load(name).version
     if name == "mmlu":
@@ -37,9 +35,7 @@ def test_a_real_task_is_scored_from_the_folder_alone(name, source, small, no_net
 
 @pytest.mark.parametrize("name", ["gsm8k-cot", "mmlu"])
 def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source, small):
-    """Chat on: shots become turns, the system prompt comes first, and the template's own BOS is the
-    only one.
-    """
+    """With a template, shots become turns, the system prompt is first, and BOS comes once."""
     from harness.contract import Prompting
     from harness.scoring.score import score_task
 
@@ -68,10 +64,10 @@ def test_a_conversation_is_shown_as_the_template_says_with_one_bos(name, source,
         source,
         batch_size="auto",
         limit=2,
-        progress=lambda one: None,
+        progress=lambda _: None,
         prompting=prompting,
     )
-    text, ids = next(one for one in shown if "<assistant>" in one[0])
+    text, ids = next(text_and_ids for text_and_ids in shown if "<assistant>" in text_and_ids[0])
     assert (
         text.startswith(f"{tokenizer.bos_token}<system>Be brief.")
         and text.count("<user>") > 2
@@ -90,19 +86,19 @@ def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_
 
     class Fewer(type(suites.load("gsm8k"))):
         def lm_eval_tasks(self, source):
-            found = super().lm_eval_tasks(source)
-            found["gsm8k"].set_config("num_fewshot", 3)
-            return found
+            tasks = super().lm_eval_tasks(source)
+            tasks["gsm8k"].set_config("num_fewshot", 3)
+            return tasks
 
     def scored(template, task=None, **prompting):
         opened.tokenizer.chat_template = template
-        given = {
+        settings = {
             "limit": 2,
-            "progress": lambda one: None,
+            "progress": lambda _: None,
             "prompting": Prompting(chat=template is not None, **prompting),
         }
         return score_task(
-            opened, task or suites.load("gsm8k"), LocalOrHubData(folder=folder), **given
+            opened, task or suites.load("gsm8k"), LocalOrHubData(folder=folder), **settings
         )
 
     angles = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
@@ -110,12 +106,20 @@ def test_items_are_the_same_in_any_chat_template_and_others_with_other_words_or_
         "{% for m in messages %}## {{ m.role }}\n{{ m.content }}\n{% endfor %}{% if "
         "add_generation_prompt %}## assistant\n{% endif %}"
     )
-    one, rows = scored(angles)
-    other, others = scored(headed)
-    assert one.items_digest == other.items_digest and rows[0].prompt_hash != others[0].prompt_hash
+    angled, angled_rows = scored(angles)
+    with_headings, heading_rows = scored(headed)
+    assert (
+        angled.items_digest == with_headings.items_digest
+        and angled_rows[0].prompt_hash != heading_rows[0].prompt_hash
+    )
     plain, _ = scored(None)
-    fewer, told = scored(angles, Fewer()), scored(angles, system="Be brief.")
-    digests = [one.items_digest, plain.items_digest, fewer[0].items_digest, told[0].items_digest]
+    fewer_shots, with_system = scored(angles, Fewer()), scored(angles, system="Be brief.")
+    digests = [
+        angled.items_digest,
+        plain.items_digest,
+        fewer_shots[0].items_digest,
+        with_system[0].items_digest,
+    ]
     for split, count in (("train", 40), ("test", 12)):
         path = folder / f"gsm8k/{split}.jsonl{'.gz' if split == 'train' else ''}"
         write_rows(
@@ -139,7 +143,7 @@ def test_a_plain_prompt_counts_as_it_is_shown(small, source):
         suites.load("gsm8k"),
         source,
         limit=2,
-        progress=lambda one: None,
+        progress=lambda _: None,
     )
     assert score.items_digest == digest_of(
         [(row.item, row.doc_hash, row.prompt_hash, row.target_hash) for row in rows]
@@ -162,19 +166,17 @@ CHOICES = {
 
 @pytest.mark.parametrize("form", CHOICES)
 def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, source, random_model):
-    """What a choice reads like does not say which it was: one of two alike is right, and models
-    that take the other differ.
-    """
+    """Two choices with the same text are different answers: one of them may be right."""
     from harness.files.digests import digest_of
     from harness.models.language_model import open_model
     from harness.scoring.score import score_task
 
-    found = [row | {"choices": CHOICES[form](n)} for n, row in enumerate(mmlu_rows("test", 8))]
-    write_rows(folder / "mmlu/test.jsonl.gz", found)
+    documents = [row | {"choices": CHOICES[form](n)} for n, row in enumerate(mmlu_rows("test", 8))]
+    write_rows(folder / "mmlu/test.jsonl.gz", documents)
     score, rows = score_task(
-        open_model(random_model), suites.load("mmlu-cloze"), source, progress=lambda one: None
+        open_model(random_model), suites.load("mmlu-cloze"), source, progress=lambda _: None
     )
-    golds = [("ABCD".index(row["answer"]), row["choices"]) for row in found]
+    golds = [("ABCD".index(row["answer"]), row["choices"]) for row in documents]
     assert len(rows) == len(golds) == 16 and score.answers_digest == digest_of(
         [row.answer for row in rows]
     )
@@ -183,9 +185,9 @@ def test_answers_of_a_cloze_task_are_told_apart_by_their_place(form, folder, sou
             row.position == gold
         )
         assert row.twins == ([choice.strip() for choice in choices].count(row.text) > 1)
-        for place in set(range(4)) - {row.position}:
+        for position in set(range(4)) - {row.position}:
             # the same text, the same outcome, another place
-            assert replace(row, position=place).answer != row.answer
+            assert replace(row, position=position).answer != row.answer
         assert (
             replace(row, correct={name: not hit for name, hit in row.correct.items()}).answer
             != row.answer
@@ -212,7 +214,7 @@ def test_letters_of_shown_choices_are_answers_by_themselves(folder, source, rand
         [row | {"choices": ["same"] * 4} for row in mmlu_rows("test", 4)],
     )
     _, rows = score_task(
-        open_model(random_model), suites.load("mmlu"), source, progress=lambda one: None
+        open_model(random_model), suites.load("mmlu"), source, progress=lambda _: None
     )
     # four choices alike have four letters
     assert [row.answer for row in rows] == ["ABCD"[row.position] for row in rows]

@@ -1,6 +1,4 @@
-"""The vLLM backend against the transformers one, with a stand-in engine that answers as vLLM does;
-the real one where it is.
-"""
+"""The vLLM backend against the transformers one, with a stand-in for vLLM, or vLLM on a GPU."""
 
 import pytest
 from vllm_stand_in import install
@@ -15,9 +13,7 @@ from harness.scoring.vllm_backend import MAX_LOGPROBS, VllmBackend, require_vllm
 
 @pytest.fixture
 def stand_in(embedded, monkeypatch):
-    """Install a module `vllm` whose engine computes with transformers; return the settings of its
-    engines.
-    """
+    """Install a module `vllm` that computes with transformers; return its engines' settings."""
     return install(monkeypatch, embedded)
 
 
@@ -26,25 +22,29 @@ def stand_in(embedded, monkeypatch):
 def test_answers_and_counts_are_those_of_the_default_backend(embedded, stand_in, name):
     task = suites.load(name)
     engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
-    theirs, rows = score_task(
-        engine.opened, task, LocalOrHubData(), backend=engine, limit=24, progress=lambda one: None
+    theirs, their_rows = score_task(
+        engine.opened, task, LocalOrHubData(), backend=engine, limit=24, progress=lambda _: None
     )
-    ours, same = score_task(embedded, task, LocalOrHubData(), limit=24, progress=lambda one: None)
+    ours, our_rows = score_task(embedded, task, LocalOrHubData(), limit=24, progress=lambda _: None)
     assert (
         engine.path == "vllm/0.0"
         and stand_in[0]["model"] == str(embedded.checkpoint.path)
         and stand_in[0]["seed"] == 0
     )
     assert theirs.outcomes == ours.outcomes and theirs.tokens_per_answer == ours.tokens_per_answer
-    for left, right in zip(rows, same, strict=True):
-        assert (left.text, left.stop, left.tokens) == (right.text, right.stop, right.tokens)
-        assert left.log_probabilities == pytest.approx(right.log_probabilities, abs=1e-4)
+    for their_row, our_row in zip(their_rows, our_rows, strict=True):
+        assert (their_row.text, their_row.stop, their_row.tokens) == (
+            our_row.text,
+            our_row.stop,
+            our_row.tokens,
+        )
+        assert their_row.log_probabilities == pytest.approx(our_row.log_probabilities, abs=1e-4)
     engine.close()
 
 
-def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
+def test_paths_have_answer_caches_of_their_own(embedded, stand_in, tmp_path):
     task = suites.load("gsm8k-mini")
-    score_task(embedded, task, LocalOrHubData(), limit=4, progress=lambda one: None, cache=tmp_path)
+    score_task(embedded, task, LocalOrHubData(), limit=4, progress=lambda _: None, cache=tmp_path)
     engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     score, _ = score_task(
         engine.opened,
@@ -52,7 +52,7 @@ def test_paths_have_journals_of_their_own(embedded, stand_in, tmp_path):
         LocalOrHubData(),
         backend=engine,
         limit=4,
-        progress=lambda one: None,
+        progress=lambda _: None,
         cache=tmp_path,
     )
     assert score.from_journal == 0 and len(list(tmp_path.rglob("*.jsonl"))) == 2
@@ -66,15 +66,15 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
     engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
     lm = HarnessLM(engine.opened, backend=engine)
     long = "one two three " * 1_000
-    asked = Instance(
+    request = Instance(
         request_type="loglikelihood", doc={}, arguments=(long, " four"), idx=0, metadata=("t", 0, 1)
     )
-    [(value, _)] = lm.loglikelihood([asked])
+    [(value, _)] = lm.loglikelihood([request])
     assert value < 0 and lm.cut_prompts == 1
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (
             {"k": None},
@@ -85,10 +85,10 @@ def test_a_text_as_long_as_the_context_leaves_vllm_its_room(embedded, stand_in):
     ],
 )
 def test_what_vllm_does_not_give_is_refused_in_one_line_before_anything_is_asked(
-    embedded, stand_in, settings, said
+    embedded, stand_in, settings, message
 ):
     engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
-    with pytest.raises(HarnessError, match=said) as refused:
+    with pytest.raises(HarnessError, match=message) as refused:
         engine.top_k([LikelihoodRequest([5, 6, 7], 1)], **settings)
     assert "\n" not in str(refused.value)
 
@@ -115,9 +115,11 @@ def test_the_real_engine_agrees_on_most_items(embedded):
     task = suites.load("mmlu-mini")
     engine = VllmBackend(embedded.checkpoint, dtype="float32", device="cuda")
     theirs, _ = score_task(
-        engine.opened, task, LocalOrHubData(), backend=engine, limit=64, progress=lambda one: None
+        engine.opened, task, LocalOrHubData(), backend=engine, limit=64, progress=lambda _: None
     )
-    ours, _ = score_task(embedded, task, LocalOrHubData(), limit=64, progress=lambda one: None)
-    same = sum(a == b for a, b in zip(theirs.outcomes["acc"], ours.outcomes["acc"], strict=True))
+    ours, _ = score_task(embedded, task, LocalOrHubData(), limit=64, progress=lambda _: None)
+    agreeing = sum(
+        a == b for a, b in zip(theirs.outcomes["acc"], ours.outcomes["acc"], strict=True)
+    )
     engine.close()
-    assert same >= 62
+    assert agreeing >= 62
