@@ -83,15 +83,15 @@ class Console:
         self._stage = ""
         self._began = time.monotonic()
 
-    def _end(self, finished: CellResult) -> None:
-        record = finished.record
+    def _end(self, result: CellResult) -> None:
+        record = result.record
         if record is None:
-            outcome = f"left ({finished.note})"
+            outcome = f"not computed ({result.note})"
         elif record.status != "success":
             outcome = f"{record.status}: {record.reason}"
         else:
             outcome = ", ".join(f"{score.task} {_value_of(score)}" for score in record.scores)
-        when = "already finished" if finished.cached else f"{time.monotonic() - self._began:.0f} s"
+        when = "already finished" if result.cached else f"{time.monotonic() - self._began:.0f} s"
         self.say(f"{self._prefix}: {outcome} ({when})")
 
     def progress(self, progress: Progress) -> None:

@@ -10,8 +10,7 @@ from types import FrameType
 
 from harness.files.problems import describe_os_error
 
-KEPT_MESSAGE = "what was finished is kept, the same command goes on from there"
-_RESUMABLE = ("run", "train-tiny")  # what starts again where it was
+_RESUMABLE = ("run", "train-tiny")  # commands that go on where they stopped
 
 
 class Stopped(BaseException):
@@ -118,8 +117,8 @@ def stopped_line(reason: str, arguments: list[str]) -> str:
     """Say that a command was stopped, what it kept, and what to type to go on."""
     command = shlex.join(["harness", *arguments])
     if arguments[:1] and arguments[0] in _RESUMABLE:
-        return f"stopped ({reason}); {KEPT_MESSAGE}: {command}"
-    return f"stopped ({reason}); it keeps nothing half done, type it again: {command}"
+        return f"stopped ({reason}); finished work is kept; to go on, type: {command}"
+    return f"stopped ({reason}); unfinished work is not kept; type again: {command}"
 
 
 def print_error(line: str) -> None:

@@ -87,7 +87,7 @@ def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
 
 
 def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
-    told = {
+    packing = {
         "bits_per_weight": 5.19,
         "bits_of_a_packed_weight": 4.25,
         "table_and_head": "int8",
@@ -95,7 +95,7 @@ def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
     }
     rows = [
         make("teacher", 0.9),
-        make("int4", 0.8, cost=Cost(notes={"int4": told})),
+        make("int4", 0.8, cost=Cost(notes={"int4": packing})),
         make("prune-wanda", 0.8, cost=Cost(notes={"prune-wanda": {}})),
     ]
     lines = [
