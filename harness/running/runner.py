@@ -159,7 +159,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, defects = read_signed_lines(samples, whole=True)
+    values, defects = read_signed_lines(samples, complete=True)
     counts = Counter(value.get("task") for value in values if isinstance(value, dict))
     incomplete = [
         score.task

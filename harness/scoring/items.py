@@ -78,7 +78,7 @@ def read_rows(path: Path) -> list[ItemRow]:
 
     Raises `Unreadable` where a line is cut off, edited, or from another version.
     """
-    values, defects = read_signed_lines(path, whole=True)
+    values, defects = read_signed_lines(path, complete=True)
     if not defects:
         try:
             return [

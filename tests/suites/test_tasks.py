@@ -427,7 +427,7 @@ def test_subjects_are_checked(folder, source):
     refused(lambda: mmlu.lm_eval_tasks(source), "mmlu/test.jsonl", "did you mean 'anatomy'")
     write_rows(folder / "mmlu/test.jsonl.gz", mmlu_rows("test", 8))
     write_rows(folder / "mmlu/dev.jsonl.gz", mmlu_rows("dev", 3))
-    refused(lambda: mmlu.lm_eval_tasks(source), "3 rows of anatomy and 5 are shown")
+    refused(lambda: mmlu.lm_eval_tasks(source), "3 rows of anatomy, and 5 are shown")
 
 
 def test_splits_that_do_not_exist_are_refused(source):

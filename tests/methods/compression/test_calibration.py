@@ -156,10 +156,10 @@ def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded(
     for name, alike in (("alike", True), ("raw", False)):
         flow = InputStatistics("gram", alike)
         flow.add("w", torch.cat([sink, x]))
-        found = round_with_gptq(w, flow.sums["w"], bits=4, group=16).dequantized()
+        found = round_with_gptq(w, flow.sums["w"], bits=4, group_size=16).dequantized()
         errors[name] = float(((w - found) @ x.T).square().sum())
     nearest = float(
-        ((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum()
+        ((w - round_to_nearest(w, bits=4, group_size=16).dequantized()) @ x.T).square().sum()
     )
     assert errors["alike"] < 0.7 * errors["raw"] and errors["alike"] < 0.7 * nearest
 
@@ -224,7 +224,7 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
     model, data = Decoder(), CalibrationData(torch.randint(0, 50, (2, 16)), {})
     layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
     refused = pytest.raises(
-        CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"
+        CellFailed, match="Decoder: block 0 run alone returns other states than inside the model"
     )
     with refused:
         visit_blocks(

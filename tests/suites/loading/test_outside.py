@@ -109,7 +109,7 @@ CODE = {
     "named": ("FILE.read_text()", "golds.json", ""),
     "folder": ("[one.read_text() for one in Path('data').glob('*.json')]", "data/golds.json", ""),
     "imported": ("deeper.read()", "golds.json", ""),
-    "put together": ("open('gold' + str(1) + '.json').read()", "", "only running it tells"),
+    "put together": ("open('gold' + str(1) + '.json').read()", "", "known only when it runs"),
     "environment": ("open(os.environ['GOLDS']).read()", "", "os.environ"),
     "address": ("urllib.request.urlopen('http://x.y/z').read()", "", "urlopen"),
 }
@@ -137,9 +137,7 @@ def test_what_code_reads_is_in_the_version_or_said_to_be_unknown(form, tmp_path)
     )
     task = suites.load("lm-eval:arc_style", include_path=place)
     assert why in task.unknown_inputs and bool(task.unknown_inputs) == bool(why)
-    assert not why or any(
-        "nothing of this task is kept from run to run" in note for note in task.notes
-    )
+    assert not why or any("so no result of this task is reused" in note for note in task.notes)
     for changed in filter(None, (file, "code.py", "deeper.py")):
         (place / changed).write_text((place / changed).read_text() + "\n", encoding="utf-8")
         fresh = suites.load("lm-eval:arc_style", include_path=place)
@@ -266,7 +264,8 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
     )
     refused(lambda: suites.load("lm-eval:plain", include_path=place), "output_type loglikelihood")
     refused(
-        lambda: suites.load("lm-eval:gone", include_path=place), f"no data file {place}/no.jsonl"
+        lambda: suites.load("lm-eval:gone", include_path=place),
+        f"names the data file {place}/no.jsonl, which does not exist",
     )
     write_yaml(
         place,
