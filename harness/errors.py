@@ -81,28 +81,19 @@ def says_no_memory(text: str) -> bool:
 
 
 def _memory_limit() -> str:
-    """Return what bounds this process's memory by the shell's own limits, "" where nothing does."""
+    """Return a hint about the shell's limit of a process's memory, "" where there is none."""
     try:
         import resource
 
-        soft = min(
-            (
-                limit
-                for limit in (
-                    resource.getrlimit(kind)[0]
-                    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-                )
-                if limit >= 0
-            ),
-            default=-1,
-        )
+        kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        limits = [limit for limit, _ in map(resource.getrlimit, kinds) if limit >= 0]
     except (ImportError, AttributeError, OSError):
         return ""
+    if not limits:
+        return ""
     return (
-        ""
-        if soft < 0
-        else f"; this shell allows {soft / 2**30:.1f} GiB to a process: type ulimit -v unlimited, "
-        "or give a smaller model"
+        f"; this shell allows {min(limits) / 2**30:.1f} GiB to a process: type ulimit -v "
+        "unlimited, or give a smaller model"
     )
 
 

@@ -54,21 +54,13 @@ def refuse_forbidden_imports(name: str, module: str) -> None:
         return
     visited, waiting = {module}, [module]
     while waiting:
-        current = waiting.pop()
-        for imported in (
-            current for name in _imported_modules(current) for current in current_modules(name)
-        ):
-            room = next(
-                (
-                    forbidden
-                    for forbidden in FORBIDDEN_MODULES
-                    if f"{imported}.".startswith(f"{forbidden}.")
-                ),
-                "",
-            )
+        importer = waiting.pop()
+        names = [new for name in _imported_modules(importer) for new in current_modules(name)]
+        for imported in names:
+            room = _forbidden_room(imported)
             if room:
                 raise HarnessError(
-                    f"method {name!r}: {current} imports {room}, which runs and reports methods; a "
+                    f"method {name!r}: {importer} imports {room}, which runs and reports methods; a "
                     "method may use harness.contract, "
                     "harness.data, harness.models and harness.scoring.generation "
                     f"(docs/add-a-method.md), not {', '.join(FORBIDDEN_MODULES)}"
@@ -76,6 +68,12 @@ def refuse_forbidden_imports(name: str, module: str) -> None:
             if imported.partition(".")[0] == top and imported not in visited:
                 visited.add(imported)
                 waiting.append(imported)
+
+
+def _forbidden_room(module: str) -> str:
+    """Return the forbidden module that a module is, or lies in; "" where it is allowed."""
+    rooms = (room for room in FORBIDDEN_MODULES if f"{module}.".startswith(f"{room}."))
+    return next(rooms, "")
 
 
 def _imported_modules(module: str) -> Iterator[str]:
