@@ -60,10 +60,10 @@ def refuse_forbidden_imports(name: str, module: str) -> None:
             room = _forbidden_room(imported)
             if room:
                 raise HarnessError(
-                    f"method {name!r}: {importer} imports {room}, which runs and reports methods; a "
-                    "method may use harness.contract, "
-                    "harness.data, harness.models and harness.scoring.generation "
-                    f"(docs/add-a-method.md), not {', '.join(FORBIDDEN_MODULES)}"
+                    f"method {name!r}: {importer} imports {room}, which runs and reports methods; "
+                    "a method may use harness.contract, harness.data, harness.models and "
+                    "harness.scoring.generation (docs/add-a-method.md), not "
+                    f"{', '.join(FORBIDDEN_MODULES)}"
                 )
             if imported.partition(".")[0] == top and imported not in visited:
                 visited.add(imported)
