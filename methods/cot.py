@@ -116,7 +116,7 @@ class ChainOfThought(Trained):
         without = next((example.task for example in examples if not example.gold), "")
         if needs_gold and without:
             raise CellFailed(
-                f"{without} has no gold answers, and this row needs them; use cot-unfiltered, or sft"
+                f"{without} has no gold answers, which this row needs; use cot-unfiltered, or sft"
             )
 
 
