@@ -20,14 +20,11 @@ from harness.errors import HarnessError, OldName, in_one_line
 from harness.renames.notice import renames_of
 
 FAMILIES: tuple[str, ...] = get_args(Family)
-FROM_TEACHER = (
-    "pruning",
-    "low-rank",
-    "quantization",
-)  # families that change the teacher where nothing is said
+# families whose students are made from the teacher, unless the method states another start
+FROM_TEACHER = ("pruning", "low-rank", "quantization")
 RENAMED = renames_of("trait")
 OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
-# likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
+# similarity from which a helper's name counts as a misspelt protocol method: one letter of ten
 _MISSPELLING_RATIO = 0.9
 
 
@@ -258,7 +255,7 @@ def _describe_type(trait_type: Any) -> str:
 
 
 def _suggestion(name: str, known_names: Collection[str]) -> str:
-    """Say the nearest name and, where they are few, all that are known."""
+    """Return the nearest name, where one is near, and all known names, as the end of a message."""
     near = difflib.get_close_matches(name, sorted(known_names), n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else ""
     return f"{guess}{'' if guess else ';'} known: {', '.join(sorted(known_names))}"
