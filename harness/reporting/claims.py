@@ -394,10 +394,10 @@ def cost_verdicts(group: Group) -> dict[str, str]:
             continue
         decisions = [
             _cheaper_decision(seconds, other_seconds)
-            if levels[name] < levels[other]
+            if levels[name] < levels[other_name]
             else _cheaper_decision(other_seconds, seconds)
-            for other, other_seconds in seconds_by_family.items()
-            if other_seconds and levels[other] != levels[name]
+            for other_name, other_seconds in seconds_by_family.items()
+            if other_seconds and levels[other_name] != levels[name]
         ]
         cost_words[name] = words[_all_of(decisions)] if decisions else _NOT_TESTABLE
     return cost_words
