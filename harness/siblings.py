@@ -19,6 +19,6 @@ def refuse_other_packages(*names: str) -> None:
         if origin is None or origin.parent != HOME / name:
             problem = f"{origin} is found in its place" if origin else "it is not there"
             raise HarnessError(
-                f"the package {name} of compression-harness is needed and {problem}; type `harness` "
-                "(or python -P), leave that folder out of PYTHONPATH, or rename yours"
+                f"the package {name} of compression-harness is needed and {problem}; type "
+                "`harness` (or python -P), leave that folder out of PYTHONPATH, or rename yours"
             )
