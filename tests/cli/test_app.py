@@ -13,7 +13,7 @@ OPTIONS = {
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods "
     "--no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout "
-    "--allow-task-code",
+    "--allow-task-code --train-data --calibration --overlap",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
