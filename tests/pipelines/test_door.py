@@ -408,7 +408,7 @@ def test_a_log_is_cut_to_its_end_and_goes_on(tmp_path):
         stream.write(b"old\n" * 5_000)
         stream.write(b"newest\n")
         stream.flush()
-        shorten_log(log, most=10_000, kept=100)
+        shorten_log(log, max_bytes=10_000, kept_bytes=100)
         assert log.stat().st_size < 300
         stream.write(b"later\n")
     text = log.read_text()
