@@ -132,6 +132,13 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.testing:Checked": ("harness.testing:ContractReport", FROM_0_1),
     "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
     "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
+    "harness.api:Finished": ("harness.running.runner:CellResult", FROM_0_1),
+    "harness.api:Watcher": ("harness.running.runner:callbacks_by_old_names", FROM_0_1),
+    "harness.running.runner:Finished": ("harness.running.runner:CellResult", FROM_0_1),
+    "harness.running.runner:Watcher": (
+        "harness.running.runner:callbacks_by_old_names",
+        FROM_0_1,
+    ),
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),
     "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
     "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),
