@@ -437,7 +437,9 @@ def test_the_files_that_define_a_task_of_lm_evals_own_are_in_its_definition(tmp_
 
     def definition(changes=()):
         task = object.__new__(LmEvalTask)
-        task._leaves = [TaskDefinition(name="own", path=file, changes=dict(changes), local=False)]
+        task._definitions = [
+            TaskDefinition(name="own", path=file, changes=dict(changes), local=False)
+        ]
         return task.definition
 
     file.write_text("include: base.yaml\ndoc_to_text: a\n")

@@ -175,7 +175,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     pairs = full_solution_pairs(examples)
     tokenizer = open_model(tiny).tokenizer
     assert (
-        aligned_rows(tokenizer, tokenizer, pairs, longest=2**31, their_longest=70)[1]
+        aligned_rows(tokenizer, tokenizer, pairs, longest=2**31, teacher_longest=70)[1]
         == notes["rows_too_long"]
     )
     prompts = [len(open_model(tiny).encode(example.prompt)) for example in examples]
