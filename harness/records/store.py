@@ -212,11 +212,11 @@ def _files_of(place: Path) -> RecordFiles:
     missing = len(paths) - len(existing)
     if not missing:
         return RecordFiles(existing, [])
-    problem = (
+    lacking = (
         f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is "
         "under way)"
     )
-    return RecordFiles(existing, [problem])
+    return RecordFiles(existing, [lacking])
 
 
 def _is_key(value: object) -> bool:
