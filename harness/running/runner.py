@@ -28,6 +28,7 @@ from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read_record, write_record
 from harness.records.store import CellBusy, Store
+from harness.renames.modules import by_old_name
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
 from harness.running.recomputation import recomputation_lines, save_key_parts
@@ -52,6 +53,17 @@ class RunCallbacks:
     on_progress: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
     on_end: Callable[[CellResult], None] = lambda result: None
     on_message: Callable[[str], None] = lambda line: None
+
+
+def callbacks_by_old_names(
+    *,
+    begin: Callable[[PlannedCell, int, int], None] = RunCallbacks.on_start,
+    alive: Callable[[PlannedCell, Progress], None] = RunCallbacks.on_progress,
+    end: Callable[[CellResult], None] = RunCallbacks.on_end,
+    say: Callable[[str], None] = RunCallbacks.on_message,
+) -> RunCallbacks:
+    """Return the callbacks of a program that was written for `Watcher`, their former class."""
+    return RunCallbacks(on_start=begin, on_progress=alive, on_end=end, on_message=say)
 
 
 def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], Path]:
@@ -375,7 +387,10 @@ def failure_lines(results: Sequence[CellResult]) -> list[str]:
         cell, record = result.cell, result.record
         row = cell.label if cell.seed is None else f"{cell.label} (seed {cell.seed})"
         if record is None:
-            lines.append(f"{row}: not computed, {result.note}")
+            lines.append(f"{row}: not waited for, {result.note}")
         elif record.status != "success":
             lines.append(f"{row}: {record.status}: {record.reason}")
     return lines
+
+
+__getattr__ = by_old_name(__name__)
