@@ -45,6 +45,9 @@ class Example:
     # text that closes an answer of another form, so that the scorer can read it; "": the task has
     # none
     ending: str = ""
+    # (role, content) of what stands before a completion that is a turn of a conversation; it is
+    # shown in the student's chat template, whatever other prompts are shown in
+    conversation: tuple[tuple[str, str], ...] = ()
 
     @property
     def asked(self) -> str:
@@ -174,6 +177,14 @@ class Task(Protocol):
         ...
 
 
+class OwnData(Task, Protocol):
+    """Training examples of a user's own: read as a task's, and never scored."""
+
+    def counts(self, source: "DataSource") -> dict[str, int]:
+        """Return how many examples are trained on, held out, and dropped for evaluation text."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Suite:
     """A named list of tasks, and whether speed and size are measured too."""
@@ -228,6 +239,8 @@ class Job:
     # where the training steps are shown beside training.jsonl: tensorboard, wandb or trackio
     track: str = ""
     progress: Callable[[Progress], None] = field(default=_ignore_progress, compare=False)
+    # examples of the user's own to calibrate on (their train split), in place of the tasks'
+    calibration: "OwnData | None" = None
 
     @property
     def teacher(self) -> Checkpoint:

@@ -1,10 +1,9 @@
-"""Methods, as a literal table: a row's name and the class that makes its student. Importing this
-imports no method.
+"""The table of methods: a row's name and the class that makes its student.
 
-A new method is one file in this folder and one line here (docs/add-a-method.md). Every file of this
-folder carries at least one name of the table, but for `base.py` and `masks.py`, on which methods
-stand, and `packed.py`, which opens students elsewhere. What methods share stands in `training/` and
-`compression/`.
+Importing this imports no method. A new method is one file in this folder and one line here
+(docs/add-a-method.md). Every file of this folder holds a method of the table, except `base.py` and
+`masks.py`, which methods use, and `packed.py`, which opens students in other programs. Code that
+methods share is in `training/` and `compression/`.
 """
 
 import harness.renames  # noqa: F401  the package finds modules by their old names, ours too
@@ -14,7 +13,7 @@ METHODS: dict[str, str] = {
     "untouched": "methods.untouched:Untouched",
     "sft": "methods.sft:SupervisedFineTuning",
     "answer-only": "methods.answer_only:AnswerOnly",
-    # another name of sft: gold rationales are what it trains on
+    # another name of sft: it trains on the gold rationales
     "cot-human": "methods.sft:SupervisedFineTuning",
     "response": "methods.response:ResponseDistillation",
     "feature": "methods.feature:FeatureDistillation",

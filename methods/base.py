@@ -1,8 +1,6 @@
-"""What the settings of every method are made of: the frozen dataclass, and the kinds of values that
-several methods take.
+"""What the settings of every method are made of: a frozen dataclass, and shared kinds of values.
 
-Nothing of training or compressing is imported here: a method's code reaches only what the method
-uses.
+Nothing of training or compressing is imported here, so that a method imports only what it uses.
 """
 
 from typing import Annotated, Any, Literal, TypeVar, cast, dataclass_transform
@@ -19,8 +17,9 @@ _frozen_dataclass = dataclass(frozen=True, kw_only=True, config=ConfigDict(extra
 
 @dataclass_transform(kw_only_default=True, frozen_default=True)
 def settings(owner: type[Settings]) -> type[Settings]:
-    """Make a class's annotated fields its settings: frozen, given by name, checked. Renamed ones
-    are read by their old names too.
+    """Make the annotated fields of a class its settings: frozen, keyword-only, validated.
+
+    Settings that were renamed are read by their old names too.
     """
     rename_stated_settings(owner)
     checked = cast("type[Settings]", _frozen_dataclass(owner))
@@ -28,9 +27,9 @@ def settings(owner: type[Settings]) -> type[Settings]:
     return checked
 
 
-def _as_tuple(given: Any) -> Any:
-    """Read a lone pattern as a list of it."""
-    return (given,) if isinstance(given, str) else given
+def _as_tuple(value: Any) -> Any:
+    """Read a single pattern as a tuple of one."""
+    return (value,) if isinstance(value, str) else value
 
 
 Patterns = Annotated[tuple[str, ...], BeforeValidator(_as_tuple)]
@@ -38,7 +37,7 @@ Weight = Annotated[float, Field(ge=0, le=1e6)] | Literal["auto"]
 
 
 def non_default_settings(method: Any, *names: str) -> dict[str, object]:
-    """Return those of a method's named settings that are not at their defaults."""
+    """Return the settings among `names` whose values are not the defaults."""
     defaults = type(method)()
     return {
         name: getattr(method, name)

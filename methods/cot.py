@@ -1,27 +1,28 @@
-"""Chain-of-thought distillation: the teacher writes worked answers, the right ones are trained
-(sequence-level KD).
+"""Chain-of-thought distillation: train on the teacher's worked answers that are right.
 
-For each training problem the teacher writes `samples` answers; those that end by themselves and
-whose extracted answer equals the gold one are kept (rejection sampling), repeats dropped. A right
-answer in another form than the scorer's (an instruct teacher was shown none) is closed as the task
-closes its own. Traces are cached by content: teacher, problems, sampling. Counts of what was kept
-and dropped go into the record.
+This is sequence-level distillation. For each training problem the teacher writes `samples` answers.
+Those that end by themselves and whose extracted answer equals the gold one are kept (rejection
+sampling); repeats are dropped. A right answer in another form than the scorer's (an instruct
+teacher was shown none) gets the task's own ending. Traces are cached by teacher, problems and
+sampling. The record has the counts of kept and dropped traces.
 
-Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts a
-problem: the bare answer behind the scorer's own prompt, and the worked answer behind the same
-prompt with a line before it; each is divided by its own tokens. The student then answers without
-steps, at no cost in length.
+Form `traces` trains the worked answer. Form `step-by-step` (Hsieh et al., 2023) trains two texts
+per problem: the bare answer after the scorer's own prompt, and the worked answer after the same
+prompt with a line before it; each loss is divided by its own tokens. The student then answers
+without steps, and so in few tokens.
 
-Cost: the teacher's writing, once per cache; the student of form `traces` then pays for longer
-answers at inference. Fails when the teacher solves too little (*no trace survived*), or when the
-student is too small to learn long traces.
+Cost: the teacher's writing, once per cache. The student of form `traces` also writes longer answers
+at inference. Fails when the teacher solves too little (*no trace survived*), or when the student is
+too small to learn long traces.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contract import Checkpoint, Family, Job
+from harness.contract import Checkpoint, Example, Family, Job
+from harness.errors import CellFailed
 from methods.base import settings
 from methods.training.base import Trained, TrainOptions, answer_only_pairs
 
@@ -58,18 +59,16 @@ class ChainOfThought(Trained):
 
     @property
     def writes_traces(self) -> bool:
-        """Tell that the teacher writes first."""
+        """Return True: the teacher writes traces before the training."""
         return True
 
     @property
     def answers_per_row(self) -> int:
-        """Return how many answers it writes for each problem."""
+        """Return how many answers the teacher writes for each problem."""
         return self.samples
 
     def compress(self, job: Job) -> Checkpoint:
-        """Have the traces written (or read them from the cache), keep the right ones, train on
-        them.
-        """
+        """Get the teacher's traces, written now or cached, and train on the right ones."""
         from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
         from methods.training.terms import Term, hard_labels
@@ -77,25 +76,27 @@ class ChainOfThought(Trained):
         from methods.training.traces import teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        written = teacher_traces(
+        self._refuse_ungraded(examples)
+        traces = teacher_traces(
             job,
             examples,
             samples=self.samples,
             temperature=self.sampling_temperature,
             longest=self.longest,
         )
-        kept, counts = filter_traces(
-            examples, written.texts, job, shortest=self.shortest, reject_wrong=self._rejects
+        traces_kept, counts = filter_traces(
+            examples, traces.texts, job, shortest=self.shortest, reject_wrong=self._rejects
         )
-        pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in kept]
+        pairs: list[tuple[Any, ...]] = [(example.prompt, text) for example, text in traces_kept]
         terms: list[Term] = [hard_labels()]
         validation = None
         if self.form == "step-by-step":
-            answers = {example.prompt: example.answer for example, _ in kept}
+            answers = {example.prompt: example.answer for example, _ in traces_kept}
             pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
-            own = student_tokenizer(job.student_base)
+            tokenizer = student_tokenizer(job.student_base)
             pairs += [
-                (job.source.show(own, EXPLAIN + example.asked), text, 1) for example, text in kept
+                (job.source.show(tokenizer, EXPLAIN + example.asked), text, 1)
+                for example, text in traces_kept
             ]
             terms = [
                 hard_labels(self.answer_share, tag=0),
@@ -106,15 +107,22 @@ class ChainOfThought(Trained):
             )
         options = TrainOptions(validation=validation)
         return self.train(
-            job, pairs, terms=terms, notes=counts, shared=[written.cost()], options=options
+            job, pairs, terms=terms, notes=counts, shared=[traces.cost()], options=options
         )
+
+    def _refuse_ungraded(self, examples: Sequence[Example]) -> None:
+        """Raise `CellFailed`, before the teacher writes, for examples without a gold answer."""
+        needs_gold = self._rejects or self.form == "step-by-step"
+        without = next((example.task for example in examples if not example.gold), "")
+        if needs_gold and without:
+            raise CellFailed(
+                f"{without} has no gold answers, which this row needs; use cot-unfiltered, or sft"
+            )
 
 
 @settings
 class UnfilteredChainOfThought(ChainOfThought):
-    """Train on as many of the teacher's answers, right or wrong (control of `cot`: what rejecting
-    gives).
-    """
+    """Train on as many of the teacher's answers, right or wrong (control of `cot`)."""
 
     family: ClassVar[Family] = "control"
     controls: ClassVar[tuple[str, ...]] = ("untouched",)

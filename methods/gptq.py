@@ -1,8 +1,7 @@
-"""GPTQ through optimum and gptqmodel, on a GPU. Needs the `gptq` extra; `int4-calibrated` is the
-same rounding anywhere.
+"""GPTQ by optimum and gptqmodel, on a GPU; needs the `gptq` extra.
 
-Calibrated on training text only. Cost: minutes on one GPU. Fails without CUDA: its kernels are for
-GPUs.
+`int4-calibrated` is the same rounding on any machine. It calibrates on training text only. Cost:
+minutes on one GPU. Fails without CUDA: its kernels are for GPUs.
 """
 
 from typing import ClassVar, Literal
@@ -24,15 +23,15 @@ class Gptq(Calibrated):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 4 bits, and those of a scale, a zero and an index for each group."""
+        """Return 4 bits, and those of a group's scale, zero point and index."""
         return 4 + 25.6 / self.group_size
 
     def control_settings(self) -> dict[str, object]:
-        """Its control rounds the same groups."""
+        """Return what the control takes over: it rounds the same groups."""
         return {"group_size": self.group_size}
 
     def compress(self, job: Job) -> Checkpoint:
-        """Hand the model and the text to optimum."""
+        """Let optimum quantise the model with the calibration text."""
         from harness.errors import CellFailed, Skipped
         from methods.compression.external import (
             count_matrices,
@@ -48,11 +47,11 @@ class Gptq(Calibrated):
 
         from methods.compression.base import StudentBuilder
 
-        making = StudentBuilder(job, "gptq", plain=True)
-        count = count_matrices(making.model, "gptq")
-        data = self.calibrate(job, making.opened)
-        texts = making.opened.tokenizer.batch_decode(data.ids)
-        with explaining_library_errors("gptq", "gptqmodel", making.base):
+        builder = StudentBuilder(job, "gptq", plain=True)
+        count = count_matrices(builder.model, "gptq")
+        data = self.calibrate(job, builder.opened)
+        texts = builder.opened.tokenizer.batch_decode(data.ids)
+        with explaining_library_errors("gptq", "gptqmodel", builder.base):
             from optimum.gptq import GPTQQuantizer
 
             quantizer = GPTQQuantizer(
@@ -61,26 +60,26 @@ class Gptq(Calibrated):
                 dataset=texts,
                 model_seqlen=int(data.ids.shape[1]),
             )
-            packed = quantizer.quantize_model(making.model, making.opened.tokenizer)
+            packed = quantizer.quantize_model(builder.model, builder.opened.tokenizer)
         head = packed.get_output_embeddings()
-        left = [
+        not_packed = [
             name
             for name, module in packed.named_modules()
             if type(module) is nn.Linear and module is not head
         ]
-        if left:
+        if not_packed:
             raise CellFailed(
-                f"gptq: {len(left)} of {count} matrices were left as they are, for example "
-                f"{left[0]}; use int4-calibrated"
+                f"gptq: {len(not_packed)} of {count} matrices were not packed, for example "
+                f"{not_packed[0]}; use int4-calibrated"
             )
-        told = {
+        notes = {
             "library": "optimum+gptqmodel",
             "bits": 4,
             "group_size": self.group_size,
             "packed_layers": count,
             "table_and_head": "skip",
-            "calibration": dict(data.told),
+            "calibration": dict(data.description),
         }
         return save_library_student(
-            making, packed, told, save=lambda folder: quantizer.save(packed, folder)
+            builder, packed, notes, save=lambda folder: quantizer.save(packed, folder)
         )

@@ -1,6 +1,6 @@
-"""Control: the teacher itself, saved again and scored as if it were a student.
+"""Control: the teacher itself, saved again and scored as a student.
 
-Rules out a scorer that tells teacher and student apart: retention must be 100 %, flips 0.
+It rules out a scorer that treats teacher and student differently: retention must be 100 %, flips 0.
 """
 
 from typing import ClassVar
@@ -11,14 +11,14 @@ from methods.base import settings
 
 @settings
 class Identity(Method):
-    """The teacher's weights, written anew and scored like a student (control: must keep 100 %)."""
+    """The teacher's weights, saved again and scored as a student (control: must keep 100 %)."""
 
     family: ClassVar[Family] = "control"
     starts_from: ClassVar[Start] = "teacher"
     is_control: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Open the teacher, save it as a student is saved."""
+        """Open the teacher, and save it as a student is saved."""
         from harness.models.language_model import open_model, stored_dtype
         from harness.models.resolve import quantized_by
         from harness.models.shaping import copy_student, save_student

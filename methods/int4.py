@@ -1,19 +1,18 @@
-"""Int4: weights in four bits, two to a byte, a scale (and a zero) for every group of inputs.
+"""Int4: weights in four bits, two to a byte, a scale (and a zero point) for each group of inputs.
 
-`int4`: round to nearest, symmetric unless `symmetric=false`: the floor. `int4-calibrated`: GPTQ
-(Frantar et al., 2023): columns are rounded one after the other, each one's error made up for in the
-columns after it, by the second moments of what flows into the layer; block by block, each block
-seeing the packed ones before it. Tokens count alike: as published each counts by its size, and in
-models with attention sinks a handful of them decides alone (docs/design.md). `fake-int4`: the
-rounded values kept as floats, for accuracy alone: it saves no byte and no second, and its row
-prints neither.
+`int4` rounds to nearest, the baseline; it is symmetric unless `symmetric=false`. `int4-calibrated`
+is GPTQ (Frantar et al., 2023): it rounds column by column, and later columns compensate the error,
+by the second moments of the layer's inputs. It works block by block: the inputs of a block come
+from the packed blocks before it. All tokens count alike; as published a token counts by its norm,
+and in models with attention sinks a few tokens then decide alone (docs/design.md). `fake-int4`
+keeps the rounded values as floats, to measure accuracy alone: its row shows no bytes and no speed.
 
-Effective bits: 4 + 16 / group_size, and 4 / group_size for zero points; table and head are int8.
-Cost: seconds; calibrated, two passes over the calibration text and one factorisation a layer. Fails
-on small models with large groups; the control of the calibrated one is `int4`.
+Bits per weight: 4 + 16 / group_size, and 4 / group_size for zero points; table and head are int8.
+Cost: seconds; for `int4-calibrated` two passes over the calibration text and one factorisation per
+layer. Fails on small models with large groups. The control of `int4-calibrated` is `int4`.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -39,29 +38,29 @@ class Int4(Quantized):
 
     @property
     def bits_per_weight(self) -> float | None:
-        """Return 4 bits, and those of a scale and a zero for each group."""
+        """Return 4 bits, and those of the scale and the zero point of a group."""
         return 4 + (16 if self.symmetric else 20) / self.group_size
 
-    def code(self, layer: "nn.Linear") -> "QuantizedMatrix":
-        """Round one layer."""
+    def quantize(self, layer: "nn.Linear") -> "QuantizedMatrix":
+        """Round a layer to the nearest codes."""
         from methods.compression.rounding import round_to_nearest
 
         return round_to_nearest(
-            layer.weight, bits=4, group=self.group_size, zeros=not self.symmetric
+            layer.weight, bits=4, group_size=self.group_size, symmetric=self.symmetric
         )
 
     def compress(self, job: Job) -> Checkpoint:
-        """Round every matrix to the nearest code."""
+        """Round every matrix to the nearest codes."""
         from methods.compression.layers import layers_of
 
-        making = StudentBuilder(job, "int4")
-        layers = layers_of(making.model, skip=self.ignore, method="int4")
+        builder = StudentBuilder(job, "int4")
+        layers = layers_of(builder.model, ignore=self.ignore, method="int4")
         return pack_student(
             job,
-            making,
+            builder,
             self,
             layers,
-            lambda name, layer: self.code(layer),
+            lambda name, layer: self.quantize(layer),
             kind="int4",
             notes={"group_size": self.group_size},
         )
@@ -79,23 +78,21 @@ class FakeInt4(Int4):
         return None
 
     def compress(self, job: Job) -> Checkpoint:
-        """Round, and write floats."""
+        """Round every matrix, and save the rounded values as floats."""
         import torch
 
         from methods.compression.layers import layers_of
         from methods.compression.rounding import round_to_nearest
 
-        making = StudentBuilder(job, "fake-int4")
-        layers = layers_of(making.model, skip=self.ignore, method="fake-int4")
+        builder = StudentBuilder(job, "fake-int4")
+        layers = layers_of(builder.model, ignore=self.ignore, method="fake-int4")
         with torch.no_grad():
             for layer in layers.linear.values():
-                layer.weight.copy_(self.code(layer).dequantized())
+                layer.weight.copy_(self.quantize(layer).dequantized())
             if self.embeddings == "int8":
-                for name, module in (
-                    layers.table,
-                    *([layers.head] if layers.head and not layers.tied else []),
-                ):
-                    if name not in layers.left:
+                head = [layers.head] if layers.head and not layers.tied else []
+                for name, module in (layers.table, *head):
+                    if name not in layers.ignored:
                         module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
         notes = {
             "group_size": self.group_size,
@@ -103,76 +100,72 @@ class FakeInt4(Int4):
             "packed_layers": len(layers.linear),
             "table_and_head": self.embeddings,
             "skipped": list(self.ignore),
-            **layers.told,
+            **layers.notes,
         }
-        return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
+        return builder.save(notes=notes, dtype="float32")  # bf16 cannot hold a scale times a code
 
 
 @settings
 class Int4Calibrated(Int4, Calibrated):
-    """Weights in int4 by GPTQ: every rounding error made up for in the columns after it."""
+    """Weights in int4 by GPTQ: later columns compensate every rounding error."""
 
     controls: ClassVar[tuple[str, ...]] = ("int4",)
 
-    # of the mean of the second moments, added to each
+    # share of the mean second moment, added to each second moment
     dampening_frac: Annotated[float, Field(gt=0, le=1)] = 0.01
     # alike: each token's input is divided by its norm first; raw: as published
     weighting: Literal["alike", "raw"] = "alike"
 
     def control_settings(self) -> dict[str, object]:
-        """Its control rounds the same groups of the same layers."""
+        """Return what the control takes over: it rounds the same groups of the same layers."""
         return {
             name: getattr(self, name)
             for name in ("group_size", "symmetric", "embeddings", "ignore")
         }
 
     def compress(self, job: Job) -> Checkpoint:
-        """Sweep over the blocks, round each, and let the next ones see it."""
+        """Round block by block; later blocks get the inputs that the rounded blocks give."""
         from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
         from methods.compression.layers import layers_below, layers_of
         from methods.compression.rounding import round_with_gptq
         from methods.masks import kept_weights
 
-        making = StudentBuilder(job, "int4-calibrated")
-        layers = layers_of(making.model, skip=self.ignore, method="int4-calibrated")
-        data = self.calibrate(job, making.opened)
-        found: dict[str, Any] = {}
+        builder = StudentBuilder(job, "int4-calibrated")
+        layers = layers_of(builder.model, ignore=self.ignore, method="int4-calibrated")
+        data = self.calibrate(job, builder.opened)
+        rounded: dict[str, QuantizedMatrix] = {}
 
-        def visit(block: str, flow: InputStatistics) -> None:
+        def visit(block: str, statistics: InputStatistics) -> None:
             for name, layer in layers_below(layers.linear, block):
-                found[name] = round_with_gptq(
+                rounded[name] = round_with_gptq(
                     layer.weight,
-                    flow.sums[name],
+                    statistics.sums[name],
                     bits=4,
-                    group=self.group_size,
-                    zeros=not self.symmetric,
-                    damp=self.dampening_frac,
-                    stays=kept_weights(making.model.config, layer.weight),
+                    group_size=self.group_size,
+                    symmetric=self.symmetric,
+                    dampening=self.dampening_frac,
+                    keep_mask=kept_weights(builder.model.config, layer.weight),
                 )
-                layer.weight.copy_(found[name].dequantized())
+                layer.weight.copy_(rounded[name].dequantized())
 
-        visit_blocks(
-            making.opened,
-            data,
-            layers.linear,
-            kind="gram",
-            visit=visit,
-            options=VisitOptions(
-                alike=self.weighting == "alike", progress=job.progress, method="int4-calibrated"
-            ),
+        options = VisitOptions(
+            normalize_tokens=self.weighting == "alike",
+            progress=job.progress,
+            method="int4-calibrated",
         )
+        visit_blocks(builder.opened, data, layers.linear, kind="gram", visit=visit, options=options)
         notes = {
             "group_size": self.group_size,
             "weighting": self.weighting,
-            "calibration": dict(data.told),
+            "calibration": dict(data.description),
         }
-        flops = calibration_flops(making, data, 2)
+        flops = calibration_flops(builder, data, 2)
         return pack_student(
             job,
-            making,
+            builder,
             self,
             layers,
-            lambda name, layer: found[name],
+            lambda name, layer: rounded[name],
             kind="int4",
             notes=notes,
             flops=flops,

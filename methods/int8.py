@@ -1,11 +1,10 @@
-"""Int8: weights in eight bits with one scale an output channel; activations as they are, or in
-eight bits too.
+"""Int8: weights in eight bits, one scale per output channel; activations as floats or in int8.
 
 `int8`: symmetric round to nearest, `w_hat = scale * code`, scale = max|w| / 127 (LLM.int8(),
 Dettmers et al., 2022, without the outlier part: weights alone need none). `int8-dynamic`: the same
-weights; every token's activations get a scale of their own (SmoothQuant's O2, Xiao et al., 2023).
-PyTorch's own dynamic kernel takes one scale for the whole batch, so an answer would depend on its
-neighbours; ours divides each row by its largest magnitude first.
+weights, and int8 activations with one scale per token (SmoothQuant's O2, Xiao et al., 2023).
+PyTorch's own dynamic kernel uses one scale for the whole batch, so that an answer would depend on
+the other rows of its batch; ours divides each row by its largest magnitude first.
 
 Cost: seconds, no data. Fails where activations have outliers (`int8-dynamic`). Prompts are bound by
 arithmetic, not by reading weights: `int8` gains there only on processors with bf16 instructions.
@@ -20,13 +19,13 @@ from methods.compression.quantized import Quantized, pack_student
 
 @settings
 class Int8(Quantized):
-    """Weights in int8, one scale an output channel."""
+    """Weights in int8, one scale per output channel."""
 
     _kind: ClassVar[str] = "int8"
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 8 bits and a scale of 16 for each row, of 160 inputs or more."""
+        """Return 8 bits, and those of a 16-bit scale for a row of 160 inputs or more."""
         return 8.1
 
     def compress(self, job: Job) -> Checkpoint:
@@ -35,11 +34,11 @@ class Int8(Quantized):
         from methods.compression.layers import layers_of
         from methods.compression.rounding import round_to_nearest
 
-        making = StudentBuilder(job, self._kind)
-        layers = layers_of(making.model, skip=self.ignore, method=self._kind)
+        builder = StudentBuilder(job, self._kind)
+        layers = layers_of(builder.model, ignore=self.ignore, method=self._kind)
         return pack_student(
             job,
-            making,
+            builder,
             self,
             layers,
             lambda name, layer: round_to_nearest(layer.weight, bits=8),
@@ -50,6 +49,6 @@ class Int8(Quantized):
 
 @settings
 class Int8Dynamic(Int8):
-    """Weights and activations in int8, an activation scale for every token."""
+    """Weights and activations in int8, one activation scale per token."""
 
     _kind: ClassVar[str] = "int8-dynamic"

@@ -1,28 +1,23 @@
-"""Zeros that are a mask: how a pruned model says so, and which of its weights stay zero through
-every later stage.
-"""
+"""Pruned weights stay zero in every later stage: how a model says that its zeros are a mask."""
 
 from typing import Any
 
 from torch import Tensor
 
 _CONFIG_KEY = "pruned_weights_stay_zero"  # in config.json of what our pruning methods wrote
-# share of exact zeros from which a matrix from elsewhere counts as pruned; a file of few bits,
-# unpacked, has a tenth
+# A matrix that another program pruned is recognised from this share of exact zeros on. A file of
+# few bits, unpacked, has a tenth.
 _PRUNED_SHARE = 0.4
 
 
 def mark_pruned(config: Any) -> None:
-    """Say in a model's configuration that its zeros are a mask; every later stage keeps them."""
+    """Note in a model's configuration that its zeros are a mask, which later stages keep."""
     setattr(config, _CONFIG_KEY, True)
 
 
 def kept_weights(config: Any, weight: Tensor) -> Tensor | None:
-    """Return which weights of a matrix stay, as booleans, where its zeros are a mask; else None."""
-    stays = weight != 0
-    share = 1 - float(stays.float().mean())
-    return (
-        stays
-        if share >= _PRUNED_SHARE or (share > 0 and getattr(config, _CONFIG_KEY, False))
-        else None
-    )
+    """Return which weights of a pruned matrix are kept, as booleans; None where none was pruned."""
+    keep_mask = weight != 0
+    zero_share = 1 - float(keep_mask.float().mean())
+    marked = zero_share > 0 and getattr(config, _CONFIG_KEY, False)
+    return keep_mask if marked or zero_share >= _PRUNED_SHARE else None

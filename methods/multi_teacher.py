@@ -1,12 +1,13 @@
-"""Multi-teacher distillation: one student, several teachers, each read once and in memory alone.
+"""Multi-teacher distillation: one student, several teachers, of which one is in memory at a time.
 
-Target: `p = sum_k w_k p_k`, a mean of probabilities (a mean of logits would let one teacher's veto
-decide); loss as in `response`. Weights: equal, the ones given with `--teacher a=0.7,b=0.3`, by each
-teacher's confidence at each token (`softmax_k(-entropy_k)`), or by domain: each task's rows learn
-from the teacher with the lowest loss on that task's validation rows.
+Target: `p = sum_k w_k p_k`, a mean of probabilities (in a mean of logits one teacher could veto a
+token); loss as in `response`. Weights are equal, or those of `--teacher a=0.7,b=0.3`, or each
+teacher's confidence at each token (`softmax_k(-entropy_k)`), or by domain: the rows of a task learn
+from the teacher with the lowest loss on the task's validation rows.
 
-Cost: one forward of each teacher per distinct row, kept. Needs one token map. Fails when the second
-teacher is worse everywhere: then the best single teacher, its control, is better.
+Cost: one forward of each teacher per distinct row, cached. Needs teachers with one vocabulary.
+Fails when the second teacher is worse everywhere: then the best single teacher, its control, is
+better.
 """
 
 from collections.abc import Sequence
@@ -23,9 +24,7 @@ from methods.training.sources import Teachers, shared_vocabulary
 
 @settings
 class MultiTeacher(Trained):
-    """Match a mixture of several teachers' distributions (mean, fixed, confidence or domain
-    weights).
-    """
+    """Match a weighted mean of several teachers' distributions."""
 
     controls: ClassVar[tuple[str, ...]] = ("best-single-teacher", "sft", "untouched")
     needs_same_vocabulary: ClassVar[bool] = True
@@ -46,7 +45,7 @@ class MultiTeacher(Trained):
         return self.cache == "off"
 
     def control_settings(self) -> dict[str, object]:
-        """Its controls start alike, and the best single teacher is matched by the same loss."""
+        """Return what controls take over: the same start and, for one teacher, the same loss."""
         return self.changed("start", "temperature", "teacher_share", "top_k")
 
     def compress(self, job: Job) -> Checkpoint:
@@ -62,42 +61,39 @@ class MultiTeacher(Trained):
                 "multi-teacher needs two teachers or more; type for example --teacher "
                 "tiny,tiny-math"
             )
-        weighting = (
-            self.weighting
-            if self.weighting != "auto"
-            else "fixed"
-            if job.teacher_weights
-            else "mean"
-        )
+        weighting: str = self.weighting
+        if weighting == "auto":
+            weighting = "fixed" if job.teacher_weights else "mean"
         if weighting == "fixed" and not job.teacher_weights:
             raise CellFailed(
                 "weighting=fixed needs weights; type for example --teacher tiny=0.7,tiny-math=0.3"
             )
-        names = list(job.tasks)
+        task_names = list(job.tasks)
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        pairs = [(one.prompt, one.completion, names.index(one.task)) for one in examples]
+        pairs = [
+            (example.prompt, example.completion, task_names.index(example.task))
+            for example in examples
+        ]
         notes: dict[str, Any] = {"weighting": weighting}
-        by_task: list[list[float]] = []
+        task_weights: list[list[float]] = []  # of the teachers, for each task
         shared: list[dict[str, Any]] = []
         if weighting == "domain":
-            losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
+            losses, cost = validation_losses(job, job.teachers, rows=self.validation_rows)
             notes["teachers_loss"] = losses
-            shared = [spent]
-            # A task that has no training rows (perplexity) has no loss and no row to weigh.
-            by_task = [
-                _one_hot([losses[teacher.name].get(task, 0.0) for teacher in job.teachers])
-                for task in names
+            shared = [cost]
+            # A task without training rows (perplexity) has no loss, and no row that needs a weight.
+            task_weights = [
+                _weight_lowest([losses[teacher.name].get(task, 0.0) for teacher in job.teachers])
+                for task in task_names
             ]
 
-        def value(at: Positions) -> Any:
-            return mixed_kl(
-                at, _teacher_weights(weighting, at, job.teacher_weights, by_task), self.temperature
-            )
+        def value(positions: Positions) -> Any:
+            weights = _teacher_weights(weighting, positions, job.teacher_weights, task_weights)
+            return mixed_kl(positions, weights, self.temperature)
 
-        vocabulary = shared_vocabulary(job, job.teachers)
         teachers = Teachers(
             models=job.teachers,
-            vocabulary=vocabulary,
+            vocabulary=shared_vocabulary(job, job.teachers),
             k=self.top_k,
             cache=self.cache,
             temperature=self.temperature,
@@ -108,25 +104,30 @@ class MultiTeacher(Trained):
 
 
 def _teacher_weights(
-    weighting: str, at: Any, given: Sequence[float], by_task: Sequence[Sequence[float]]
+    weighting: str,
+    positions: Any,
+    fixed: Sequence[float],
+    task_weights: Sequence[Sequence[float]],
 ) -> Any:
-    """Return the weights of the teachers at each position, (N, M)."""
+    """Return the weights of the M teachers at each of N positions, (N, M)."""
     import torch
 
     from methods.training.divergences import distribution_entropy
 
-    like = {"device": at.labels_N.device, "dtype": torch.float32}
+    labels = positions.labels_N
     if weighting == "confidence":
-        return torch.softmax(
-            -torch.stack([distribution_entropy(one) for one in at.teachers], dim=-1), dim=-1
-        )
+        entropies = [distribution_entropy(teacher) for teacher in positions.teachers]
+        return torch.softmax(-torch.stack(entropies, dim=-1), dim=-1)
     if weighting == "domain":
-        return torch.tensor(by_task, **like)[at.tags_N]
-    chosen = list(given) if weighting == "fixed" else [1.0] * len(at.teachers)
-    return torch.tensor(chosen, **like).expand(len(at.labels_N), -1)
+        table = torch.tensor(task_weights, device=labels.device, dtype=torch.float32)
+        return table[positions.tags_N]
+    weights = list(fixed) if weighting == "fixed" else [1.0] * len(positions.teachers)
+    row = torch.tensor(weights, device=labels.device, dtype=torch.float32)
+    return row.expand(len(labels), -1)
 
 
-def _one_hot(losses: Sequence[float]) -> list[float]:
+def _weight_lowest(losses: Sequence[float]) -> list[float]:
+    """Return weight 1 for the lowest loss, and 0 for the others."""
     best = min(range(len(losses)), key=losses.__getitem__)
     return [1.0 if index == best else 0.0 for index in range(len(losses))]
 
@@ -134,10 +135,10 @@ def _one_hot(losses: Sequence[float]) -> list[float]:
 def validation_losses(
     job: Job, teachers: Sequence[Checkpoint], *, rows: int
 ) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
-    """Return each teacher's mean cross-entropy on each task's validation rows (nats a token), and
-    what that cost; one in memory at a time.
+    """Return each teacher's loss on each task's validation rows, and what reading them cost.
 
-    Every cell reads them anew, so the cost carries the cell's own name: nothing is shared.
+    The loss is the mean cross-entropy in nats per token. One teacher is in memory at a time. Every
+    cell reads them itself, so the key of the cost is the cell's own: nothing is shared.
     """
     import time
 
@@ -151,36 +152,36 @@ def validation_losses(
     from methods.training.stepper import mean_cross_entropy
     from methods.training.teachers import TrainedPositionLogits
 
-    began = time.monotonic()
+    start_time = time.monotonic()
     cost: dict[str, Any] = {
         "key": digest_of("validation losses", str(job.workdir)),
         "tokens": 0,
         "seconds": 0.0,
         "flops": 0.0,
     }
-    found: dict[str, dict[str, float]] = {}
+    losses: dict[str, dict[str, float]] = {}  # by teacher and task
     for teacher in teachers:
         opened = open_model(teacher, device=job.device, dtype=job.dtype)
         head = TrainedPositionLogits(opened.model)
-        found[teacher.name] = {}
+        losses[teacher.name] = {}
         for name, task in job.tasks.items():
             if task.kind == "perplexity":
                 continue
             texts = full_solution_pairs(
                 examples_of({name: task}, "validation", job.source, rows=rows)
             )
-            held = encode(opened.tokenizer, texts, longest=opened.context)[0]
-            read = sum(len(row.ids) for row in held)
-            cost["tokens"] += read
-            cost["flops"] += forward_flops_per_token(opened.model, read / len(held)) * read
+            encoded = encode(opened.tokenizer, texts, longest=opened.context)[0]
+            tokens = sum(len(row.ids) for row in encoded)
+            cost["tokens"] += tokens
+            cost["flops"] += forward_flops_per_token(opened.model, tokens / len(encoded)) * tokens
             loss = mean_cross_entropy(
-                held, head=head, pad_id=opened.pad_id, micro_batch_size=16, device=job.device
+                encoded, head=head, pad_id=opened.pad_id, micro_batch_size=16, device=job.device
             )
-            found[teacher.name][name] = round(loss, 5)
+            losses[teacher.name][name] = round(loss, 5)
         del opened, head
         release_memory(job.device)
-    cost["seconds"] = round(time.monotonic() - began, 3)
-    return found, cost
+    cost["seconds"] = round(time.monotonic() - start_time, 3)
+    return losses, cost
 
 
 @settings
@@ -192,17 +193,14 @@ class BestSingleTeacher(Distilled):
     is_control: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Choose by the mean over tasks of the loss on validation rows, then distil as `response`
-        does.
-        """
+        """Choose the teacher with the lowest mean loss over tasks; distil as `response` does."""
         from dataclasses import replace
 
-        losses, spent = validation_losses(job, job.teachers, rows=self.validation_rows)
-        best = min(job.teachers, key=lambda one: sum(losses[one.name].values()))
-        chosen = replace(self, teacher=best.name)
-        return chosen.distil(
+        losses, cost = validation_losses(job, job.teachers, rows=self.validation_rows)
+        best = min(job.teachers, key=lambda teacher: sum(losses[teacher.name].values()))
+        return replace(self, teacher=best.name).distil(
             job,
             self._examples(job),
             notes={"teacher": best.name, "teachers_loss": losses},
-            shared=[spent],
+            shared=[cost],
         )

@@ -1,8 +1,8 @@
-"""bitsandbytes' formats through transformers: NF4 (Dettmers et al., 2023, QLoRA) and its int8
-(Dettmers et al., 2022, LLM.int8()).
+"""Formats of bitsandbytes through transformers: NF4 and int8; they need the `quant` extra.
 
-Need the `quant` extra. Table and head stay floats, as bitsandbytes leaves them. Cost: seconds, no
-data. Fails at nothing but speed: the 4-bit kernels unpack before they multiply.
+NF4: Dettmers et al., 2023, QLoRA. Int8: Dettmers et al., 2022, LLM.int8(). Table and head stay
+floats, as bitsandbytes leaves them. Cost: seconds, no data. The 4-bit kernels are slow: they unpack
+before they multiply.
 """
 
 from typing import ClassVar, Literal
@@ -25,13 +25,11 @@ class Nf4(Compressed):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 4 bits, and a scale of 32 for 64 weights, or of 8 where scales are
-        quantised too.
-        """
+        """Return 4 bits, and a 32-bit scale for 64 weights (8 bits with `double`)."""
         return 4 + (8 if self.double else 32) / 64
 
-    def asked(self) -> dict[str, object]:
-        """Return the library's own settings."""
+    def library_settings(self) -> dict[str, object]:
+        """Return the arguments of `BitsAndBytesConfig`."""
         return {
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
@@ -40,7 +38,7 @@ class Nf4(Compressed):
         }
 
     def compress(self, job: Job) -> Checkpoint:
-        """Let transformers pack the model while it opens it."""
+        """Let transformers quantise the model while it opens it."""
         from methods.compression.external import (
             count_matrices,
             explaining_library_errors,
@@ -55,33 +53,35 @@ class Nf4(Compressed):
         from harness.models.language_model import stored_dtype
         from methods.compression.base import StudentBuilder
 
-        making = StudentBuilder(job, self._name, plain=True)
-        wanted = count_matrices(making.model, self._name)
-        with explaining_library_errors(self._name, "bitsandbytes", making.base):
+        builder = StudentBuilder(job, self._name, plain=True)
+        expected = count_matrices(builder.model, self._name)
+        with explaining_library_errors(self._name, "bitsandbytes", builder.base):
             packed = AutoModelForCausalLM.from_pretrained(
-                making.base.path,
-                quantization_config=BitsAndBytesConfig(**self.asked()),
-                # what is left alone is saved in the base's own type
-                dtype=stored_dtype(making.base),
+                builder.base.path,
+                quantization_config=BitsAndBytesConfig(**self.library_settings()),
+                # what is not packed is saved in the base's own type
+                dtype=stored_dtype(builder.base),
                 device_map=job.device,
             )
             count = sum(
                 type(module).__module__.startswith("bitsandbytes.") for module in packed.modules()
             )
-        if count != wanted:
-            raise CellFailed(f"{self._name}: bitsandbytes packed {count} of {wanted} matrices")
-        told = {
+        if count != expected:
+            raise CellFailed(
+                f"{self._name}: {count} of {expected} matrices were packed; use int8 or int4"
+            )
+        notes = {
             "library": "bitsandbytes",
             "packed_layers": count,
             "table_and_head": "skip",
-            **self.asked(),
+            **self.library_settings(),
         }
-        return save_library_student(making, packed.eval(), told)
+        return save_library_student(builder, packed.eval(), notes)
 
 
 @settings
 class BitsAndBytesInt8(Nf4):
-    """Weights in bitsandbytes' int8, outliers apart."""
+    """Weights in bitsandbytes' int8; activation outliers are multiplied in floats."""
 
     _name: ClassVar[str] = "bnb-int8"
 
@@ -89,9 +89,9 @@ class BitsAndBytesInt8(Nf4):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 8 bits and a scale of 32 for each row, of 320 inputs or more."""
+        """Return 8 bits, and those of a 32-bit scale for a row of 320 inputs or more."""
         return 8.1
 
-    def asked(self) -> dict[str, object]:
-        """Return the library's own settings."""
+    def library_settings(self) -> dict[str, object]:
+        """Return the arguments of `BitsAndBytesConfig`."""
         return {"load_in_8bit": True, "llm_int8_threshold": self.threshold}

@@ -1,15 +1,15 @@
-"""On-policy distillation: the student answers by itself, the teacher scores what it wrote.
+"""On-policy distillation: the student writes answers, and the teacher scores their tokens.
 
 After Agarwal et al. (2024, GKD) and Gu et al. (2024, MiniLLM).
 
-In a share of the steps the completions are samples of the student's at that moment, drawn plainly
-(no top-k, no top-p); in the others they are the training split's. At every completion token the
-divergence between student and teacher is trained, no gradient through the sampling, no labels. N
-counts the tokens that the student wrote.
+In a share of the steps the completions are samples of the current student (no top-k, no top-p); in
+the other steps they are those of the training split. The loss is the divergence between student and
+teacher at every completion token, without labels and without a gradient through the sampling. The
+budget counts the tokens that the student wrote.
 
-Cost: the student's writing, which dominates, and the teacher beside it at every step: what it will
-be asked is not known beforehand. Fails when the student writes such nonsense that the teacher has
-no useful opinion of it: train it a little first.
+Cost: the student's writing, which dominates, and the teacher beside it at every step: no cache can
+hold texts that are not written yet. Fails when the student writes nonsense, on which the teacher's
+probabilities teach nothing: train it a little first.
 """
 
 from typing import Annotated, ClassVar, Literal
@@ -24,15 +24,15 @@ from methods.training.sources import Teachers, common_context, shared_vocabulary
 
 @settings
 class OnPolicyDistillation(Trained):
-    """Let the student write and the teacher score every token of it (beta-JSD or reverse KL)."""
+    """Let the student write, and match the teacher on every token (beta-JSD or reverse KL)."""
 
     controls: ClassVar[tuple[str, ...]] = ("response", "sft", "untouched")
     needs_same_vocabulary: ClassVar[bool] = True
 
-    # of the steps; the others train on the gold answers
+    # share of the steps; the others train on the gold answers
     on_policy_share: Annotated[float, Field(ge=0, le=1)] = 0.5
     sampling_temperature: Annotated[float, Field(gt=0, le=10)] = 1.0  # of what the student writes
-    # new tokens of an answer; one that is cut has no end to learn
+    # most new tokens of an answer; one that is cut off has no end to learn
     longest: Annotated[int, Field(ge=1)] = 128
     divergence: Literal["jsd", "reverse-kl", "forward-kl"] = "jsd"
     beta: Annotated[float, Field(gt=0, lt=1)] = 0.5  # of jsd: the teacher's share of the mixture
@@ -40,11 +40,11 @@ class OnPolicyDistillation(Trained):
 
     @property
     def reads_teacher_live(self) -> bool:
-        """Tell that the teacher is asked about texts that no cache can know."""
+        """Return True: no cache can hold texts that are not written yet."""
         return True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Train beside the live teacher on the student's own answers."""
+        """Train on the student's own answers, with the teacher beside it."""
         from harness.data.examples import training_examples
         from methods.training.distilled import divergence_of
         from methods.training.rollout import Rollout

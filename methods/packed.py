@@ -1,8 +1,9 @@
-"""Import this to open students with plain transformers: it registers their format
-(harness/models/packed.py). No method of its own.
+"""Import this to open students with plain transformers: it registers their format.
 
-import methods.packed
-model = AutoModelForCausalLM.from_pretrained("results/runs/students/.../student")
+The format is harness/models/packed.py. This module holds no method.
+
+    import methods.packed
+    model = AutoModelForCausalLM.from_pretrained("results/runs/students/.../student")
 """
 
 from harness.models.packed import FORMAT

@@ -1,14 +1,12 @@
-"""Depth pruning: whole blocks go, those that change what passes through them least (Men et al.,
-2024, ShortGPT).
+"""Depth pruning: removes the blocks that change their input least (Men et al., 2024, ShortGPT).
 
-A block's influence is `1 - mean cos(what enters, what leaves)` over calibration text. `contiguous`
-drops the run of neighbours with the least influence together instead. The rest is renumbered and
-opens with plain transformers. Control: as many random blocks.
+A block's influence is `1 - mean cos(input, output)` over calibration text. `contiguous` removes
+neighbouring blocks instead: those with the least influence together. The other blocks are
+renumbered, and the student opens with plain transformers. Control: as many random blocks.
 
-Really smaller and really faster, in proportion to the blocks. Cost: one pass over the calibration
-text. One cut without recovery falls off a cliff on long answers while multiple choice hides it (36
-to 32 blocks: 98.7 % of MMLU, 32.8 % of GSM8K): chain a distillation behind it,
-`prune-depth+response`.
+The student is smaller and faster in proportion to the blocks. Cost: one pass over the calibration
+text. Without a recovery training, long answers collapse while multiple choice hides it (36 to 32
+blocks: 98.7 % of MMLU, 32.8 % of GSM8K): chain a distillation behind it, `prune-depth+response`.
 """
 
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -26,41 +24,47 @@ if TYPE_CHECKING:
 
 @settings
 class DepthPruning(Calibrated):
-    """Drop the blocks that change what passes through them least."""
+    """Remove the blocks that change their input least."""
 
     needs_plain: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ("prune-depth-random",)
 
-    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25  # of the blocks that go
-    contiguous: bool = False  # drop neighbours: the run of least influence together
+    ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25  # share of the blocks to remove
+    contiguous: bool = False  # remove neighbours: those with the least influence together
 
     def control_settings(self) -> dict[str, object]:
-        """Its control drops as many."""
+        """Return what the control takes over: it removes as many blocks."""
         return {"ratio": self.ratio}
 
     def resulting_shape(self, before: "Shape") -> "Shape":
+        """Return the shape without the removed blocks."""
         return shape_without_blocks(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
-        """Measure every block's influence, drop the least."""
+        """Measure the influence of every block, and remove the blocks with the least."""
         from methods.compression.calibration import block_influence
 
-        making = StudentBuilder(job, "prune-depth", plain=True)
-        data = self.calibrate(job, making.opened)
-        scores = block_influence(making.opened, data)
-        gone = blocks_to_drop(len(scores), self.ratio)
+        builder = StudentBuilder(job, "prune-depth", plain=True)
+        data = self.calibrate(job, builder.opened)
+        scores = block_influence(builder.opened, data)
+        count = blocks_to_drop(len(scores), self.ratio)
         if self.contiguous:
-            first = min(range(len(scores) - gone + 1), key=lambda at: sum(scores[at : at + gone]))
-            drop = list(range(first, first + gone))
+            starts = range(len(scores) - count + 1)
+            first = min(starts, key=lambda start: sum(scores[start : start + count]))
+            dropped = list(range(first, first + count))
         else:
-            drop = sorted(sorted(range(len(scores)), key=lambda at: scores[at])[:gone])
-        told = {"influence": [round(one, 5) for one in scores], "calibration": dict(data.told)}
-        return save_without_blocks(making, drop, told, flops=calibration_flops(making, data, 1))
+            dropped = sorted(sorted(range(len(scores)), key=scores.__getitem__)[:count])
+        notes = {
+            "influence": [round(score, 5) for score in scores],
+            "calibration": dict(data.description),
+        }
+        flops = calibration_flops(builder, data, 1)
+        return save_without_blocks(builder, dropped, notes, flops=flops)
 
 
 @settings
 class RandomDepthPruning(Compressed):
-    """Drop as many random blocks (control)."""
+    """Remove as many random blocks (control)."""
 
     needs_plain: ClassVar[bool] = True
     is_control: ClassVar[bool] = True
@@ -69,65 +73,61 @@ class RandomDepthPruning(Compressed):
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.25
 
     def resulting_shape(self, before: "Shape") -> "Shape":
+        """Return the shape without the removed blocks."""
         return shape_without_blocks(before, self.ratio)
 
     def compress(self, job: Job) -> Checkpoint:
-        """Draw the blocks."""
+        """Draw the blocks to remove."""
         import random
 
         from harness.models.blocks import named_blocks
 
-        making = StudentBuilder(job, "prune-depth-random", plain=True)
-        count = len(named_blocks(making.model)[1])
-        return save_without_blocks(
-            making,
-            sorted(random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))),
-            {},
-        )
+        builder = StudentBuilder(job, "prune-depth-random", plain=True)
+        count = len(named_blocks(builder.model)[1])
+        drawn = random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))
+        return save_without_blocks(builder, sorted(drawn), {})
 
 
 def blocks_to_drop(count: int, ratio: float) -> int:
-    """Return how many of `count` blocks a ratio drops: rounded, at least one, never all."""
+    """Return how many of `count` blocks a ratio removes, rounded; at least one, never all."""
     from harness.errors import CellFailed
 
-    gone = max(1, int(ratio * count + 0.5))
-    if gone >= count:
+    dropped = max(1, int(ratio * count + 0.5))
+    if dropped >= count:
         raise CellFailed(
-            f"ratio {ratio} leaves none of {count} blocks; give at most {(count - 1) / count:.2f}"
+            f"ratio {ratio} removes all of {count} blocks; give at most {(count - 1) / count:.2f}"
         )
-    return gone
+    return dropped
 
 
 def shape_without_blocks(before: "Shape", ratio: float) -> "Shape":
-    """Return the shape of a model without the blocks that a ratio drops."""
+    """Return the shape of a model without the blocks that a ratio removes."""
     from dataclasses import replace
 
     return replace(before, layers=before.layers - blocks_to_drop(before.layers, ratio))
 
 
 def save_without_blocks(
-    making: StudentBuilder, drop: list[int], told: dict[str, Any], *, flops: float = 0.0
+    builder: StudentBuilder, dropped: list[int], notes: dict[str, Any], *, flops: float = 0.0
 ) -> Checkpoint:
-    """Save the model without these blocks."""
+    """Save the model without the blocks of these numbers."""
     from dataclasses import replace
 
     from harness.errors import CellFailed
     from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
 
-    _, blocks = named_blocks(making.model)
-    kept = [at for at in range(len(blocks)) if at not in drop]
-    before = sum(parameter.numel() for parameter in making.model.parameters())
-    model = with_blocks(making.model, kept, label=making.method)
-    model.generation_config = making.model.generation_config
+    _, blocks = named_blocks(builder.model)
+    kept_blocks = [number for number in range(len(blocks)) if number not in dropped]
+    before = sum(parameter.numel() for parameter in builder.model.parameters())
+    model = with_blocks(builder.model, kept_blocks, label=builder.method)
+    model.generation_config = builder.model.generation_config
     after = sum(parameter.numel() for parameter in model.parameters())
     if after >= before:
         raise CellFailed(
-            f"{making.method}: without blocks {drop} the model is no smaller (its blocks share "
-            "their weights)"
+            f"{builder.method}: without blocks {dropped} the model is no smaller, because its "
+            "blocks share their weights; use another method"
         )
-    making.opened = replace(making.opened, model=model.eval())
-    return making.save(
-        notes={"dropped": drop, "kept": len(kept), "parameters": [before, after], **told},
-        flops=flops,
-    )
+    builder.opened = replace(builder.opened, model=model.eval())
+    sizes = {"dropped": dropped, "kept": len(kept_blocks), "parameters": [before, after]}
+    return builder.save(notes={**sizes, **notes}, flops=flops)

@@ -1,16 +1,19 @@
-"""Magnitude pruning: the smallest weights of every layer become zero (Han et al., 2015). The
-control sets as many random ones to zero.
+"""Magnitude pruning: the smallest weights of every layer become zero (Han et al., 2015).
 
-Dense kernels gain nothing from zeros: bytes and speed are those of the dense model. Cost: seconds,
-no data. Fails early: at 50 % on models without recovery, because a small weight behind a large
-input matters more than a large one behind nothing.
+The control sets as many random weights to zero. Dense kernels gain nothing from zeros: bytes and
+speed are those of the dense model. Cost: seconds, no data. It fails early, at 50 % without a
+recovery training: a small weight behind a large input matters more than a large weight behind a
+small input.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from harness.contract import Checkpoint, Job
 from methods.base import settings
 from methods.compression.sparsity import SparsityMethod
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 @settings
@@ -20,10 +23,8 @@ class MagnitudePruning(SparsityMethod):
     controls: ClassVar[tuple[str, ...]] = ("prune-random",)
 
     def compress(self, job: Job) -> Checkpoint:
-        """Compare magnitudes within each layer."""
-        return self.zeroed(
-            job, "prune-magnitude", lambda name, layer: layer.weight.abs().float(), within="layer"
-        )
+        """Prune the weights of the smallest magnitude within each layer."""
+        return self.prune_lowest(job, "prune-magnitude", lambda layer: layer.weight.abs().float())
 
 
 @settings
@@ -34,15 +35,12 @@ class RandomPruning(SparsityMethod):
     draws_random_numbers: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Draw a score for every weight."""
+        """Draw a score for every weight, and prune the lowest within each layer."""
         import torch
 
-        draw = torch.Generator().manual_seed(job.seed)
-        return self.zeroed(
-            job,
-            "prune-random",
-            lambda name, layer: torch.rand(layer.weight.shape, generator=draw).to(
-                layer.weight.device
-            ),
-            within="layer",
-        )
+        generator = torch.Generator().manual_seed(job.seed)
+
+        def random_score(layer: "nn.Linear") -> "Tensor":
+            return torch.rand(layer.weight.shape, generator=generator).to(layer.weight.device)
+
+        return self.prune_lowest(job, "prune-random", random_score)

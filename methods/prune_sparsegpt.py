@@ -1,8 +1,7 @@
-"""SparseGPT: weights that cost least go, and the columns after them make up for it (Frantar and
-Alistarh, 2023).
+"""SparseGPT: prunes the weights that cost least; later columns compensate the error.
 
-Cost: two passes over the calibration text and one factorisation a layer. Dense kernels gain nothing
-from zeros. The control is magnitude at equal ratio.
+Frantar and Alistarh, 2023. Cost: two passes over the calibration text and one factorisation per
+layer. Dense kernels gain nothing from zeros. The control is magnitude pruning at the same ratio.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar
@@ -19,26 +18,26 @@ if TYPE_CHECKING:
 
 @settings
 class SparseGptPruning(CalibratedSparsityMethod):
-    """Set the cheapest weights to zero and let the others make up for it."""
+    """Set the cheapest weights to zero; the others are changed to compensate the error."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)
 
-    # of the mean of the second moments, added to each
+    # share of the mean second moment, added to each second moment
     dampening_frac: Annotated[float, Field(gt=0, le=1)] = 0.01
 
     def compress(self, job: Job) -> Checkpoint:
-        """Sweep over the blocks."""
+        """Prune block by block, by the second moments of the layers' inputs."""
         from methods.compression.sparsity import sparse_gpt
 
-        def cut(layer: "nn.Linear", gram: "Tensor", tokens: int, stays: "Tensor | None") -> None:
-            kept = sparse_gpt(
+        def prune(layer: "nn.Linear", gram: "Tensor", keep_mask: "Tensor | None") -> None:
+            pruned = sparse_gpt(
                 layer.weight,
                 gram,
                 ratio=self.ratio,
                 pattern=self.pattern,
-                damp=self.dampening_frac,
-                stays=stays,
+                dampening=self.dampening_frac,
+                keep_mask=keep_mask,
             )
-            layer.weight.copy_(kept)
+            layer.weight.copy_(pruned)
 
-        return self.swept(job, "prune-sparsegpt", kind="gram", cut=cut)
+        return self.prune_blocks(job, "prune-sparsegpt", kind="gram", prune=prune)

@@ -1,8 +1,7 @@
-"""Wanda: weights times the norm of the inputs they meet, the lowest of each output's row become
-zero (Sun et al., 2024).
+"""Wanda: prunes the lowest products of a weight and the norm of its input (Sun et al., 2024).
 
-Cost: two passes over the calibration text. Dense kernels gain nothing from zeros. The control is
-magnitude at equal ratio.
+Products are compared within the row of an output. Cost: two passes over the calibration text. Dense
+kernels gain nothing from zeros. The control is magnitude pruning at the same ratio.
 """
 
 from typing import TYPE_CHECKING, ClassVar
@@ -22,17 +21,12 @@ class WandaPruning(CalibratedSparsityMethod):
     controls: ClassVar[tuple[str, ...]] = ("prune-magnitude",)
 
     def compress(self, job: Job) -> Checkpoint:
-        """Compare within each output's row."""
+        """Prune the lowest scores within the row of each output, block by block."""
         from methods.compression.sparsity import pruning_mask, wanda_score
 
-        def cut(layer: "nn.Linear", squares: "Tensor", tokens: int, stays: "Tensor | None") -> None:
-            layer.weight.mul_(
-                pruning_mask(
-                    wanda_score(layer.weight, squares),
-                    ratio=self.ratio,
-                    pattern=self.pattern,
-                    within="row",
-                )
-            )
+        def prune(layer: "nn.Linear", squares: "Tensor", keep_mask: "Tensor | None") -> None:
+            score = wanda_score(layer.weight, squares)
+            mask = pruning_mask(score, ratio=self.ratio, pattern=self.pattern, compare="row")
+            layer.weight.mul_(mask)
 
-        return self.swept(job, "prune-wanda", kind="squares", cut=cut)
+        return self.prune_blocks(job, "prune-wanda", kind="squares", prune=prune)

@@ -1,14 +1,14 @@
-"""Width pruning: feed-forward channels and whole groups of heads go, by what flows through them on
-calibration text.
+"""Width pruning: removes feed-forward channels and groups of heads with small activations.
 
-A channel's score is `mean |act(gate) * up| * ||down column||`; a KV group's (its query heads, key
-head and value head together, so that the ratio of heads and the head size stay) is the same of its
-part of the output projection's input. By default every block loses as much, and the student opens
-with plain transformers; `allocation=global` compares channels over all blocks, so that widths
-differ: such a student opens after `import methods.packed`. Control: random channels and groups.
+A channel's score is `mean |act(gate) * up| * ||down column||` over calibration text. The score of a
+KV group is the same of its part of the output projection's input. A group is removed with its query
+heads, key head and value head, so that the ratio of heads and the head size stay. By default every
+block loses as many channels, and the student opens with plain transformers. `allocation=global`
+compares channels over all blocks, so that widths differ; such a student opens after
+`import methods.packed`. Control: random channels and groups.
 
-Parameters of a gated block afterwards: 3 H F + 2 H A d + 2 H K d and norms, asserted. Cost: one
-pass over the calibration text.
+Parameters of a gated block afterwards: 3 H F + 2 H A d + 2 H K d and norms, which is checked. Cost:
+one pass over the calibration text.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
@@ -31,37 +31,37 @@ Allocation = Literal["uniform", "global"]
 
 @settings
 class WidthPruningSettings(Compressed):
-    """Settings of both rows: what is dropped, and how much of it."""
+    """Settings of width pruning and of its control: how much is removed."""
 
     needs_plain: ClassVar[bool] = True
     drops_inputs: ClassVar[bool] = True
 
-    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # of the feed-forward channels that go
-    groups: Annotated[int, Field(ge=0)] = 0  # KV groups that go from every block
-    # channels that stay, rounded to the nearest of it: what kernels take without filling up
+    ratio: Annotated[float, Field(ge=0, lt=1)] = 0.2  # share of the feed-forward channels to remove
+    groups: Annotated[int, Field(ge=0)] = 0  # KV groups to remove from every block
+    # the number of kept channels is rounded to a multiple of it, which kernels need no padding for
     multiple: Annotated[int, Field(ge=1)] = 16
 
-    def narrower(self) -> WidthReduction:
-        """Return how much goes, as the cut has it."""
+    def reduction(self) -> WidthReduction:
+        """Return how much is removed."""
         return WidthReduction(ratio=self.ratio, groups=self.groups, multiple=self.multiple)
 
     def resulting_shape(self, before: "Shape") -> "Shape":
-        """Return the shape of what is left of a model; at least one channel and one group stays."""
+        """Return the shape after pruning; at least one channel and one group is kept."""
         from dataclasses import replace
 
-        kept = max(1, before.kv_heads - self.groups)
-        channels = max(1, self.narrower().kept_channels(before.intermediate))
+        kv_heads = max(1, before.kv_heads - self.groups)
+        channels = max(1, self.reduction().kept_channels(before.intermediate))
         return replace(
             before,
             intermediate=channels,
-            kv_heads=kept,
-            heads=before.heads // before.kv_heads * kept,
+            kv_heads=kv_heads,
+            heads=before.heads // before.kv_heads * kv_heads,
         )
 
 
 @settings
 class WidthPruning(WidthPruningSettings, Calibrated):
-    """Drop the feed-forward channels (and head groups) through which least flows."""
+    """Remove the feed-forward channels (and head groups) with the smallest activations."""
 
     controls: ClassVar[tuple[str, ...]] = ("prune-width-random",)
 
@@ -69,65 +69,63 @@ class WidthPruning(WidthPruningSettings, Calibrated):
 
     @property
     def keeps_architecture(self) -> bool:
-        """Tell whether all blocks are of one width."""
+        """Tell whether all blocks have one width."""
         return self.allocation == "uniform"
 
     def control_settings(self) -> dict[str, object]:
-        """Its control drops as many."""
+        """Return what the control takes over: it removes as many."""
         return {"ratio": self.ratio, "groups": self.groups, "multiple": self.multiple}
 
     def compress(self, job: Job) -> Checkpoint:
-        """Sum what flows into every down and output projection, keep the largest."""
+        """Score channels and heads by the inputs that they give to a projection; keep the best."""
         import torch
 
         from methods.compression.calibration import InputStatistics, recording_inputs
         from methods.compression.narrowing import WidthPruner, weight_matrix
 
-        making = StudentBuilder(job, "prune-width", plain=True)
-        cut = WidthPruner(making, self.narrower())
-        data = self.calibrate(job, making.opened)
-        flow = InputStatistics("magnitude")
-        with torch.no_grad(), recording_inputs(flow, cut.readers()):
+        builder = StudentBuilder(job, "prune-width", plain=True)
+        pruner = WidthPruner(builder, self.reduction())
+        data = self.calibrate(job, builder.opened)
+        statistics = InputStatistics("magnitude")
+        with torch.no_grad(), recording_inputs(statistics, pruner.readers()):
             for batch in data.batches():
-                making.model(input_ids=batch, use_cache=False, logits_to_keep=1)
+                builder.model(input_ids=batch, use_cache=False, logits_to_keep=1)
         tokens = int(data.ids.numel())
 
         def score(reader: str) -> "Tensor":
-            return (
-                flow.sums[reader] / tokens * weight_matrix(making.model, reader).float().norm(dim=0)
-            )
+            norms = weight_matrix(builder.model, reader).float().norm(dim=0)
+            return statistics.sums[reader] / tokens * norms
 
-        channels = {part.name: score(part.reader) for part in cut.parts}
-        heads = {name: score(reader) for name, reader in cut.outputs().items()}
-        told = {"calibration": dict(data.told), "allocation": self.allocation}
-        return cut.saved(
-            channels, heads, self.allocation, told, flops=calibration_flops(making, data, 1)
-        )
+        channels = {part.name: score(part.reader) for part in pruner.parts}
+        heads = {name: score(reader) for name, reader in pruner.output_projections().items()}
+        notes = {"calibration": dict(data.description), "allocation": self.allocation}
+        flops = calibration_flops(builder, data, 1)
+        return pruner.save(channels, heads, self.allocation, notes, flops=flops)
 
 
 @settings
 class RandomWidthPruning(WidthPruningSettings):
-    """Drop as many random channels and head groups (control)."""
+    """Remove as many random channels and head groups (control)."""
 
     is_control: ClassVar[bool] = True
     draws_random_numbers: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Draw a score for every channel and group."""
+        """Draw a score for every channel and head output, and keep the best."""
         import torch
 
         from methods.compression.narrowing import WidthPruner, weight_matrix
 
-        making = StudentBuilder(job, "prune-width-random", plain=True)
-        cut = WidthPruner(making, self.narrower())
-        draw = torch.Generator().manual_seed(job.seed)
+        builder = StudentBuilder(job, "prune-width-random", plain=True)
+        pruner = WidthPruner(builder, self.reduction())
+        generator = torch.Generator().manual_seed(job.seed)
 
-        def score(outputs: int) -> "Tensor":
-            return torch.rand(outputs, generator=draw)
+        def random_score(outputs: int) -> "Tensor":
+            return torch.rand(outputs, generator=generator)
 
-        channels = {part.name: score(part.width) for part in cut.parts}
+        channels = {part.name: random_score(part.width) for part in pruner.parts}
         heads = {
-            name: score(weight_matrix(making.model, reader).shape[1])
-            for name, reader in cut.outputs().items()
+            name: random_score(weight_matrix(builder.model, reader).shape[1])
+            for name, reader in pruner.output_projections().items()
         }
-        return cut.saved(channels, heads, "uniform", {})
+        return pruner.save(channels, heads, "uniform", {})

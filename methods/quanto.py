@@ -1,9 +1,8 @@
-"""optimum's quanto: weights in 2, 4 or 8 bits, kept as the floats that they stand for. Needs the
-`quant` extra.
+"""quanto of optimum: weights in 2, 4 or 8 bits, saved as floats; needs the `quant` extra.
 
-quanto is in maintenance: `quantize(); save_pretrained()` reloads random weights with only a
-warning, and what its own class writes plain transformers cannot open. So this row is about accuracy
-alone; it prints no size and no speed. Cost: seconds, no data.
+quanto is in maintenance. After `quantize(); save_pretrained()` random weights are loaded with only
+a warning, and plain transformers cannot open the files of quanto's own class. So this row measures
+accuracy alone, without size and speed. Cost: seconds, no data.
 """
 
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from methods.compression.base import Compressed
 
 @settings
 class Quanto(Compressed):
-    """Weights in 2, 4 or 8 bits by optimum's quanto, kept as the floats they stand for."""
+    """Weights in 2, 4 or 8 bits by optimum's quanto, saved as floats."""
 
     needs_plain: ClassVar[bool] = True
     family: ClassVar[Family] = "quantization"
@@ -25,7 +24,7 @@ class Quanto(Compressed):
     bits: Literal[2, 4, 8] = 4
 
     def compress(self, job: Job) -> Checkpoint:
-        """Quantise with quanto, write the values that it stands for."""
+        """Quantise with quanto, and save the dequantised weights."""
         from methods.compression.external import (
             count_matrices,
             explaining_library_errors,
@@ -36,16 +35,16 @@ class Quanto(Compressed):
         from harness.errors import CellFailed
         from methods.compression.base import StudentBuilder
 
-        making = StudentBuilder(job, "quanto", plain=True)
-        wanted = count_matrices(making.model, "quanto")
-        head = making.model.get_output_embeddings()
-        left = [name for name, module in making.model.named_modules() if module is head]
+        builder = StudentBuilder(job, "quanto", plain=True)
+        expected = count_matrices(builder.model, "quanto")
+        head = builder.model.get_output_embeddings()
+        excluded = [name for name, module in builder.model.named_modules() if module is head]
 
-        with explaining_library_errors(f"quanto[bits={self.bits}]", "optimum-quanto", making.base):
-            count = _quantize(making.model, self.bits, left)
-        if count != wanted:
+        with explaining_library_errors(f"quanto[bits={self.bits}]", "optimum-quanto", builder.base):
+            count = _quantize(builder.model, self.bits, excluded)
+        if count != expected:
             raise CellFailed(
-                f"quanto: {count} of {wanted} matrices were quantised; use int8 or int4"
+                f"quanto: {count} of {expected} matrices were quantised; use int8 or int4"
             )
         notes = {
             "library": "optimum-quanto",
@@ -54,27 +53,28 @@ class Quanto(Compressed):
             "table_and_head": "skip",
             "simulated": True,
         }
-        return making.save(notes=notes, dtype="float32")  # a scale times a code is no bf16 number
+        return builder.save(notes=notes, dtype="float32")  # bf16 cannot hold a scale times a code
 
 
-def _quantize(model: Any, bits: int, left: Sequence[str]) -> int:
-    """Quantise a model's matrices but those `left` out, and put the floats that they stand for in
-    their places; return how many.
+def _quantize(model: Any, bits: int, exclude: Sequence[str]) -> int:
+    """Quantise a model's matrices and put their dequantised values back; return how many.
+
+    Modules named in `exclude` stay as they are.
     """
     import torch
     from optimum import quanto
 
-    quanto.quantize(model, weights=getattr(quanto, f"qint{bits}"), exclude=left or None)
+    quanto.quantize(model, weights=getattr(quanto, f"qint{bits}"), exclude=exclude or None)
     quanto.freeze(model)
     count = 0
     for name, module in list(model.named_modules()):
         if isinstance(module, quanto.QLinear):
-            plain = torch.nn.Linear(
+            dequantized = torch.nn.Linear(
                 module.in_features, module.out_features, bias=module.bias is not None
             )
-            plain.weight.data = module.weight.dequantize()
+            dequantized.weight.data = module.weight.dequantize()
             if module.bias is not None:
-                plain.bias.data = module.bias.data
-            model.set_submodule(name, plain)
+                dequantized.bias.data = module.bias.data
+            model.set_submodule(name, dequantized)
             count += 1
     return count

@@ -1,15 +1,15 @@
-"""Response (logit) distillation: match the teacher's softened next-token distribution (Hinton et
-al., 2015).
+"""Response (logit) distillation: match the teacher's softened next-token distribution.
 
-Loss per trained token: `lambda * tau^2 * D(p^tau, q^tau) + (1 - lambda) * CE(label, q)`, summed and
-divided once by the trained tokens of the whole step. D is the forward KL unless another divergence
-is set. Rows are the training split's worked answers.
+Hinton et al., 2015. Loss per trained token:
+`lambda * tau^2 * D(p^tau, q^tau) + (1 - lambda) * CE(label, q)`, summed and divided once by the
+trained tokens of the whole step. D is the forward KL unless another divergence is set. Rows are the
+worked answers of the training split.
 
-Cost: one teacher forward per distinct row, kept for every seed and setting; per seen token where
-the cache is off. Of a large vocabulary the k likeliest tokens are kept and the rest as one (a tail
+Cost: one teacher forward per distinct row, cached for every seed and setting; without the cache one
+per token seen. Of a large vocabulary the k likeliest tokens are cached and the rest as one (a tail
 bucket), which only the forward KL can use. Needs the teacher's tokenizer. Fails when the teacher is
-not better than the labels on this data: where every next token is determined, logits hold little
-that the text does not.
+not better than the labels on this data: where every next token is determined, logits add little to
+the text.
 """
 
 from typing import ClassVar

@@ -1,20 +1,19 @@
-"""Selective distillation: train where the teacher has most to say, and nowhere else.
+"""Selective distillation: train only on the tokens, or rows, that teach the student most.
 
 Tokens: the share of each row with the highest divergence from the student (`kl`), entropy of the
-teacher (`entropy`) or excess loss (`excess`; Lin et al., 2024, Rho-1). Rows: the share that the
-teacher is surest of (`confidence`), solves by itself first (`correct`), or the shortest or longest.
-The loss is that of `response`; its denominator counts chosen tokens only.
-
-Rows are chosen within each task, so that the mixture of tasks stays what it was.
+teacher (`entropy`) or excess loss (`excess`; Lin et al., 2024, Rho-1). Rows: the share with the
+lowest teacher loss (`confidence`), those that the teacher solves before those that it does not
+(`correct`), or the shortest or longest. Rows are chosen within each task, so that the mixture of
+tasks stays. The loss is that of `response`; its denominator counts chosen tokens only.
 
 Cost: that of `response`, and the teacher's own answers for `correct`. The control is a random
-choice of the same size: without it a gain may be the smaller number of tokens. Fails when the
-unchosen tokens are what the student lacked.
+choice of the same size: without it, the gain might come from the smaller number of tokens. Fails
+when the student needed the tokens that were not chosen.
 """
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field
 
@@ -30,9 +29,25 @@ if TYPE_CHECKING:
 _TOKEN_CRITERIA = ("kl", "entropy", "excess")
 
 
+class RankedRows(NamedTuple):
+    """Examples in the order in which they are chosen, and what ranking them took."""
+
+    examples: list[Example]
+    rows: "Sequence[TokenRow]"  # all rows, for the teacher's cache
+    notes: dict[str, Any]
+    shared_costs: list[dict[str, Any]]
+
+
+class SolvedProblems(NamedTuple):
+    """Which problems the teacher solves, and the costs of its answers."""
+
+    solved: list[bool]
+    shared_costs: list[dict[str, Any]]
+
+
 @settings
 class SelectiveDistillation(Distilled):
-    """Train on the tokens (or rows) where the teacher has most to say."""
+    """Train on the tokens (or rows) that teach the student most."""
 
     controls: ClassVar[tuple[str, ...]] = ("selective-random", "untouched")
 
@@ -41,43 +56,39 @@ class SelectiveDistillation(Distilled):
 
     @property
     def writes_traces(self) -> bool:
-        """Tell whether the teacher answers every problem first, so that those it solves are
-        known.
-        """
+        """Tell whether the teacher answers every problem first, to find those that it solves."""
         return self.by == "correct"
 
     def control_settings(self) -> dict[str, object]:
-        """Its control chooses as many, of the same kind, and is trained by the same loss."""
-        inward = [
+        """Return what the control takes over: as many tokens or rows, and the same loss."""
+        inner_terms = [
             name for name in vars(self) if name.startswith(("feature_", "attention_", "relation_"))
         ]
         size = {"share": self.share, "unit": "tokens" if self.by in _TOKEN_CRITERIA else "rows"}
-        return {**super().control_settings(), **self.changed("terms", "top_k", *inward), **size}
+        loss = self.changed("terms", "top_k", *inner_terms)
+        return {**super().control_settings(), **loss, **size}
 
     def compress(self, job: Job) -> Checkpoint:
-        """Choose tokens at every step, or rows beforehand."""
+        """Train on tokens chosen at every step, or on rows chosen before the training."""
         from methods.training.selection import Selection
 
         examples = self._examples(job)
         if self.by in _TOKEN_CRITERIA:
             selection = Selection(self.share, self.by, job.seed)  # type: ignore[arg-type]
             return self.distil(job, examples, selection=selection, over=())
-        ranked, rows, told, shared = self._ranked(job, examples)
-        kept = leading_share_of_each_task(ranked, self.share)
+        ranked = self._rank(job, examples)
+        chosen = leading_share_of_each_task(ranked.examples, self.share)
+        counts = {"rows_chosen": len(chosen), "rows_ranked": len(ranked.examples)}
         return self.distil(
             job,
-            kept,
-            over=rows,
-            notes={**told, "rows_chosen": len(kept), "rows_ranked": len(ranked)},
-            shared=shared,
+            chosen,
+            over=ranked.rows,
+            notes={**ranked.notes, **counts},
+            shared=ranked.shared_costs,
         )
 
-    def _ranked(
-        self, job: Job, examples: Sequence[Example]
-    ) -> "tuple[list[Example], Sequence[TokenRow], dict[str, Any], list[dict[str, Any]]]":
-        """Return examples best first, every row (for the teacher's cache), counts, and what the
-        teacher wrote for it.
-        """
+    def _rank(self, job: Job, examples: Sequence[Example]) -> RankedRows:
+        """Rank the examples that student and teacher can read whole, best first."""
         examples, encoded = readable_examples(self, job, examples)
         if self.by in ("short", "long"):
             order = sorted(
@@ -85,78 +96,76 @@ class SelectiveDistillation(Distilled):
                 key=lambda index: encoded[index].trained_tokens,
                 reverse=self.by == "long",
             )
-            return [examples[index] for index in order], encoded, {}, []
+            return RankedRows([examples[index] for index in order], encoded, {}, [])
         losses = self._teacher_losses(job, encoded)
-        solved, written = (
-            self._solved(job, examples) if self.by == "correct" else ([True] * len(examples), [])
-        )
+        solved = [True] * len(examples)
+        costs: list[dict[str, Any]] = []
+        notes: dict[str, Any] = {}
+        if self.by == "correct":
+            solved, costs = self._solved_problems(job, examples)
+            notes = {"teacher_solves": sum(solved)}
         order = sorted(range(len(examples)), key=lambda index: (not solved[index], losses[index]))
-        told = {"teacher_solves": sum(solved)} if self.by == "correct" else {}
-        return [examples[index] for index in order], encoded, told, written
+        return RankedRows([examples[index] for index in order], encoded, notes, costs)
 
     def _teacher_losses(self, job: Job, rows: "Sequence[TokenRow]") -> list[float]:
         """Return the teacher's mean cross-entropy on each row's trained tokens."""
         from methods.training.divergences import label_loss
         from methods.training.rows import batch_of
 
-        wanted = self.teachers(job, over=rows)
-        assert wanted is not None
-        [source], _ = sources_of(wanted, job, rows, budget=2**62)
-        reader, found = source(), {}
-        ordered = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
-        for start in range(0, len(ordered), 32):
-            part = ordered[start : start + 32]
-            batch = batch_of([rows[index] for index in part], 0, job.device)
-            losses = label_loss(reader.read(batch, wanted.vocabulary), batch.labels_N)
-            each = losses.split([rows[index].trained_tokens for index in part])
-            found.update({index: float(one.mean()) for index, one in zip(part, each, strict=True)})
-        return [found[index] for index in range(len(rows))]
+        teachers = self.teachers(job, over=rows)
+        assert teachers is not None
+        [source], _ = sources_of(teachers, job, rows, budget=2**62)
+        reader = source()
+        mean_losses: dict[int, float] = {}  # by the row's index
+        by_length = sorted(range(len(rows)), key=lambda index: len(rows[index].ids))
+        for start in range(0, len(by_length), 32):
+            indices = by_length[start : start + 32]
+            batch = batch_of([rows[index] for index in indices], 0, job.device)
+            losses = label_loss(reader.read(batch, teachers.vocabulary), batch.labels_N)
+            row_losses = losses.split([rows[index].trained_tokens for index in indices])
+            for index, losses_of_row in zip(indices, row_losses, strict=True):
+                mean_losses[index] = float(losses_of_row.mean())
+        return [mean_losses[index] for index in range(len(rows))]
 
-    def _solved(
-        self, job: Job, examples: Sequence[Example]
-    ) -> tuple[list[bool], list[dict[str, Any]]]:
-        """Tell which problems the teacher answers right by itself, and what writing the answers
-        took.
-        """
+    def _solved_problems(self, job: Job, examples: Sequence[Example]) -> SolvedProblems:
+        """Let the teacher answer every problem once, and grade the answers."""
         from methods.training.traces import teacher_traces
 
-        written = teacher_traces(
+        traces = teacher_traces(
             job, examples, teacher=self.chosen_teacher(job), samples=1, temperature=0.0, longest=256
         )
-        answered = zip(examples, written.texts, strict=True)
-        return [
-            job.tasks[one.task].grade(one.gold, group[0].text)[0].correct for one, group in answered
-        ], [written.cost()]
+        solved = [
+            job.tasks[example.task].grade(example.gold, answers[0].text)[0].correct
+            for example, answers in zip(examples, traces.texts, strict=True)
+        ]
+        return SolvedProblems(solved, [traces.cost()])
 
 
 def readable_examples(
     method: Distilled, job: Job, examples: Sequence[Example]
 ) -> "tuple[list[Example], list[TokenRow]]":
-    """Return the examples that student and teacher can read whole, and each one's row."""
+    """Return the examples that student and teacher can read whole, and the row of each."""
     from harness.models.language_model import student_tokenizer
     from methods.training.rows import encode
 
     tokenizer, longest = student_tokenizer(job.student_base), method.longest_row(job)
-    every = [
+    encoded = [
         encode(tokenizer, [pair], longest=longest)[0] for pair in full_solution_pairs(examples)
-    ]
-    return [example for example, rows in zip(examples, every, strict=True) if rows], [
-        row for rows in every for row in rows
-    ]
+    ]  # one row for each example, or none where it is too long
+    readable = [example for example, rows in zip(examples, encoded, strict=True) if rows]
+    return readable, [row for rows in encoded for row in rows]
 
 
 def leading_share_of_each_task(ranked: Sequence[Example], share: float) -> list[Example]:
-    """Return the leading share of each task's examples, at least one, in the order that they have:
-    the mixture of tasks stays.
-    """
-    counts = Counter(one.task for one in ranked)
-    left = {task: max(1, round(share * count)) for task, count in counts.items()}
-    kept = []
-    for one in ranked:
-        if left[one.task]:
-            left[one.task] -= 1
-            kept.append(one)
-    return kept
+    """Return the first share of each task's examples, at least one of each, in their order."""
+    counts = Counter(example.task for example in ranked)
+    remaining = {task: max(1, round(share * count)) for task, count in counts.items()}
+    chosen = []
+    for example in ranked:
+        if remaining[example.task]:
+            remaining[example.task] -= 1
+            chosen.append(example)
+    return chosen
 
 
 @settings
@@ -171,7 +180,7 @@ class RandomSelection(Distilled):
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
 
     def compress(self, job: Job) -> Checkpoint:
-        """Choose at random, by the seed."""
+        """Train on tokens or rows that the seed chooses."""
         import random
 
         from methods.training.selection import Selection
@@ -181,10 +190,5 @@ class RandomSelection(Distilled):
                 job, self._examples(job), selection=Selection(self.share, "random", job.seed)
             )
         examples, rows = readable_examples(self, job, self._examples(job))
-        return self.distil(
-            job,
-            leading_share_of_each_task(
-                random.Random(job.seed).sample(examples, len(examples)), self.share
-            ),
-            over=rows,
-        )
+        shuffled = random.Random(job.seed).sample(examples, len(examples))
+        return self.distil(job, leading_share_of_each_task(shuffled, self.share), over=rows)

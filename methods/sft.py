@@ -1,7 +1,7 @@
-"""Hard-label fine-tuning on the training split's own worked answers: no teacher takes part.
+"""Fine-tuning on the worked answers of the training split; no teacher takes part.
 
-The control of every method that adds a teacher: same rows, same budget, same loop, cross-entropy
-only. Fails when the training split has no worked answers, or few of them.
+It is the control of every method that adds a teacher: the same rows, budget and loop, with
+cross-entropy only. Fails when the training split has no worked answers, or few of them.
 """
 
 from typing import ClassVar

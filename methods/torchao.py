@@ -1,10 +1,9 @@
-"""torchao's formats through transformers: int8 weights, the same with int8 activations a token, and
-int4 in groups on a GPU.
+"""Formats of torchao through transformers: int8, int8 with dynamic activations, int4 on a GPU.
 
-Needs the `quant` extra. The same roundings as `int8`, `int8-dynamic` and `int4` in the library's
-own checkpoint and kernels, for who serves that format. Table and head stay floats, as transformers
-leaves them. Cost: seconds, no data. Fails at speed on a CPU: without torch.compile its int8 weights
-are turned into floats before every product. Source: https://github.com/pytorch/ao
+Needs the `quant` extra. These are the roundings of `int8`, `int8-dynamic` and `int4` in torchao's
+own checkpoint and kernels, for users who serve that format. Table and head stay floats, as
+transformers leaves them. Cost: seconds, no data. Slow on a CPU: without torch.compile its int8
+weights are converted to floats before every product. Source: https://github.com/pytorch/ao
 """
 
 from typing import Any, ClassVar, Literal
@@ -26,13 +25,11 @@ class TorchAo(Compressed):
 
     @property
     def bits_per_weight(self) -> float:
-        """Return 8 bits and a scale for each row; of int4 4 bits, and a scale and a zero of 16 for
-        each group.
-        """
+        """Return 8 bits and a row's scale; for int4 4 bits and a group's scale and zero point."""
         return 4 + 32 / self.group_size if self.scheme == "int4" else 8.1
 
     def compress(self, job: Job) -> Checkpoint:
-        """Let transformers pack the model while it opens it."""
+        """Let transformers quantise the model while it opens it."""
         from harness.errors import CellFailed, Skipped
         from methods.compression.external import (
             count_matrices,
@@ -52,14 +49,14 @@ class TorchAo(Compressed):
         from harness.models.language_model import stored_dtype
         from methods.compression.base import StudentBuilder
 
-        making = StudentBuilder(job, "torchao", plain=True)
-        wanted = count_matrices(making.model, "torchao")
-        # int4's kernel multiplies bf16 alone
-        dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(making.base)
-        with explaining_library_errors(f"torchao[scheme={self.scheme}]", "torchao", making.base):
+        builder = StudentBuilder(job, "torchao", plain=True)
+        expected = count_matrices(builder.model, "torchao")
+        # int4's kernel multiplies bf16 only
+        dtype = torch.bfloat16 if self.scheme == "int4" else stored_dtype(builder.base)
+        with explaining_library_errors(f"torchao[scheme={self.scheme}]", "torchao", builder.base):
             packed = AutoModelForCausalLM.from_pretrained(
-                making.base.path,
-                quantization_config=TorchAoConfig(self._asked()),
+                builder.base.path,
+                quantization_config=TorchAoConfig(self._library_settings()),
                 dtype=dtype,
                 device_map=job.device,
             )
@@ -68,28 +65,23 @@ class TorchAo(Compressed):
                 for module in packed.modules()
                 if _is_matrix(module)
             )
-        if count != wanted:
+        if count != expected:
             raise CellFailed(
-                f"torchao[scheme={self.scheme}]: {count} of {wanted} matrices were packed (int4's "
-                f"group of {self.group_size} must divide "
-                "every row); use int8 or int4"
+                f"torchao[scheme={self.scheme}]: {count} of {expected} matrices were packed (int4 "
+                f"needs rows that group_size={self.group_size} divides); use int8 or int4"
             )
-        told: dict[str, Any] = {
+        notes: dict[str, Any] = {
             "library": "torchao",
             "scheme": self.scheme,
             "packed_layers": count,
             "table_and_head": "skip",
         }
-        return save_library_student(
-            making,
-            packed.eval(),
-            told | ({"group_size": self.group_size} if self.scheme == "int4" else {}),
-        )
+        if self.scheme == "int4":
+            notes["group_size"] = self.group_size
+        return save_library_student(builder, packed.eval(), notes)
 
-    def _asked(self) -> Any:
-        """Return the library's own settings; its changes of torch's global ones (float32 precision)
-        are refused.
-        """
+    def _library_settings(self) -> Any:
+        """Return torchao's configuration, which must not change torch's global settings."""
         from torchao.quantization import (
             Int4WeightOnlyConfig,
             Int8DynamicActivationInt8WeightConfig,
@@ -104,11 +96,11 @@ class TorchAo(Compressed):
                 int4_packing_format="tile_packed_to_4d",
                 set_inductor_config=False,
             )
-        kind = (
+        config = (
             Int8WeightOnlyConfig if self.scheme == "int8" else Int8DynamicActivationInt8WeightConfig
         )
-        # an activation's row is a token
-        return kind(granularity=PerRow(), set_inductor_config=False)
+        # a row of activations is a token
+        return config(granularity=PerRow(), set_inductor_config=False)
 
 
 def _is_matrix(module: Any) -> bool:

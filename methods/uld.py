@@ -1,12 +1,12 @@
 """Universal logit distillation: a teacher with another tokenizer (Boizard et al., 2024, ULD).
 
-Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` wherever both tokenizers
-have a boundary at the same place of the text: there both models have read the same and are about to
-go on. The sorted form compares how sure the two are, not of what.
+Loss: the labels' cross-entropy plus `w * sum_i |sort(q)_i - sort(p)_i|` at the positions where both
+tokenizers have a boundary at the same place of the text: there both models have read the same text
+and predict what follows. The sorted form compares how sure the two are, not of which token.
 
 Cost: the teacher beside the student, on its own tokens. Its controls are `sft` and `cot`
-(sequence-level distillation), which works across tokenizers too and is the safer choice; fails
-where the boundaries seldom meet (the share of aligned positions stands in the record).
+(sequence-level distillation, which works across tokenizers too and is the safer choice). Fails
+where boundaries seldom meet; the record has the share of aligned positions.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,75 +18,60 @@ from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
+    from methods.training.positions import Positions
     from methods.training.rows import TokenRow
 
 
 @settings
 class UniversalLogitDistillation(Trained):
-    """Match the shape of the distributions of a teacher with another tokenizer, where token
-    boundaries meet.
-    """
+    """Match the sorted probabilities of a teacher with another tokenizer, where tokens align."""
 
     controls: ClassVar[tuple[str, ...]] = ("cot", "sft", "untouched")
     uld_weight: Weight = 1.5
 
     @property
     def reads_teacher_live(self) -> bool:
-        """Tell that the teacher reads beside the student, in its own tokens."""
+        """Return True: the teacher reads beside the student, in its own tokens."""
         return True
 
     def compress(self, job: Job) -> Checkpoint:
         """Align every training text in both tokenizers, then train beside the teacher."""
-        import torch
-
         from harness.data.examples import training_examples
         from harness.errors import CellFailed
         from harness.models.language_model import student_tokenizer
         from harness.models.shape import Shape
-        from methods.training.losses import universal_logit
-        from methods.training.positions import Positions
         from methods.training.terms import Term, hard_labels
 
-        theirs = student_tokenizer(job.teacher)
+        teacher_tokenizer = student_tokenizer(job.teacher)
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         counts = {"aligned": 0, "positions": 0}
 
         def encoder(
             tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int
         ) -> "tuple[list[TokenRow], int]":
-            shown = {example.prompt: job.source.show(theirs, example.asked) for example in examples}
-            context = Shape.of_folder(job.teacher.path).context
+            teacher_prompts = {
+                example.prompt: job.source.show(teacher_tokenizer, example.asked)
+                for example in examples
+            }
             rows, too_long = aligned_rows(
-                tokenizer, theirs, pairs, longest=longest, their_longest=context, shown=shown
+                tokenizer,
+                teacher_tokenizer,
+                pairs,
+                longest=longest,
+                teacher_longest=Shape.of_folder(job.teacher.path).context,
+                teacher_prompts=teacher_prompts,
             )
-            counts["aligned"] = sum(
-                len(row.teacher_tokens.pairs) for row in rows if row.teacher_tokens
-            )
+            counts["aligned"] = sum(map(aligned_positions, rows))
             counts["positions"] = sum(row.trained_tokens for row in rows)
             if rows and counts["aligned"] <= len(rows):
                 raise CellFailed(
-                    "the two tokenizers share no boundary inside any training text; type --methods "
-                    "cot"
+                    "the tokenizers of student and teacher share no token boundary inside the "
+                    "training texts; use --methods cot"
                 )
             return rows, too_long
 
-        def value(at: Positions) -> Any:
-            assert at.batch is not None
-            [teacher] = at.teachers
-            assert teacher.logits_NV is not None
-            ours, start = [], 0
-            for row in at.batch.rows:
-                assert row.teacher_tokens is not None
-                ours += [start + own for own, _ in row.teacher_tokens.pairs]
-                start += row.trained_tokens
-            index = torch.tensor(ours, device=at.labels_N.device)
-            found = torch.zeros(len(at.labels_N), device=at.labels_N.device)
-            return found.index_put(
-                (index,), universal_logit(at.student_NV[index], teacher.logits_NV)
-            )
-
         terms = [hard_labels()]
-        terms += [Term("uld", self.uld_weight, value, counts=aligned_positions)]
+        terms += [Term("uld", self.uld_weight, uld_values, counts=aligned_positions)]
         teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
         return self.train(
             job,
@@ -98,25 +83,45 @@ class UniversalLogitDistillation(Trained):
         )
 
 
+def uld_values(positions: "Positions") -> Any:
+    """Return the distance of sorted probabilities at each position, (N,); 0 where none aligns."""
+    import torch
+
+    from methods.training.losses import universal_logit
+
+    assert positions.batch is not None
+    [teacher] = positions.teachers
+    assert teacher.logits_NV is not None
+    aligned, start = [], 0
+    for row in positions.batch.rows:
+        assert row.teacher_tokens is not None
+        aligned += [start + position for position, _ in row.teacher_tokens.pairs]
+        start += row.trained_tokens
+    device = positions.labels_N.device
+    index = torch.tensor(aligned, device=device)
+    distances = universal_logit(positions.student_NV[index], teacher.logits_NV)
+    return torch.zeros(len(positions.labels_N), device=device).index_put((index,), distances)
+
+
 def aligned_positions(row: "TokenRow") -> int:
     """Return how many positions of a row are compared with the teacher's."""
     return len(row.teacher_tokens.pairs) if row.teacher_tokens else 0
 
 
 def aligned_rows(
-    ours: Any,
-    theirs: Any,
+    student_tokenizer: Any,
+    teacher_tokenizer: Any,
     pairs: Iterable[tuple[str, str]],
     *,
     longest: int,
-    their_longest: int = 2**31,
-    shown: Mapping[str, str] | None = None,
+    teacher_longest: int = 2**31,
+    teacher_prompts: Mapping[str, str] | None = None,
 ) -> "tuple[list[TokenRow], int]":
-    """Tokenise (prompt, completion) in both tokenizers; a row's pairs are the positions that stand
-    behind the same text.
+    """Tokenise (prompt, completion) pairs in both tokenizers; also count those that are too long.
 
-    `shown` gives the prompt as the other model is shown it (its own chat template); the completion
-    is the same text for both.
+    A row's pairs are the positions of student and teacher that have read the same text.
+    `teacher_prompts` has the prompt in the teacher's own form (its chat template), by the student's
+    prompt; the completion is the same text for both.
     """
     from dataclasses import replace
 
@@ -125,58 +130,62 @@ def aligned_rows(
     rows: list[TokenRow] = []
     too_long = 0
     for prompt, completion in pairs:
-        texts = ((ours, prompt), (theirs, (shown or {}).get(prompt, prompt)))
-        own, other = (encode(one, [(text, completion)], longest=2**31)[0][0] for one, text in texts)
-        if len(own.ids) > longest or len(other.ids) > their_longest:
+        teacher_prompt = (teacher_prompts or {}).get(prompt, prompt)
+        student_row, teacher_row = (
+            encode(tokenizer, [(text, completion)], longest=2**31)[0][0]
+            for tokenizer, text in (
+                (student_tokenizer, prompt),
+                (teacher_tokenizer, teacher_prompt),
+            )
+        )
+        if len(student_row.ids) > longest or len(teacher_row.ids) > teacher_longest:
             too_long += 1
             continue
-        behind = [
-            _boundary_positions(one, row, text, completion)
-            for (one, text), row in zip(texts, (own, other), strict=True)
-        ]
-        shared = sorted(behind[0].keys() & behind[1].keys())
-        matched = tuple((behind[0][at], behind[1][at]) for at in shared)
-        rows.append(
-            replace(own, teacher_tokens=TeacherTokens(other.ids, other.trained_from, matched))
-        )
+        of_student = _boundary_positions(student_tokenizer, student_row, prompt, completion)
+        of_teacher = _boundary_positions(teacher_tokenizer, teacher_row, teacher_prompt, completion)
+        shared = sorted(of_student.keys() & of_teacher.keys())
+        matched = tuple((of_student[end], of_teacher[end]) for end in shared)
+        teacher_tokens = TeacherTokens(teacher_row.ids, teacher_row.trained_from, matched)
+        rows.append(replace(student_row, teacher_tokens=teacher_tokens))
     return rows, too_long
 
 
 def _boundary_positions(
     tokenizer: Any, row: "TokenRow", prompt: str, completion: str
 ) -> dict[int, int]:
-    """Return, by the number of the completion's characters read, the position that stands there;
-    inside a character stands none.
+    """Return trained positions by the number of characters of the completion read so far.
+
+    A position inside a character has no entry.
     """
     from harness.models.encoding import token_ends
 
     ends = token_ends(tokenizer, prompt + completion)
     if ends is None:
         return _boundary_positions_by_decoding(tokenizer, row, completion)
-    ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS gives its place too
+    ends = ends[: len(row.ids) - 1]  # a tokenizer that ends texts with EOS has an end for it too
     start = row.trained_from
-    found = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
+    positions = {0: 0} if not start or ends[start - 1] in (0, len(prompt)) else {}
     for position, end in enumerate(ends[start:], start=1):
         if end >= len(prompt):
-            # of tokens that end in one character, the last has read it whole
-            found[end - len(prompt)] = position
-    return found
+            # of the tokens that end in one character, the last has read all of it
+            positions[end - len(prompt)] = position
+    return positions
 
 
 def _boundary_positions_by_decoding(
     tokenizer: Any, row: "TokenRow", completion: str
 ) -> dict[int, int]:
-    """Return what `_boundaries` does where a tokenizer tells no offsets: by decoding ever longer
-    beginnings.
+    """Return what `_boundary_positions` does, for a tokenizer that gives no offsets.
+
+    It decodes longer and longer beginnings of the completion.
     """
     from harness.models.encoding import decode_continuation
 
-    found = {0: 0}
-    before = row.ids[: row.trained_from]
+    positions = {0: 0}
+    prompt_ids = row.ids[: row.trained_from]
     for count in range(1, len(row.ids) - row.trained_from):
-        read = decode_continuation(
-            tokenizer, before, row.ids[row.trained_from : row.trained_from + count]
-        )
-        if completion.startswith(read):
-            found[len(read)] = count
-    return found
+        completion_ids = row.ids[row.trained_from : row.trained_from + count]
+        text = decode_continuation(tokenizer, prompt_ids, completion_ids)
+        if completion.startswith(text):
+            positions[len(text)] = count
+    return positions

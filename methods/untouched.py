@@ -1,5 +1,6 @@
-"""Control: the student before any training. Rules out that the student was this good from the
-start.
+"""Control: the student before any training.
+
+It rules out that the student was as good before the training as after it.
 """
 
 from typing import ClassVar
@@ -10,14 +11,14 @@ from methods.base import settings
 
 @settings
 class Untouched(Method):
-    """The student's starting point, not trained at all (control)."""
+    """The student before any training (control)."""
 
     family: ClassVar[Family] = "control"
     starts_from: ClassVar[Start] = "student"
     is_control: ClassVar[bool] = True
 
     def compress(self, job: Job) -> Checkpoint:
-        """Shape the student and save it."""
+        """Build the student, and save it without training."""
         from harness.models.language_model import stored_dtype
         from harness.models.resolve import quantized_by
         from harness.models.shaping import copy_student, parse_student_cut, save_student, student_of

@@ -1,5 +1,6 @@
-"""Tasks and suites, as literal tables: a name and where it lives. Listing imports no task's
-machinery.
+"""The tables of tasks and suites: a name, and the class or the tasks behind it.
+
+Listing them imports no code of a task.
 """
 
 from collections.abc import Mapping, Sequence
@@ -74,10 +75,8 @@ def tasks() -> Registry:
 def load(name: str, *, include_path: str | Path | None = None) -> Task:
     """Return the task of a name in `tasks()`, or of `lm-eval:NAME`.
 
-    `include_path` is a folder with more YAML tasks for lm-eval.
-
-    Raises `HarnessError` for an unknown name and for a task of lm-eval that this harness cannot
-    score.
+    `include_path` is a folder with more YAML tasks for lm-eval. Raises `HarnessError` for an
+    unknown name, and for a task of lm-eval that this harness cannot score.
     """
     if name.startswith(LM_EVAL_PREFIX):
         from suites.loading.outside import LmEvalTask
@@ -88,7 +87,7 @@ def load(name: str, *, include_path: str | Path | None = None) -> Task:
 
 
 def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
-    """Return how many items a task of lm-eval's own has; None where only its data tell."""
+    """Return how many items a task of lm-eval has; None where only its downloaded data show it."""
     from suites.loading.outside import LmEvalTask
 
     return LmEvalTask(name, include_path=include_path).count()
@@ -97,60 +96,56 @@ def count_items(name: str, *, include_path: str | Path | None = None) -> int | N
 def resolve(
     names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None
 ) -> dict[str, Suite]:
-    """Return the named suites, in one order however they were typed: it orders the training rows.
+    """Return the named suites by name, in an order that does not depend on how they are typed.
 
-    A name is a suite, a task, `lm-eval:NAME`, or the path of a suite file (.toml). For the embedded
-    pair the suites of this module hold their `-mini` tasks only; what the user puts together is
-    taken as typed. Raises `HarnessError`.
+    The order decides the order of training rows. A name is a suite, a task, `lm-eval:NAME`, or the
+    path of a suite file (.toml). For the embedded pair the suites of `SUITES` have their `-mini`
+    tasks only; tasks and files of the user stay as they are. Raises `HarnessError`.
     """
-    given: dict[str, Suite] = {}
-    for name in [one for one in dict.fromkeys(names) if one not in SUITES]:
+    custom: dict[str, Suite] = {}
+    for name in dict.fromkeys(names):
+        if name in SUITES:
+            continue
         suite = _suite_of_task_or_file(name, include_path)
-        if suite.name in SUITES or suite.name in given:
+        if suite.name in SUITES or suite.name in custom:
             raise HarnessError(
-                f"{name} names its suite {suite.name!r}, as another one is named; give it another "
-                "name = ..."
+                f"{name} has the suite name {suite.name!r}, which another suite has; give it "
+                "another name = ..."
             )
-        given[suite.name] = suite
+        custom[suite.name] = suite
     fixed = {
         name: replace(suite, tasks=_mini_tasks(suite)) if embedded else suite
         for name, suite in SUITES.items()
         if name in names
     }
-    return fixed | dict(sorted(given.items()))
+    return fixed | dict(sorted(custom.items()))
 
 
 def include_path_of(names: Sequence[str], include_path: str | Path | None = None) -> Path | None:
-    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file among
-    `names` states.
+    """Return `include_path`, else the one that a suite file among `names` states, else None.
+
+    Raises `HarnessError` where suite files state different folders.
     """
     if include_path is not None:
         return Path(include_path)
-    stated = sorted(
-        {
-            path
-            for name in names
-            if name.endswith(".toml")
-            for path in [_include_path_in_file(Path(name))]
-            if path
-        }
-    )
-    if len(stated) > 1:
+    files = [Path(name) for name in names if name.endswith(".toml")]
+    folders = sorted({folder for file in files if (folder := _include_path_in_file(file))})
+    if len(folders) > 1:
         raise HarnessError(
-            f"the suite files state {len(stated)} different include_path folders; type one: "
-            f"--include-path {stated[0]}"
+            f"the suite files state {len(folders)} different include_path folders; type one: "
+            f"--include-path {folders[0]}"
         )
-    return stated[0] if stated else None
+    return folders[0] if folders else None
 
 
 def _mini_tasks(suite: Suite) -> tuple[str, ...]:
-    """Return a suite's tasks for the embedded pair; a task without a `-mini` form is dropped."""
+    """Return the `-mini` tasks of a suite, for the embedded pair; tasks without one are dropped."""
     forms = (task if task.endswith("-mini") else f"{task}-mini" for task in suite.tasks)
     return tuple(task for task in forms if task in TASKS)
 
 
 def _suite_of_task_or_file(name: str, include_path: str | Path | None) -> Suite:
-    """Return a suite that is not in `SUITES`: of one task, or from a file."""
+    """Return a suite that is not in `SUITES`: one task, or a file. Raises `HarnessError`."""
     if name.endswith(".toml"):
         return _suite_from_file(Path(name), include_path)
     if name in tasks() or name.startswith(LM_EVAL_PREFIX):
@@ -165,6 +160,7 @@ def _suite_of_task_or_file(name: str, include_path: str | Path | None) -> Suite:
 
 
 def _refuse_unknown_task(name: str, include_path: str | Path | None) -> None:
+    """Raise `HarnessError` for a name that is no task."""
     if name.startswith(LM_EVAL_PREFIX):
         load(name, include_path=include_path)
     elif name not in tasks():
@@ -172,12 +168,13 @@ def _refuse_unknown_task(name: str, include_path: str | Path | None) -> None:
 
 
 def _include_path_in_file(path: Path) -> Path | None:
-    stated = _read_suite_file(path).get("include_path")
-    return path.parent / stated if stated else None
+    """Return the `include_path` of a suite file, which is relative to the file; None without it."""
+    folder = _read_suite_file(path).get("include_path")
+    return path.parent / folder if folder else None
 
 
 def _suite_from_file(path: Path, include_path: str | Path | None) -> Suite:
-    """Read a suite file; its `include_path` is relative to it and yields to one that is typed."""
+    """Read a suite file; a typed `include_path` takes the place of the file's own."""
     table = _read_suite_file(path)
     folder = include_path if include_path is not None else _include_path_in_file(path)
     for task in table["tasks"]:
@@ -192,6 +189,7 @@ def _suite_from_file(path: Path, include_path: str | Path | None) -> Suite:
 
 
 def _read_suite_file(path: Path) -> Mapping[str, Any]:
+    """Return the entries of a suite file. Raises `HarnessError` for a wrong file or entry."""
     if not path.is_file():
         raise HarnessError(
             f"no suite file at {path}; give --suite a suite or the path of a .toml file"

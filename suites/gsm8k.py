@@ -1,12 +1,11 @@
-"""`gsm8k` and `gsm8k-cot`: grade-school word problems (Cobbe et al. 2021), through lm-eval's own
-two definitions.
+"""`gsm8k` and `gsm8k-cot`: grade-school word problems (Cobbe et al. 2021).
 
-Items come from `gsm8k/test.jsonl` and `gsm8k/train.jsonl` of the data folder (plain or .gz), else
-from the Hub.
+Definitions are lm-eval's own. Items come from `gsm8k/test.jsonl` and `gsm8k/train.jsonl` of the
+data folder (plain or .gz), else from the Hub.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.source import NoSplit, Row
@@ -19,15 +18,23 @@ from suites.loading.lm_eval import (
     hub_rows,
     read_builtin,
 )
+from suites.loading.splits import hold_out
 
 FILES = ("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl")
 PUBLISHED = {"train": 7_473, "test": 1_319}
 NEW_TOKENS = 512  # lm-eval's 256 cut 2 % of the gold answers themselves
-HELD_OUT = 500  # GSM8K has no validation split: the last rows of train, never trained on
+
+
+class WrittenItem(NamedTuple):
+    """An item in the form of a task."""
+
+    prompt: str
+    completion: str  # the solution with its answer
+    answer: str  # the bare answer
 
 
 def _row_error(row: Row) -> str | None:
-    """Say what is wrong with a row, if anything is."""
+    """Return what is wrong with a row; None where nothing is."""
     if not isinstance(row["question"], str) or not isinstance(row["answer"], str):
         return "question and answer must be texts"
     return (
@@ -38,28 +45,27 @@ def _row_error(row: Row) -> str | None:
 
 
 def published_rows(split: str, source: DataSource, *, task: str) -> list[Row]:
-    """Return `{question, answer}` of GSM8K's own splits `train` or `test`, answers with their
-    calculator marks.
-    """
+    """Return `{question, answer}` of GSM8K's `train` or `test`; answers have calculator marks."""
     if source.folder is None:
         with explaining_hub_errors(task, data_dir_hint(FILES)):
             return [
                 {"question": row["question"], "answer": row["answer"]}
                 for row in hub_rows("openai/gsm8k", "main", split)
             ]
-    found = source.rows(
+    rows = source.rows(
         f"gsm8k/{split}.jsonl",
         fields=("question", "answer"),
         expected=PUBLISHED[split],
         check=_row_error,
         wanted=FILES,
     )
-    return [{"question": row["question"], "answer": row["answer"]} for row in found]
+    return [{"question": row["question"], "answer": row["answer"]} for row in rows]
 
 
 def gsm8k_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
-    """Return the rows of a split; `validation` is held out from the end of GSM8K's train. Raises
-    `NoSplit` for `dev`.
+    """Return the rows of a split; `validation` is the end of GSM8K's train, never trained on.
+
+    Raises `NoSplit` for `dev`.
     """
     if split == "dev":
         raise NoSplit(
@@ -68,15 +74,14 @@ def gsm8k_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
         )
     if split == "test":
         return published_rows("test", source, task=task)
-    every = published_rows("train", source, task=task)
-    # a small set of one's own keeps most of its rows
-    held_out = min(HELD_OUT, max(1, len(every) // 10))
-    return every[-held_out:] if split == "validation" else every[:-held_out]
+    rows = published_rows("train", source, task=task)
+    return list(hold_out(rows, validation=split == "validation"))
 
 
 def _lm_eval_task(
     name: str, yaml: str, source: DataSource, *, task: str, splits: Iterable[str], **changes: Any
 ) -> dict[str, Any]:
+    """Build lm-eval's task of a YAML file under `name`, over the rows of these splits."""
     base = read_builtin(yaml)
     changes |= {"generation_kwargs": base["generation_kwargs"] | {"max_gen_toks": NEW_TOKENS}}
     if source.folder is None:
@@ -93,8 +98,9 @@ def _lm_eval_task(
 
 
 def _examples(
-    task: str, split: Split, source: DataSource, write: Callable[[str, str], tuple[str, str, str]]
+    task: str, split: Split, source: DataSource, write: Callable[[str, str], WrittenItem]
 ) -> Iterator[Example]:
+    """Yield examples; `write(question, solution)` returns prompt, completion and bare answer."""
     for row in gsm8k_rows(split, source, task=task):
         gold = final_number(row["answer"])
         prompt, completion, answer = write(row["question"], without_marks(row["answer"]))
@@ -121,8 +127,9 @@ class Gsm8k:
     files = FILES
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's gsm8k with the first five training rows as the shots of every item
-        (upstream draws them anew).
+        """Return lm-eval's gsm8k; every item gets the first five training rows as its shots.
+
+        lm-eval itself draws other shots for each item.
         """
         return _lm_eval_task(
             "gsm8k",
@@ -134,27 +141,27 @@ class Gsm8k:
         )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without shots; worked solutions have no calculator marks and end in `#### N`.
+        """Yield items without shots; solutions have no calculator marks and end in `#### N`.
+
         Raises `NoSplit` for `dev`.
         """
         return _examples(self.name, split, source, self._write)
 
     @staticmethod
-    def _write(question: str, worked: str) -> tuple[str, str, str]:
-        return f"Question: {question}\nAnswer:", f" {worked}", f" #### {final_number(worked)}"
+    def _write(question: str, solution: str) -> WrittenItem:
+        answer = f" #### {final_number(solution)}"
+        return WrittenItem(f"Question: {question}\nAnswer:", f" {solution}", answer)
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `#### N` (strict), the last number (flexible) and numeric equality."""
-        # here: students do not depend on it (harness/planning/keys.py)
+        # imported here, so that students do not depend on it (harness/planning/keys.py)
         from suites.loading.numbers import grade_number
 
         return grade_number(gold, text)
 
 
 class Gsm8kCot:
-    """GSM8K, 8-shot chain of thought (Wei et al.'s shots), answers ending in `The answer is N.`;
-    greedy.
-    """
+    """GSM8K, 8-shot chain of thought (Wei et al.), answers ending in `The answer is N.`; greedy."""
 
     name = "gsm8k-cot"
     version = f"3+{NEW_TOKENS}"  # lm-eval's version; new tokens at most
@@ -171,21 +178,22 @@ class Gsm8kCot:
         )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without shots; worked solutions stand on one line and end in the sentence.
+        """Yield items without shots; solutions are one line that ends in `The answer is N.` .
+
         Raises `NoSplit` for `dev`.
         """
         return _examples(self.name, split, source, self._write)
 
     @staticmethod
-    def _write(question: str, worked: str) -> tuple[str, str, str]:
-        answer = f" The answer is {final_number(worked)}."
-        lines = [
-            line.strip() for line in worked.rpartition("#### ")[0].splitlines() if line.strip()
-        ]
-        return f"Q: {question}\nA:", f" {' '.join(lines)}{answer}" if lines else answer, answer
+    def _write(question: str, solution: str) -> WrittenItem:
+        answer = f" The answer is {final_number(solution)}."
+        steps = solution.rpartition("#### ")[0].splitlines()
+        lines = [line.strip() for line in steps if line.strip()]
+        completion = f" {' '.join(lines)}{answer}" if lines else answer
+        return WrittenItem(f"Q: {question}\nA:", completion, answer)
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
         """Grade by `The answer is N.` (strict), the last number (flexible) and numeric equality."""
         from suites.loading.numbers import SENTENCE, grade_number
 
-        return grade_number(gold, text, stated=SENTENCE)
+        return grade_number(gold, text, strict_pattern=SENTENCE)

@@ -1,6 +1,6 @@
 r"""`gsm8k-mini`: generated word problems of two to five steps, in GSM8K's exact answer form.
 
-A laboratory animal for machines without GPU or network, not a stand-in for GSM8K. One item:
+A test object for machines without GPU or network; it does not replace GSM8K. One item:
 
     Question: Lena has 3 boxes with 4 pens in each. Lena buys 5 more pens. How many pens does Lena
     have now? Answer: There are 3*4=12 pens. Then 12+5=17 pens. #### 17
@@ -69,165 +69,169 @@ _TIMES = {2: "twice", 3: "3 times", 4: "4 times", 5: "5 times"}
 
 
 class _Problem:
-    """A word problem under construction: sentences told so far, steps solved so far, current
-    number.
-    """
+    """A word problem under construction: its sentences and solved steps so far."""
 
-    def __init__(self, stream: random.Random) -> None:
-        self.random = stream
-        self.name, self.friend = stream.sample(_NAMES, 2)
-        self.things = stream.choice(_THINGS)
+    def __init__(self, generator: random.Random) -> None:
+        self.random = generator
+        self.name, self.friend = generator.sample(_NAMES, 2)
+        self.things = generator.choice(_THINGS)
         self.sentences: list[str] = []
         self.steps: list[str] = []
-        self.value = 0
+        self.value = 0  # the current number
 
     def tell(self, sentence: str) -> None:
+        """Add a sentence to the question."""
         self.sentences.append(sentence)
 
-    def step(self, words: str, left: int, sign: str, right: int, unit: str | None = None) -> None:
-        """Write `words left sign right = result unit.` and make the result the current number."""
-        result = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
-        expression = f"{left}{sign}{right}"
+    def step(self, words: str, a: int, sign: str, b: int, unit: str | None = None) -> None:
+        """Write `words a sign b = result unit.` and make the result the current number."""
+        result = {"+": a + b, "-": a - b, "*": a * b, "/": a // b}[sign]
+        expression = f"{a}{sign}{b}"
         self.steps.append(
             f"{words} {expression}=<<{expression}={result}>>{result} {unit or self.things}."
         )
         self.value = result
 
 
-def _open_story(p: _Problem) -> None:
-    """Open the story: a plain amount (no step), equal groups, or two amounts (one step)."""
-    pick = p.random.random()
+def _open_story(story: _Problem) -> None:
+    """Begin the story: a plain amount (no step), equal groups, or two amounts (one step)."""
+    pick = story.random.random()
     if pick < 0.4:
-        p.value = p.random.randint(2, 15)
-        p.tell(f"{p.name} has {p.value} {p.things}.")
+        story.value = story.random.randint(2, 15)
+        story.tell(f"{story.name} has {story.value} {story.things}.")
     elif pick < 0.7:
-        groups, each, boxes = (
-            p.random.randint(2, 6),
-            p.random.randint(2, 6),
-            p.random.choice(_BOXES),
+        groups, per_box, boxes = (
+            story.random.randint(2, 6),
+            story.random.randint(2, 6),
+            story.random.choice(_BOXES),
         )
-        p.tell(f"{p.name} has {groups} {boxes} with {each} {p.things} in each.")
-        p.step("There are", groups, "*", each)
+        story.tell(f"{story.name} has {groups} {boxes} with {per_box} {story.things} in each.")
+        story.step("There are", groups, "*", per_box)
     else:
-        first, second = p.random.randint(2, 12), p.random.randint(2, 12)
-        day, later = p.random.sample(_DAYS, 2)
-        p.tell(f"{p.name} finds {first} {p.things} on {day} and {second} on {later}.")
-        p.step(f"{p.name} finds", first, "+", second)
+        first, second = story.random.randint(2, 12), story.random.randint(2, 12)
+        day, later = story.random.sample(_DAYS, 2)
+        story.tell(f"{story.name} finds {first} {story.things} on {day} and {second} on {later}.")
+        story.step(f"{story.name} finds", first, "+", second)
 
 
-def _add_event(p: _Problem) -> bool:
-    """Add one event of one step; False when the drawn event does not fit the current number."""
-    event = p.random.randrange(6)
+def _add_event(story: _Problem) -> bool:
+    """Add one drawn event of one or two steps; False where it does not fit the current number."""
+    event = story.random.randrange(6)
     if event == 0:
-        more = p.random.randint(2, 9)
-        if p.value + more > LARGEST:
+        count = story.random.randint(2, 9)
+        if story.value + count > LARGEST:
             return False
-        p.tell(
-            p.random.choice(
+        story.tell(
+            story.random.choice(
                 (
-                    f"{p.name} buys {more} more {p.things}.",
-                    f"{p.friend} gives {p.name} {more} more {p.things}.",
+                    f"{story.name} buys {count} more {story.things}.",
+                    f"{story.friend} gives {story.name} {count} more {story.things}.",
                 )
             )
         )
-        p.step("Then", p.value, "+", more)
+        story.step("Then", story.value, "+", count)
     elif event == 1:
-        if p.value < 4:
+        if story.value < 4:
             return False
-        less = p.random.randint(2, min(9, p.value - 1))
-        p.tell(
-            p.random.choice(
+        less = story.random.randint(2, min(9, story.value - 1))
+        story.tell(
+            story.random.choice(
                 (
-                    f"{p.name} gives {less} {p.things} to {p.friend}.",
-                    f"{p.name} loses {less} of the {p.things}.",
+                    f"{story.name} gives {less} {story.things} to {story.friend}.",
+                    f"{story.name} loses {less} of the {story.things}.",
                 )
             )
         )
-        p.step("Then", p.value, "-", less)
+        story.step("Then", story.value, "-", less)
     elif event == 2:
-        factor = p.random.choice((2, 3))
-        if p.value * factor > LARGEST:
+        factor = story.random.choice((2, 3))
+        if story.value * factor > LARGEST:
             return False
-        p.tell(f"Then the number of {p.things} grows to {_TIMES[factor]} as many.")
-        p.step("It grows to", p.value, "*", factor)
+        story.tell(f"Then the number of {story.things} grows to {_TIMES[factor]} as many.")
+        story.step("It grows to", story.value, "*", factor)
     elif event == 3:
-        if p.value % 2 or p.value < 4:
+        if story.value % 2 or story.value < 4:
             return False
-        p.tell(f"{p.name} sells half of the {p.things}.")
-        p.step("Half is", p.value, "/", 2)
+        story.tell(f"{story.name} sells half of the {story.things}.")
+        story.step("Half is", story.value, "/", 2)
     elif event == 4:
-        bags, each = p.random.randint(2, 4), p.random.randint(2, 6)
-        if p.value + bags * each > LARGEST or len(p.steps) > 3:
+        bags, per_bag = story.random.randint(2, 4), story.random.randint(2, 6)
+        if story.value + bags * per_bag > LARGEST or len(story.steps) > 3:
             return False
-        had = p.value
-        p.tell(f"{p.name} gets {bags} bags of {each} {p.things}.")
-        p.step("The bags hold", bags, "*", each)
-        p.step("Then", had, "+", p.value)
+        before = story.value
+        story.tell(f"{story.name} gets {bags} bags of {per_bag} {story.things}.")
+        story.step("The bags hold", bags, "*", per_bag)
+        story.step("Then", before, "+", story.value)
     else:
-        days, each = p.random.randint(2, 5), p.random.randint(2, 4)
-        if p.value <= days * each or len(p.steps) > 3:
+        days, per_day = story.random.randint(2, 5), story.random.randint(2, 4)
+        if story.value <= days * per_day or len(story.steps) > 3:
             return False
-        had = p.value
-        p.tell(f"{p.name} uses {each} {p.things} a day for {days} days.")
-        p.step(f"{p.name} uses", each, "*", days)
-        p.step("Then", had, "-", p.value)
+        before = story.value
+        story.tell(f"{story.name} uses {per_day} {story.things} a day for {days} days.")
+        story.step(f"{story.name} uses", per_day, "*", days)
+        story.step("Then", before, "-", story.value)
     return True
 
 
-def _add_question(p: _Problem) -> bool:
-    """Close with a question of zero, one or two steps; False when the drawn one does not fit."""
-    question = p.random.randrange(5)
+def _add_question(story: _Problem) -> bool:
+    """Add a drawn question of zero, one or two steps; False where it does not fit."""
+    question = story.random.randrange(5)
     if question == 0:
-        p.tell(f"How many {p.things} does {p.name} have now?")
+        story.tell(f"How many {story.things} does {story.name} have now?")
     elif question == 1:
-        price = p.random.randint(2, 6)
-        if p.value * price > LARGEST:
+        price = story.random.randint(2, 6)
+        if story.value * price > LARGEST:
             return False
-        p.tell(f"Each of them costs {price} dollars. How many dollars are they worth?")
-        p.step("They are worth", p.value, "*", price, "dollars")
+        story.tell(f"Each of them costs {price} dollars. How many dollars are they worth?")
+        story.step("They are worth", story.value, "*", price, "dollars")
     elif question == 2:
-        friends = p.random.choice(
-            [k for k in range(2, 10) if p.value % k == 0 and p.value // k > 0] or [0]
+        friends = story.random.choice(
+            [k for k in range(2, 10) if story.value % k == 0 and story.value // k > 0] or [0]
         )
         if not friends:
             return False
-        p.tell(f"They are shared by {friends} friends. How many {p.things} does each friend get?")
-        p.step("Each gets", p.value, "/", friends)
+        story.tell(
+            f"They are shared by {friends} friends. How many {story.things} does each friend get?"
+        )
+        story.step("Each gets", story.value, "/", friends)
     elif question == 3:
-        goal = p.value + p.random.randint(2, 9)
+        goal = story.value + story.random.randint(2, 9)
         if goal > LARGEST:
             return False
-        p.tell(f"{p.name} wants {goal} {p.things}. How many more does {p.name} need?")
-        p.step(f"{p.name} needs", goal, "-", p.value)
-    else:
-        factor, had = p.random.choice((2, 3)), p.value
-        if had * (factor + 1) > LARGEST:
-            return False
-        p.tell(
-            f"{p.friend} has {_TIMES[factor]} as many {p.things}. How many do they have together?"
+        story.tell(
+            f"{story.name} wants {goal} {story.things}. How many more does {story.name} need?"
         )
-        p.step(f"{p.friend} has", had, "*", factor)
-        p.step("Together", had, "+", p.value)
+        story.step(f"{story.name} needs", goal, "-", story.value)
+    else:
+        factor, before = story.random.choice((2, 3)), story.value
+        if before * (factor + 1) > LARGEST:
+            return False
+        story.tell(
+            f"{story.friend} has {_TIMES[factor]} as many {story.things}. "
+            "How many do they have together?"
+        )
+        story.step(f"{story.friend} has", before, "*", factor)
+        story.step("Together", before, "+", story.value)
     return True
 
 
 def _generate_item(stream: random.Random) -> Item:
-    """Draw problems until one has exactly the drawn number of steps."""
-    wanted = stream.choice(STEPS)
+    """Draw a number of steps, then problems until one has exactly so many."""
+    steps = stream.choice(STEPS)
     while True:
         problem = _Problem(stream)
         _open_story(problem)
         for _ in range(stream.randint(0, 4)):
             _add_event(problem)
-        if problem.value <= LARGEST and _add_question(problem) and len(problem.steps) == wanted:
+        if problem.value <= LARGEST and _add_question(problem) and len(problem.steps) == steps:
             answer = "\n".join([*problem.steps, f"#### {problem.value}"])
-            return {"question": " ".join(problem.sentences), "answer": answer, "steps": wanted}
+            return {"question": " ".join(problem.sentences), "answer": answer, "steps": steps}
 
 
-def generated_items(split_name: str) -> Iterator[Item]:
-    """Yield `{question, answer, steps}` of a split in its fixed order."""
+def generated_items(split: str) -> Iterator[Item]:
+    """Yield `{question, answer, steps}` of a split, in its fixed order."""
     return generate_split(
-        split_name,
+        split,
         generate=_generate_item,
         identity=lambda item: str(item["question"]),
         sizes=SIZES,
@@ -247,11 +251,12 @@ class Gsm8kMini:
     domain = "math"
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's gsm8k, under our name, over the generated test split (marks kept in the
-        gold, as upstream).
+        """Return lm-eval's gsm8k under our name, over the generated test split.
+
+        Gold answers keep their calculator marks, as in GSM8K.
         """
         base = read_builtin("gsm8k/gsm8k.yaml")
-        built = build_task_over_rows(
+        task = build_task_over_rows(
             base,
             rows=generated_items,
             splits=("test",),
@@ -261,27 +266,25 @@ class Gsm8kMini:
             num_fewshot=0,
             generation_kwargs=base["generation_kwargs"] | {"max_gen_toks": 128},
         )
-        return {self.name: built}
+        return {self.name: task}
 
-    def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
-        """Yield prompts exactly as the scorer shows them, with the worked and the bare answer."""
-        for item in generated_items(split_name):
-            worked = without_marks(item["answer"])
+    def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
+        """Yield prompts exactly as the scorer shows them, with the solution and the bare answer."""
+        for item in generated_items(split):
+            solution = without_marks(item["answer"])
             gold = final_number(item["answer"])
             yield Example(
                 task=self.name,
                 prompt=f"Question: {item['question']}\nAnswer:",
-                completion=f" {worked}",
+                completion=f" {solution}",
                 answer=f" #### {gold}",
                 gold=gold,
                 ending=f"#### {gold}",
             )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade by `#### N` (strict), the last number (flexible) and numeric equality, as lm-eval
-        and we do.
-        """
-        # here: students do not depend on it (harness/planning/keys.py)
+        """Grade by `#### N` (strict), the last number (flexible) and numeric equality."""
+        # imported here, so that students do not depend on it (harness/planning/keys.py)
         from suites.loading.numbers import grade_number
 
         return grade_number(gold, text)

@@ -1,9 +1,9 @@
-"""`mmlu` and `mmlu-cloze`: 57 subjects of four-choice questions (Hendrycks et al. 2021), through
-lm-eval's own templates.
+"""`mmlu` and `mmlu-cloze`: 57 subjects of four-choice questions (Hendrycks et al. 2021).
 
-Items come from `mmlu/dev.jsonl`, `mmlu/val.jsonl` and `mmlu/test.jsonl` of the data folder (plain
-or .gz), else from the Hub. The files name the answer by its letter; everything behind `rows` sees 0
-to 3, because two of lm-eval's templates score an oracle 0.0 on letters without an error.
+Templates are lm-eval's own. Items come from `mmlu/dev.jsonl`, `mmlu/val.jsonl` and
+`mmlu/test.jsonl` of the data folder (plain or .gz), else from the Hub. The files name the answer by
+its letter; `mmlu_rows` turns it into its position, 0 to 3, because two of lm-eval's templates give
+a perfect model the score 0.0 on letters, without an error.
 """
 
 import re
@@ -35,7 +35,7 @@ _STEMS = {"dev": "dev", "validation": "val", "test": "test"}
 
 
 def _row_error(row: Row) -> str | None:
-    """Say what is wrong with a row, if anything is."""
+    """Return what is wrong with a row; None where nothing is."""
     if not isinstance(row["question"], str) or not isinstance(row["subject"], str):
         return "subject and question must be texts"
     choices, answer = row["choices"], row["answer"]
@@ -55,8 +55,9 @@ def _row_error(row: Row) -> str | None:
 
 
 def _answer_position(answer: object) -> int | None:
-    """Read an answer that is a letter, or as the Hub's own files have it its position, 0 to 3; None
-    for anything else.
+    """Return the position of an answer, 0 to 3, from a letter or a position; None for the rest.
+
+    The files of the Hub have positions.
     """
     if isinstance(answer, str) and len(answer) == 1 and answer in LETTERS:
         return LETTERS.index(answer)
@@ -75,15 +76,16 @@ def _answer_position(answer: object) -> int | None:
 
 
 def mmlu_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
-    """Return `{question, subject, choices, answer}` (answer 0 to 3) of `dev`, `validation` or
-    `test`, in file order.
+    """Return `{question, subject, choices, answer}` of `dev`, `validation` or `test`.
+
+    Rows are in file order. The answer is its position, 0 to 3.
     """
     if source.folder is None:
         with explaining_hub_errors(task, data_dir_hint(FILES)):
             return [
                 {name: row[name] for name in FIELDS} for row in hub_rows("cais/mmlu", "all", split)
             ]
-    found = source.rows(
+    rows = source.rows(
         f"mmlu/{_STEMS[split]}.jsonl",
         fields=FIELDS,
         expected=PUBLISHED[split],
@@ -97,7 +99,7 @@ def mmlu_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
             "choices": row["choices"],
             "answer": _answer_position(row["answer"]),
         }
-        for row in found
+        for row in rows
     ]
 
 
@@ -105,38 +107,41 @@ def _training_rows(source: DataSource, *, task: str) -> Iterator[Row]:
     """Yield the rows of MMLU's `auxiliary_train`, which only the Hub has."""
     if source.folder is not None:
         raise NoSplit(
-            f"{task}: mmlu in {source.folder} holds dev, val and test only, which are never "
-            "trained on; "
-            "type --suite math to train on gsm8k, or leave --data-dir out and the Hub's "
-            "auxiliary_train is used"
+            f"{task}: {_no_training_rows(source)}; type --suite math to train on gsm8k, or leave "
+            "--data-dir out to use the Hub's auxiliary_train"
         )
     with explaining_hub_errors(
-        task, "type --suite math to train on gsm8k: auxiliary_train stands on the Hub only"
+        task, "type --suite math to train on gsm8k: only the Hub has auxiliary_train"
     ):
-        found = hub_rows("cais/mmlu", "auxiliary_train", "train")
-    return (row.get("train", row) for row in found)  # that configuration nests each row once more
+        rows = hub_rows("cais/mmlu", "auxiliary_train", "train")
+    return (row.get("train", row) for row in rows)  # rows of auxiliary_train are nested once more
 
 
-def _rows_by_subject(found: Iterable[Row]) -> dict[str, list[Row]]:
+def _no_training_rows(source: DataSource) -> str:
+    """Return why the data folder has no rows to train on."""
+    return f"mmlu in {source.folder} holds dev, val and test only, which are never trained on"
+
+
+def _rows_by_subject(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Group rows by their subject, in the order in which subjects first appear."""
     groups: dict[str, list[Row]] = {}
-    for row in found:
+    for row in rows:
         groups.setdefault(row["subject"], []).append(row)
     return groups
 
 
 def stated_letter(text: str) -> str | None:
-    """Return the letter that a text states (`The answer is (B).`, `Answer: B`, a last line that is
-    the letter), if it states only one.
+    """Return the one letter that a text states; None where it states none, or several.
+
+    Forms are `The answer is (B).`, `Answer: B`, and a last line that is only the letter.
     """
-    last = re.fullmatch(r"\W*([A-D])\W*", text.rstrip().rpartition("\n")[2])
-    found = {*_STATED.findall(text), *(last.groups() if last else ())}
-    return found.pop() if len(found) == 1 else None
+    last_line = re.fullmatch(r"\W*([A-D])\W*", text.rstrip().rpartition("\n")[2])
+    letters = {*_STATED.findall(text), *(last_line.groups() if last_line else ())}
+    return letters.pop() if len(letters) == 1 else None
 
 
 class Mmlu:
-    """MMLU, 5-shot: 14,042 four-choice questions in 57 subjects, by the log-probability of the
-    letter.
-    """
+    """MMLU, 5-shot: 14,042 four-choice questions in 57 subjects; by log-probability."""
 
     name = "mmlu"
     version = f"1+{SHOTS}shot"  # lm-eval's version
@@ -150,46 +155,55 @@ class Mmlu:
     def lm_eval_tasks(
         self, source: DataSource, subjects: Iterable[str] | None = None
     ) -> dict[str, Any]:
-        """Return lm-eval's task of every subject, or of `subjects`, by its name there; a folder's
-        subjects are those in its test file.
+        """Return lm-eval's task of every subject, or of `subjects`, by its name there.
 
-        Raises `HarnessError` for an unknown subject and for one with fewer than five dev rows.
+        A data folder has the subjects of its test file. Raises `HarnessError` for an unknown
+        subject, and for one with fewer than five dev rows.
         """
-        known = self.known_subjects()
-        asked = None if subjects is None else list(subjects)
-        for subject in asked or []:
-            if subject not in known:
-                raise unknown("subject of mmlu", subject, known)
+        known_subjects = self.known_subjects()
+        chosen_subjects = None if subjects is None else list(subjects)
+        for subject in chosen_subjects or []:
+            if subject not in known_subjects:
+                raise unknown("subject of mmlu", subject, known_subjects)
         if source.folder is None:
             return self._from_hub(
-                [subject for subject in known if asked is None or subject in asked]
+                [
+                    subject
+                    for subject in known_subjects
+                    if chosen_subjects is None or subject in chosen_subjects
+                ]
             )
         test, dev = (
             _rows_by_subject(mmlu_rows(split, source, task=self.name)) for split in ("test", "dev")
         )
-        found: dict[str, Any] = {}
-        for subject in [one for one in test if asked is None or one in asked]:
-            if subject not in known:
-                raise unknown(f"subject in {source.folder}/mmlu/test.jsonl:", subject, known)
+        tasks: dict[str, Any] = {}
+        for subject in test:
+            if chosen_subjects is not None and subject not in chosen_subjects:
+                continue
+            if subject not in known_subjects:
+                raise unknown(
+                    f"subject in {source.folder}/mmlu/test.jsonl:", subject, known_subjects
+                )
             if len(dev.get(subject, [])) < SHOTS:
                 raise HarnessError(
                     f"{source.folder}/mmlu/dev.jsonl holds {len(dev.get(subject, []))} rows of "
-                    f"{subject} and {SHOTS} are shown before "
-                    f"each question; add the others to the file"
+                    f"{subject}, and {SHOTS} are shown before each question; add the missing ones"
                 )
             parts = {"test": test[subject], "dev": dev[subject]}
             base = self._base(subject)
-            found[base["task"]] = build_task_over_rows(
+            tasks[base["task"]] = build_task_over_rows(
                 base, rows=parts.__getitem__, splits=parts, num_fewshot=SHOTS
             )
-        return found
+        return tasks
 
     def _from_hub(self, subjects: list[str]) -> dict[str, Any]:
+        """Return lm-eval's tasks over the Hub's rows."""
         with explaining_hub_errors(self.name, data_dir_hint(FILES)):
             bases = [self._base(subject) for subject in subjects]
             return {base["task"]: build_task(base, num_fewshot=SHOTS) for base in bases}
 
     def _base(self, subject: str) -> dict[str, Any]:
+        """Return lm-eval's definition of a subject."""
         return read_builtin(f"mmlu/{self._folder}/mmlu_{subject}.yaml")
 
     def known_subjects(self) -> list[str]:
@@ -200,10 +214,10 @@ class Mmlu:
         )
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield items without description and shots, the subjects in turn; work and answer are the
-        same text.
+        """Yield items without description and shots, the subjects in turn.
 
-        `train` is the Hub's auxiliary_train; with a data folder it raises `NoSplit`.
+        Completion and bare answer are the same text. `train` is the Hub's auxiliary_train; with a
+        data folder it raises `NoSplit`.
         """
         if split == "train":
             return map(self._example, _training_rows(source, task=self.name))
@@ -211,12 +225,8 @@ class Mmlu:
         return map(self._example, interleaved(list(groups.values())))
 
     def no_training(self, source: DataSource) -> str:
-        """Say why there is nothing to train on, "" where there is."""
-        return (
-            f"mmlu in {source.folder} holds dev, val and test only, which are never trained on"
-            if source.folder is not None
-            else ""
-        )
+        """Return why there is nothing to train on; "" where there is."""
+        return _no_training_rows(source) if source.folder is not None else ""
 
     def _example(self, row: Row) -> Example:
         gold = self._gold(row)
@@ -239,20 +249,24 @@ class Mmlu:
         return LETTERS[row["answer"]]
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer by the bare letter, and by the one that its prose states (scores
-        come from log-probabilities).
+        """Grade a written answer by the bare letter, and by the letter that its text states.
+
+        Scores come from log-probabilities instead.
         """
-        bare, stated = text.strip() if text.strip() in tuple(LETTERS) else None, stated_letter(text)
+        bare_letter = text.strip() if text.strip() in tuple(LETTERS) else None
+        letter_in_text = stated_letter(text)
         return (
-            Grade(extractor=self.primary, extracted=bare, correct=bare == gold.strip()),
-            Grade(extractor="stated", extracted=stated, correct=stated == gold.strip()),
+            Grade(
+                extractor=self.primary, extracted=bare_letter, correct=bare_letter == gold.strip()
+            ),
+            Grade(
+                extractor="stated", extracted=letter_in_text, correct=letter_in_text == gold.strip()
+            ),
         )
 
 
 class MmluCloze(Mmlu):
-    """MMLU, 5-shot, choices not shown: the same questions by the log-probability of each choice's
-    text.
-    """
+    """MMLU, 5-shot, choices not shown: by the log-probability of each choice's text."""
 
     name = "mmlu-cloze"
     _folder = "continuation"
@@ -264,6 +278,6 @@ class MmluCloze(Mmlu):
         return str(row["choices"][row["answer"]])
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer by the choice's text (scores come from log-probabilities)."""
-        found = text.strip() or None
-        return (Grade(extractor=self.primary, extracted=found, correct=found == gold.strip()),)
+        """Grade a written answer by the choice's text; scores come from log-probabilities."""
+        choice = text.strip() or None
+        return (Grade(extractor=self.primary, extracted=choice, correct=choice == gold.strip()),)

@@ -1,8 +1,7 @@
-r"""`mmlu-mini`: generated four-choice questions in MMLU's exact form, about facts that live in the
-weights.
+r"""`mmlu-mini`: generated four-choice questions in MMLU's exact form, on facts in the weights.
 
-A laboratory animal, not a stand-in for MMLU. One item, as lm-eval's own MMLU template prints it,
-but answered by the choice's text:
+A test object for machines without GPU or network; it does not replace MMLU. One item, as lm-eval's
+own MMLU template prints it, but answered by the choice's text:
 
     The following are multiple choice questions (with answers) about geography.
 
@@ -13,11 +12,11 @@ but answered by the choice's text:
     D. Oslo
     Answer: Lima
 
-The answer is scored as the likeliest of the four texts, not of the four letters: models of this
-size stay at chance on letters (docs/design.md has the measurement), as small models do on MMLU
-itself (OLMES, arXiv 2406.08446). Splits share facts (a fact that training never showed cannot be
-known) but no item: the same question with the same four choices, in whatever order, stands in one
-split only. Version 1 is frozen.
+The likeliest of the four texts is the answer, not of the four letters: models of this size stay at
+chance on letters (measured in docs/design.md), as small models do on MMLU itself (OLMES, arXiv
+2406.08446). Splits share facts, because nobody can know a fact that training never showed. They
+share no item: the same question with the same four choices, in any order, is in one split only.
+Version 1 is frozen.
 """
 
 import random
@@ -35,11 +34,12 @@ _DESCRIPTION = "The following are multiple choice questions (with answers) about
 
 
 def _pairs(text: str) -> dict[str, str]:
+    """Read pairs of words, `France:Paris Italy:Rome`."""
     return dict(pair.split(":") for pair in text.split())
 
 
-# subject -> (question forms, {asked: answer}); answers are distinct within a subject, and so are
-# distractors.
+# subject -> (question forms, {what a question asks about: answer}); the answers of a subject are
+# distinct, and so are its wrong choices.
 FACTS: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {
     "geography": (
         ("What is the capital of {}?", "Which city is the capital of {}?"),
@@ -132,29 +132,32 @@ SUBJECTS = tuple(FACTS)
 
 
 def _generate_item(stream: random.Random) -> Item:
+    """Draw a subject, a fact, and three wrong choices from the other facts of the subject."""
     subject = stream.choice(SUBJECTS)
     forms, facts = FACTS[subject]
-    asked, right = stream.choice(list(facts.items()))
-    choices = [right, *stream.sample([answer for answer in facts.values() if answer != right], 3)]
+    term, gold = stream.choice(list(facts.items()))
+    choices = [gold, *stream.sample([answer for answer in facts.values() if answer != gold], 3)]
     stream.shuffle(choices)
     return {
         "subject": subject,
-        "question": stream.choice(forms).format(asked),
+        "question": stream.choice(forms).format(term),
         "choices": choices,
-        "answer": choices.index(right),
+        "answer": choices.index(gold),
     }
 
 
 def _identity(item: Item) -> str:
+    """Return the question with its choices in alphabetical order."""
     return "\n".join([item["question"], *sorted(item["choices"])])
 
 
-def generated_items(split_name: str) -> Iterator[Item]:
-    """Yield `{subject, question, choices, answer}` (answer 0 to 3) of a split in its fixed
-    order.
+def generated_items(split: str) -> Iterator[Item]:
+    """Yield `{subject, question, choices, answer}` of a split, in its fixed order.
+
+    The answer is its position, 0 to 3.
     """
     return generate_split(
-        split_name,
+        split,
         generate=_generate_item,
         identity=_identity,
         sizes=SIZES,
@@ -163,9 +166,7 @@ def generated_items(split_name: str) -> Iterator[Item]:
 
 
 class MmluMini:
-    """Generated four-choice questions on ten subjects, MMLU's form; 0-shot, by the log-probability
-    of each choice.
-    """
+    """Generated four-choice questions on ten subjects; 0-shot, by each choice's log-probability."""
 
     name = "mmlu-mini"
     # lm-eval's mmlu version 1, no shots, choices scored by their text
@@ -176,10 +177,11 @@ class MmluMini:
     domain = "knowledge"
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's own MMLU template, under our name, over the generated test split, the
-        subject named in each prompt.
+        """Return lm-eval's MMLU template under our name, over the generated test split.
+
+        Each prompt names the subject.
         """
-        built = build_task_over_rows(
+        task = build_task_over_rows(
             read_builtin("mmlu/default/_default_template_yaml"),
             rows=generated_items,
             splits=("test",),
@@ -190,11 +192,11 @@ class MmluMini:
             doc_to_choice="{{choices}}",
             num_fewshot=0,
         )
-        return {self.name: built}
+        return {self.name: task}
 
-    def examples(self, split_name: Split, source: DataSource) -> Iterator[Example]:
-        """Yield prompts exactly as the scorer shows them; work and answer are the same text."""
-        for item in generated_items(split_name):
+    def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
+        """Yield prompts exactly as the scorer shows them; completion and answer are equal."""
+        for item in generated_items(split):
             lines = [
                 f"{letter}. {choice}"
                 for letter, choice in zip(LETTERS, item["choices"], strict=True)
@@ -208,8 +210,6 @@ class MmluMini:
             )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Grade a written answer (used where a teacher writes; scores come from
-        log-probabilities).
-        """
-        found = text.strip() or None
-        return (Grade(extractor="acc", extracted=found, correct=found == gold),)
+        """Grade an answer that a teacher wrote; scores come from log-probabilities."""
+        choice = text.strip() or None
+        return (Grade(extractor="acc", extracted=choice, correct=choice == gold),)

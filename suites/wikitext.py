@@ -1,8 +1,7 @@
-"""`wikitext`: perplexity of WikiText-2's raw test text (Merity et al. 2016), document by document,
-as lm-eval defines it.
+"""`wikitext`: perplexity of WikiText-2's raw test text (Merity et al. 2016), by document.
 
-Text comes from `wikitext2/wiki.test.raw` of the data folder (plain or .gz), else documents from the
-Hub.
+It is lm-eval's definition. Text comes from `wikitext2/wiki.test.raw` of the data folder (plain or
+.gz), else documents from the Hub.
 """
 
 import re
@@ -25,16 +24,17 @@ _TITLE = re.compile(r" = [^=]+ = ?")  # ` = Title = `; deeper headings have more
 
 
 def documents(text: str) -> list[str]:
-    """Split the raw text before every heading of level one; what stands before the first one is a
-    document if it has words.
+    """Split the raw text into documents, before every heading of level one.
+
+    Text before the first heading is a document where it has words.
     """
-    found: list[list[str]] = [[]]
-    # not `splitlines`, which also cuts at rarer characters
+    pages: list[list[str]] = [[]]
+    # not `splitlines`, which also splits at other characters than line breaks
     for line in text.removesuffix("\n").split("\n"):
         if _TITLE.fullmatch(line):
-            found.append([])
-        found[-1].append(line)
-    return [page for lines in found if (page := "\n".join([*lines, ""])).strip()]
+            pages.append([])
+        pages[-1].append(line)
+    return [page for lines in pages if (page := "\n".join([*lines, ""])).strip()]
 
 
 class WikiText:
@@ -49,8 +49,9 @@ class WikiText:
     files = FILES
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
-        """Return lm-eval's wikitext over one row `{page}` per document; its detokenizer and its
-        word counts.
+        """Return lm-eval's wikitext over one row `{page}` per document.
+
+        Its detokenizer and its word counts are lm-eval's.
         """
         base = read_builtin("wikitext/wikitext.yaml")
         if source.folder is None:
@@ -68,11 +69,11 @@ class WikiText:
         return {self.name: task}
 
     def no_training(self, source: DataSource) -> str:
-        """Say why there is nothing to train on."""
+        """Return why there is nothing to train on."""
         return "it measures perplexity only"
 
     def texts(self, source: DataSource) -> Iterator[str]:
-        """Yield the documents: what training text is compared with."""
+        """Yield the documents, which training text is compared with."""
         if source.folder is None:
             [task] = self.lm_eval_tasks(source).values()
             yield from (str(task.doc_to_target(doc)) for doc in task.eval_docs)
@@ -89,5 +90,5 @@ class WikiText:
         )
 
     def grade(self, gold: str, text: str) -> tuple[Grade, ...]:
-        """Return nothing: no answer is written."""
+        """Return (): no answer is written."""
         return ()

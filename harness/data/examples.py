@@ -1,5 +1,6 @@
 """Training items of tasks: equal parts of each task, never an evaluation item."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -13,10 +14,10 @@ from harness.files.digests import digest_of
 def examples_of(
     tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
 ) -> list[Example]:
-    """Take `rows` items of a split, in equal parts from every task, interleaved, in fixed order,
-    rendered for the model.
+    """Return `rows` items of a split, equal parts of every task, rendered for the student.
 
-    Tasks that measure perplexity have no training form and take no part.
+    They are interleaved, in a fixed order. Tasks that measure perplexity have no training items.
+    Raises `NoSplit` where no task can be trained on.
     """
     return [source.render(example) for example in _plain_examples(tasks, split, source, rows=rows)]
 
@@ -24,44 +25,55 @@ def examples_of(
 def _plain_examples(
     tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
 ) -> list[Example]:
-    asked = [task for task in tasks.values() if task.kind != "perplexity"]
-    if not asked:
+    """Return the items of `examples_of`, not rendered yet."""
+    trainable = [task for task in tasks.values() if task.kind != "perplexity"]
+    if not trainable:
         raise NoSplit(
             f"nothing to train on: {', '.join(tasks)} measures perplexity only; add a suite such "
             "as math"
         )
-    asked = _trainable_tasks(asked, split, source)
-    share, rest = divmod(rows, len(asked))
-    taken = list(
-        interleaved(
-            [
-                list(islice(task.examples(split, source), share + (index < rest)))
-                for index, task in enumerate(asked)
-            ]
-        )
-    )
-    if not taken:
+    trainable = _trainable_tasks(trainable, split, source)
+    shares = shares_of(rows, [float(getattr(task, "weight", 1.0)) for task in trainable])
+    parts = [
+        list(islice(task.examples(split, source), share))
+        for task, share in zip(trainable, shares, strict=True)
+    ]
+    examples = list(interleaved(parts))
+    if not examples:
         raise HarnessError(f"the {split} split of {', '.join(tasks)} holds no item")
-    return taken
+    return examples
 
 
-def _trainable_tasks(asked: list[Task], split: Split, source: DataSource) -> list[Task]:
-    """Return the tasks that take part: those with a train split, of which validation is held out
-    too; raises `NoSplit` where none has one.
+def shares_of(rows: int, weights: Sequence[float]) -> list[int]:
+    """Divide rows by weights: whole numbers that sum to `rows`, each within one of its exact share.
 
-    Where no task can be trained on, the validation items of all of them are what there is.
+    What is left over goes to the largest remainders, of equal ones to the first.
     """
-    reasons = {task.name: _missing_split(task, "train", source) for task in asked}
-    able = [task for task in asked if not reasons[task.name]]
-    if able or split not in ("train", "validation"):
-        return able if split in ("train", "validation") else asked
-    if split == "train":
+    exact = [rows * weight / sum(weights) for weight in weights]
+    shares = [math.floor(share + 1e-9) for share in exact]
+    by_remainder = sorted(range(len(weights)), key=lambda index: shares[index] - exact[index])
+    for index in by_remainder[: rows - sum(shares)]:
+        shares[index] += 1
+    return shares
+
+
+def _trainable_tasks(tasks: list[Task], split: Split, source: DataSource) -> list[Task]:
+    """Return the tasks that have a training split; raises `NoSplit` where none has one.
+
+    Validation items too come from these tasks alone. Where no task has a training split, validation
+    items come from all of them.
+    """
+    if split not in ("train", "validation"):
+        return tasks
+    reasons = {task.name: _missing_split(task, "train", source) for task in tasks}
+    with_train_split = [task for task in tasks if not reasons[task.name]]
+    if not with_train_split and split == "train":
         raise NoSplit(next(iter(reasons.values())))
-    return asked
+    return with_train_split or tasks
 
 
 def _missing_split(task: Task, split: Split, source: DataSource) -> str:
-    """Say why a task has no items of a split, "" where it has."""
+    """Return why a task has no items of a split, "" where it has some."""
     try:
         next(iter(task.examples(split, source)), None)
     except NoSplit as problem:
@@ -70,28 +82,24 @@ def _missing_split(task: Task, split: Split, source: DataSource) -> str:
 
 
 def untrained_tasks(tasks: Mapping[str, Task], source: DataSource) -> dict[str, str]:
-    """Return the tasks that no training row is of, though others give some, and why; those that
-    only measure a perplexity left out.
-    """
+    """Return the tasks without training items, and why; not those that measure perplexity."""
     return {
-        name: why
+        name: reason
         for name, task in tasks.items()
-        if task.kind != "perplexity" and (why := _missing_split(task, "train", source))
+        if task.kind != "perplexity" and (reason := _missing_split(task, "train", source))
     }
 
 
 def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
-    """Yield the first of every part, then the second of every part, and so on; short parts end
-    early.
-    """
+    """Yield the first item of every part, then the second of every part, and so on."""
     for index in range(max(map(len, parts), default=0)):
         yield from (part[index] for part in parts if index < len(part))
 
 
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
-    """Return the training items, refused if one of them is an evaluation item of the same tasks."""
-    taken = _plain_examples(tasks, "train", source, rows=rows)
-    prompts = {example.prompt for example in taken}
+    """Return the training items; raises `HarnessError` where one is an evaluation item."""
+    examples = _plain_examples(tasks, "train", source, rows=rows)
+    prompts = {_identity(example) for example in examples}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
@@ -99,16 +107,21 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
                 f"{len(shared)} evaluation items of {name} stand in the training data, for example "
                 f"{shared[0][:80]!r}"
             )
-    return [source.render(example) for example in taken]
+    return [source.render(example) for example in examples]
+
+
+def _identity(example: Example) -> str:
+    """Return the text by which two examples are one: the prompt, or the text that has none."""
+    return example.prompt or example.completion
 
 
 def held_out_prompts(task: Task, source: DataSource) -> set[str]:
-    """Return the prompts of a task's validation and test items, of those splits that it has."""
+    """Return the prompts of a task's validation and test items, of the splits that it has."""
     prompts: set[str] = set()
     splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
     for split in splits:
         try:
-            prompts.update(example.prompt for example in task.examples(split, source))
+            prompts.update(map(_identity, task.examples(split, source)))
         except NoSplit:
             continue
     return prompts

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.contract import Example
 from harness.errors import HarnessError
@@ -41,11 +41,10 @@ def _render_plain(example: Example) -> Example:
 
 @dataclass(frozen=True, kw_only=True)
 class LocalOrHubData:
-    """Where real benchmarks are read from: a local folder, else the Hub. Generated tasks need
-    neither.
+    """Where real benchmarks are read from: a local folder, else the Hub.
 
-    Files are named relative to the folder; `x.jsonl` and `x.jsonl.gz` are the same file in either
-    form.
+    Files are named relative to the folder; `x.jsonl` and `x.jsonl.gz` are one file in two forms.
+    Generated tasks need neither.
     """
 
     folder: Path | None = None
@@ -56,22 +55,21 @@ class LocalOrHubData:
 
     @classmethod
     def from_environment(cls, folder: str | None = None) -> "LocalOrHubData":
-        """Use `--data-dir`, else `$HARNESS_DATA_DIR`, else no folder."""
-        given = folder or os.environ.get("HARNESS_DATA_DIR")
-        if given and not Path(given).is_dir():
+        """Return the source whose folder is `--data-dir`, else `$HARNESS_DATA_DIR`, else none."""
+        data_dir = folder or os.environ.get("HARNESS_DATA_DIR")
+        if data_dir and not Path(data_dir).is_dir():
             raise HarnessError(
-                f"no data folder at {given}; give --data-dir a folder that holds gsm8k/ and mmlu/"
+                f"no data folder at {data_dir}; give --data-dir a folder that holds gsm8k/ and "
+                "mmlu/"
             )
-        return cls(folder=Path(given) if given else None)
+        return cls(folder=Path(data_dir) if data_dir else None)
 
     def file(self, relative: str, *, wanted: Sequence[str] = ()) -> Path:
-        """Return the path of a file in plain or packed form; `wanted` are the files that an error
-        asks for.
-        """
-        asked = " and ".join(wanted or (relative,))
+        """Return the path of a file, plain or packed; an error asks for the `wanted` files."""
+        needed = " and ".join(wanted or (relative,))
         if self.folder is None:
             raise HarnessError(
-                f"no data folder to read {relative} from; give --data-dir a folder with {asked}"
+                f"no data folder to read {relative} from; give --data-dir a folder with {needed}"
             )
         plain = relative.removesuffix(".gz")
         for name in (plain, f"{plain}.gz"):
@@ -79,7 +77,7 @@ class LocalOrHubData:
                 return self.folder / name
         raise HarnessError(
             f"the data folder {self.folder} holds neither {plain} nor {plain}.gz; give --data-dir "
-            f"a folder with {asked}"
+            f"a folder with {needed}"
         )
 
     def rows(
@@ -91,17 +89,24 @@ class LocalOrHubData:
         check: Callable[[Row], str | None] | None = None,
         wanted: Sequence[str] = (),
     ) -> list[Row]:
-        """Read the rows of a JSON-lines file, parsed once per process.
+        """Return the rows of a JSON-lines file, parsed once per process.
 
-        `expected` is the published number of rows, told in errors; a smaller set of one's own is
-        accepted unless the folder's MANIFEST.md lists more rows. `check` returns what is wrong with
-        a row, or None. Raises `HarnessError` for a missing, cut, empty or malformed file, with the
-        line.
+        `expected` is the published number of rows, which errors name. A smaller file of the user's
+        own is accepted, unless the folder's MANIFEST.md lists more rows. `check` returns what is
+        wrong with a row, or None. Raises `HarnessError` with the line for a missing, cut, empty or
+        malformed file.
         """
         path = self.file(relative, wanted=wanted)
-        parsed, whole = _parsed_rows(path, *_file_stamp(path))
-        self._check_count(path, relative, len(parsed), whole=whole, expected=expected, unit="rows")
-        for number, row in parsed:
+        lines, is_complete = _parsed_rows(path, *_file_stamp(path))
+        self._check_count(
+            path,
+            relative,
+            len(lines),
+            is_complete=is_complete,
+            expected=expected,
+            unit="rows",
+        )
+        for number, row in lines:
             missing = [name for name in fields if name not in row]
             if missing:
                 raise HarnessError(
@@ -111,26 +116,30 @@ class LocalOrHubData:
             problem = check(row) if check else None
             if problem:
                 raise HarnessError(f"{path}, line {number}: {problem}")
-        return [row for _, row in parsed]
+        return [row for _, row in lines]
 
     def text(
         self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()
     ) -> str:
-        """Read a whole text file, `expected` lines long as published, with plain newlines; the same
-        errors as `rows`.
+        """Return a text file with plain newlines, `expected` lines long as published.
+
+        Raises the same errors as `rows`.
         """
         path = self.file(relative, wanted=wanted)
-        data, whole = _unpacked(path)
-        found = _decode(path, data).replace("\r\n", "\n")
+        data, is_complete = _unpacked(path)
+        text = _decode(path, data).replace("\r\n", "\n")
         self._check_count(
-            path, relative, found.count("\n"), whole=whole, expected=expected, unit="lines"
+            path,
+            relative,
+            text.count("\n"),
+            is_complete=is_complete,
+            expected=expected,
+            unit="lines",
         )
-        return found
+        return text
 
     def fingerprint(self, files: Iterable[str]) -> str:
-        """Return the sha256 over names and unpacked bytes of files, the same for plain and packed
-        ones; "" without a folder.
-        """
+        """Return the sha256 over names and unpacked bytes of files, "" without a folder."""
         if self.folder is None:
             return ""
         parts = [
@@ -141,48 +150,74 @@ class LocalOrHubData:
         return digest_of(parts)
 
     def _check_count(
-        self, path: Path, relative: str, found: int, *, whole: bool, expected: int | None, unit: str
+        self,
+        path: Path,
+        relative: str,
+        count: int,
+        *,
+        is_complete: bool,
+        expected: int | None,
+        unit: str,
     ) -> None:
+        """Refuse a file that is cut, empty, or shorter than the folder's manifest says."""
         listed = _manifest_rows(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
-        told = listed if listed is not None else expected
-        wished = f"{told:,} expected" if told is not None else "at least one expected"
-        if not whole:
+        stated = listed if listed is not None else expected
+        expectation = f"{stated:,} expected" if stated is not None else "at least one expected"
+        if not is_complete:
             raise HarnessError(
-                f"{path} is cut short or damaged: {found:,} {unit} found and {wished}; copy the "
-                "file again"
+                f"{path} is cut short or damaged: {count:,} {unit} found and {expectation}; copy "
+                "the file again"
             )
-        if found == 0 or (listed is not None and found < listed):
-            by = "by MANIFEST.md beside it" if listed is not None else "in it"
+        if count == 0 or (listed is not None and count < listed):
+            origin = "by MANIFEST.md beside it" if listed is not None else "in it"
             raise HarnessError(
-                f"{path}: {found:,} {unit} found and {wished} {by}; copy the file again, or "
-                "correct the manifest"
+                f"{path}: {count:,} {unit} found and {expectation} {origin}; copy the file again, "
+                "or correct the manifest"
             )
 
 
-def _file_stamp(path: Path) -> tuple[int, int]:
-    """Return what changes when a file does: it keys the caches of this module."""
+def numbered_rows(path: Path) -> list[tuple[int, Row]]:
+    """Return (line number, row) of every line of a JSON-lines file that is not blank.
+
+    Raises `HarnessError` for a missing, cut, empty or malformed file, with the line.
+    """
+    if not path.is_file():
+        raise HarnessError(f"there is no file {path}; give a file of JSON lines")
+    rows, is_complete = _parsed_rows(path, *_file_stamp(path))
+    if not is_complete:
+        raise HarnessError(f"{path} is cut short or damaged; copy the file again")
+    if not rows:
+        raise HarnessError(f"{path} holds no line; every line is a JSON object")
+    return rows
+
+
+class _FileStamp(NamedTuple):
+    size: int
+    changed_ns: int
+
+
+def _file_stamp(path: Path) -> _FileStamp:
+    """Return a file's size and time of change, which are keys of this module's caches."""
     status = path.stat()
-    return status.st_size, status.st_mtime_ns
+    return _FileStamp(status.st_size, status.st_mtime_ns)
 
 
 def _unpacked(path: Path) -> tuple[bytes, bool]:
-    """Return a file's bytes, unpacked where its name ends in .gz, and whether they are all
-    there.
-    """
-    rest = path.read_bytes()
+    """Return a file's bytes, unpacked if its name ends in .gz, and whether they are complete."""
+    packed = path.read_bytes()
     if path.suffix != ".gz":
-        return rest, True
+        return packed, True
     parts: list[bytes] = []
-    while rest:
+    while packed:
         # by hand, and not by `gzip`: it tells how far a cut file reaches
         member = zlib.decompressobj(wbits=31)
         try:
-            parts.append(member.decompress(rest))
+            parts.append(member.decompress(packed))
         except zlib.error:
             return b"".join(parts), False
         if not member.eof:
             return b"".join(parts), False
-        rest = member.unused_data
+        packed = member.unused_data
     return b"".join(parts), bool(parts)
 
 
@@ -198,17 +233,15 @@ def _decode(path: Path, data: bytes) -> str:
 
 @lru_cache(maxsize=16)
 def _parsed_rows(path: Path, size: int, changed: int) -> tuple[list[tuple[int, Row]], bool]:
-    """Return `(line number, row)` of every line that is not blank, and whether the file was
-    whole.
-    """
-    data, whole = _unpacked(path)
-    if not whole:
+    """Return the line number and row of every line that is not blank."""
+    data, is_complete = _unpacked(path)
+    if not is_complete:
         data = data[: data.rfind(b"\n") + 1]
     return [
         (number, _parse_row(path, number, line))
         for number, line in enumerate(_decode(path, data).split("\n"), 1)
         if line.strip()
-    ], whole
+    ], is_complete
 
 
 def _parse_row(path: Path, number: int, line: str) -> Row:
@@ -232,24 +265,22 @@ def _parse_row(path: Path, number: int, line: str) -> Row:
 
 @lru_cache(maxsize=64)
 def _bytes_digest(path: Path, size: int, changed: int) -> str:
-    data, whole = _unpacked(path)
-    if not whole:
+    data, is_complete = _unpacked(path)
+    if not is_complete:
         raise HarnessError(f"{path} is cut short or damaged; copy the file again")
     return hashlib.sha256(data).hexdigest()
 
 
 def _manifest_rows(folder: Path) -> dict[str, int]:
-    """Return rows by file, named without .gz, as the folder's MANIFEST.md lists them; empty without
-    one.
-    """
+    """Return how many rows the folder's MANIFEST.md lists for each file, named without .gz."""
     path = folder / "MANIFEST.md"
     if not path.is_file():
         return {}
-    found = (_MANIFEST_ROW.match(line) for line in split_lines(read_text_file(path)))
+    matches = (_MANIFEST_ROW.match(match) for match in split_lines(read_text_file(path)))
     return {
-        line[1].removesuffix(".gz"): int(line[2].replace(",", ""))
-        for line in found
-        if line and line[2].strip(",")
+        match[1].removesuffix(".gz"): int(match[2].replace(",", ""))
+        for match in matches
+        if match and match[2].strip(",")
     }
 
 

@@ -1,8 +1,7 @@
-"""Reads what others wrote, bounded and typed; writes whole or not at all; digests of contents. No
-torch.
+"""Reads what others wrote, bounded and typed; writes whole or not at all; digests of contents.
 
-`untrusted` and `lines` read, `writing` writes and signs, `digests` names contents, `places` looks
-at folders before they are used, `problems` says the system's errors in one line.
+No torch. `untrusted` and `lines` read, `writing` writes and signs, `digests` names contents,
+`places` checks folders before they are used, `problems` says the system's errors in one line.
 """
 
 __all__ = [

@@ -1,16 +1,15 @@
-"""The code behind a class or module: a digest of each file that it is made of, by what it imports.
-No torch, nothing is run.
+"""The code behind a class or module: a digest of each file that it imports. No torch.
 
 A key that holds these digests changes with every line of code that can change a number, and with no
-other. Files are read with `ast`: imports count wherever they stand, in functions too; those under
-`if TYPE_CHECKING:` do not, since nothing runs them. Comments, docstrings, blank lines and the
-places of things do not count. Imports are followed inside `harness`, `methods` and `suites`, and
-inside the distribution (or, outside of site-packages, the folder) of a class from elsewhere.
-Libraries are not followed. An `__init__.py` on the way counts, but for those of our own packages:
-they hold tables of names, and what a name leads to is in the key that asks for it.
+other. Files are read with `ast`, and nothing is run: imports count wherever they stand, in
+functions too; those under `if TYPE_CHECKING:` do not, since nothing runs them. Comments,
+docstrings, blank lines and positions do not count. Imports are followed inside `harness`, `methods`
+and `suites`, and inside the distribution (or, outside of site-packages, the folder) of a class from
+elsewhere. Libraries are not followed. An `__init__.py` on the way counts, but for those of our own
+packages: they hold tables of names, and what a name leads to is in the key that asks for it.
 
-What cannot be followed counts whole: where a class from elsewhere imports by a name that only
-running it tells, every module of its package counts, and where it reads files, every file of the
+What cannot be followed counts whole: where a class from elsewhere imports by a name that is known
+only when it runs, every module of its package counts, and where it reads files, every file of the
 package. Our own packages do neither: a file that they name beside themselves, or a task file of
 lm-eval, counts by its bytes.
 """
@@ -27,7 +26,7 @@ from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.files.syntax import (
@@ -61,15 +60,16 @@ class _Module:
 
     @property
     def shown(self) -> str:
-        """Return its file by its package's name, never by this machine's folders."""
+        """Its file by its package's name, never by this machine's folders."""
         tail = f"/__init__{Path(self.file).suffix}" if self.is_package else Path(self.file).suffix
         return f"{self.name.replace('.', '/')}{tail}"
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """What is followed beside our packages: the names of a distribution, and a folder whose modules
-    stand beside the class.
+    """What is followed beside our packages.
+
+    `tops` are the names of a distribution, `folder` one whose modules stand beside the class.
     """
 
     tops: frozenset[str] = frozenset()
@@ -85,11 +85,12 @@ class _Scope:
         )
 
 
-def _is_name_table(place: _Module) -> bool:
-    """Tell whether a file is the `__init__` of a package of ours: it holds names, and what they
-    lead to counts by itself.
+def _is_name_table(module: _Module) -> bool:
+    """Tell whether a file is the `__init__` of a package of ours.
+
+    It holds names, and what they lead to counts by itself.
     """
-    return place.is_package and place.name.partition(".")[0] in OURS
+    return module.is_package and module.name.partition(".")[0] in OURS
 
 
 def _module_in_folder(name: str, folder: str, part: str) -> _Module | None:
@@ -100,21 +101,18 @@ def _module_in_folder(name: str, folder: str, part: str) -> _Module | None:
     if os.path.isfile(f"{base}.py"):  # noqa: PTH113
         return _Module(name, f"{base}.py", False)
     if os.path.isdir(folder):  # noqa: PTH112
-        binary = next(
-            (one for one in sorted(Path(folder).glob(f"{part}.*")) if one.suffix in _BINARIES), None
-        )
+        files = sorted(Path(folder).glob(f"{part}.*"))
+        binary = next((path for path in files if path.suffix in _BINARIES), None)
         if binary is not None:
             return _Module(name, str(binary), False)
     return _Module(name, "", True) if os.path.isdir(base) else None  # noqa: PTH112
 
 
 def _top_folders(top: str, scope: _Scope) -> list[str]:
-    """Return the folders in which a top-level module or package lies; nothing is imported
-    for it.
-    """
+    """Return the folders in which a top-level module or package lies, without importing it."""
     loaded = sys.modules.get(top)
     if loaded is not None and getattr(loaded, "__path__", None):
-        return [str(Path(one).parent) for one in loaded.__path__]
+        return [str(Path(path).parent) for path in loaded.__path__]
     if scope.folder and _module_in_folder(top, scope.folder, top):
         return [scope.folder]
     if loaded is not None and getattr(loaded, "__file__", None):
@@ -126,197 +124,198 @@ def _top_folders(top: str, scope: _Scope) -> list[str]:
     if spec is None:
         return []
     places = list(spec.submodule_search_locations or []) or [spec.origin or ""]
-    return [str(Path(one).parent) for one in places if one]
+    return [str(Path(path).parent) for path in places if path]
 
 
 def _locate(name: str, scope: _Scope) -> list[_Module]:
-    """Return a module behind the packages that it lies in, each with its file; nothing where it
-    does not exist.
-    """
+    """Return a module after the packages that it lies in; an empty list where it does not exist."""
     parts = name.split(".")
-    folders, found = _top_folders(parts[0], scope), list[_Module]()
-    for at, part in enumerate(parts):
-        place = next(
-            (
-                one
-                for folder in folders
-                if (one := _module_in_folder(".".join(parts[: at + 1]), folder, part))
-            ),
-            None,
-        )
-        if place is None:
-            return found
-        found.append(place)
-        folders = [os.path.join(folder, part) for folder in folders] if place.is_package else []  # noqa: PTH118
-    return found
+    folders, modules = _top_folders(parts[0], scope), list[_Module]()
+    for depth, part in enumerate(parts, 1):
+        name_here = ".".join(parts[:depth])
+        candidates = (_module_in_folder(name_here, folder, part) for folder in folders)
+        module = next(filter(None, candidates), None)
+        if module is None:
+            return modules
+        modules.append(module)
+        folders = [os.path.join(folder, part) for folder in folders] if module.is_package else []  # noqa: PTH118
+    return modules
 
 
 def _imported_modules(
-    reference: ImportReference, place: _Module, scope: _Scope
+    reference: ImportReference, importer: _Module, scope: _Scope
 ) -> Iterator[_Module]:
-    """Yield the modules that one import loads: the packages on the way, the module, and what is
-    taken from it where that is one.
+    """Yield the modules that one import loads.
+
+    They are the packages on the way, the module, and the names imported from it that are modules.
     """
     base = reference.module
     if reference.level:
-        if not place.package:
+        if not importer.package:
             return
-        parts = place.package.split(".")
-        kept = parts[: len(parts) - reference.level + 1]
-        base = ".".join([*kept, *([base] if base else [])])
+        parts = importer.package.split(".")
+        parents = parts[: len(parts) - reference.level + 1]
+        base = ".".join([*parents, *([base] if base else [])])
     for current in current_modules(base) if base and scope.follows(base) else ():
         yield from _modules_of_import(current, reference, scope)
 
 
 def _modules_of_import(base: str, reference: ImportReference, scope: _Scope) -> Iterator[_Module]:
-    """Yield what an import of a module, by the name that it has now, loads.
+    """Yield what an import of a module, by its current name, loads.
 
-    What reads old names is left out: names are those of today before anything has a key, and it
-    goes with the last old name.
+    The rooms that read old names are left out: names are current before anything has a key, and
+    those rooms go with the last old name.
     """
     if f"{base}.".startswith(_OLD_NAMES):
         return
     located = _locate(base, scope)
-    whole = bool(located) and located[-1].name == base
-    named = [
-        part
-        for name in reference.names
-        if name != "*"
-        for part in current_modules(f"{base}.{name}")
-    ]
-    inner = [_locate(name, scope) for name in named] if whole and located[-1].is_package else []
-    submodules = [found[-1] for found in inner if found and found[-1].name != base]
-    # something of the module itself
-    taken = whole and len(submodules) < max(1, len(reference.names))
-    for one in (*located, *submodules):
-        if not _is_name_table(one) or (taken and reference.names and one.name == base):
-            yield one
+    exists = bool(located) and located[-1].name == base
+    submodules: list[_Module] = []
+    if exists and located[-1].is_package:
+        names = [f"{base}.{name}" for name in reference.names if name != "*"]
+        paths = [_locate(part, scope) for name in names for part in current_modules(name)]
+        submodules = [path[-1] for path in paths if path and path[-1].name != base]
+    # some name is no submodule: the package itself defines it
+    needs_base = exists and len(submodules) < max(1, len(reference.names))
+    for module in (*located, *submodules):
+        is_needed_base = needs_base and bool(reference.names) and module.name == base
+        if not _is_name_table(module) or is_needed_base:
+            yield module
 
 
-def _data_files(source: ParsedFile, place: _Module) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of files that a module names and that lie beside it, or among lm-eval's
-    tasks where it is a task of ours.
+class _NamedFile(NamedTuple):
+    name: str  # without this machine's folders
+    path: str
+
+
+def _data_files(source: ParsedFile, module: _Module) -> Iterator[_NamedFile]:
+    """Yield the files that a module names.
+
+    They lie beside it, or among lm-eval's tasks where it is a task of ours.
     """
-    folders = [(str(Path(place.file).parent), place.package.replace(".", "/"))]
-    if place.name.startswith("suites.") and any(one.endswith(".yaml") for one in source.texts):
+    folders = [_NamedFile(module.package.replace(".", "/"), str(Path(module.file).parent))]
+    if module.name.startswith("suites.") and any(text.endswith(".yaml") for text in source.texts):
         folders += [
-            (f"{folder}/lm_eval/tasks", "lm_eval/tasks")
+            _NamedFile("lm_eval/tasks", f"{folder}/lm_eval/tasks")
             for folder in _top_folders("lm_eval", _Scope())
         ]
     for text in source.texts:
-        for folder, shown in folders:
-            path = f"{folder}/{text}"
+        for folder in folders:
+            path = f"{folder.path}/{text}"
             if not text.endswith(".py") and os.path.isfile(path):  # noqa: PTH113
-                yield f"{shown}/{text}" if shown else text, path
+                yield _NamedFile(f"{folder.name}/{text}" if folder.name else text, path)
 
 
-def _package_files(package: _Module, scope: _Scope, *, code: bool) -> Iterator[tuple[str, str]]:
-    """Yield (name, path) of every module of a package, or of every other file in it."""
-    folders = [Path(one) / package.name for one in _top_folders(package.name, scope)]
-    for folder in [Path(package.file).parent] if package.file else folders:
-        files = sorted(
-            one for one in folder.rglob("*") if one.is_file() and "__pycache__" not in one.parts
-        )[:_MAX_FILES]
-        for one in files:
-            if (one.suffix == ".py") is code and not any(
-                part.startswith(".") for part in one.relative_to(folder).parts
-            ):
-                yield f"{package.name}/{one.relative_to(folder).as_posix()}", str(one)
+def _package_files(package: _Module, scope: _Scope, *, code: bool) -> Iterator[_NamedFile]:
+    """Yield every module of a package (`code`), or every other file in it."""
+    if package.file:
+        folders = [Path(package.file).parent]
+    else:
+        folders = [Path(path) / package.name for path in _top_folders(package.name, scope)]
+    for folder in folders:
+        paths = (path for path in folder.rglob("*") if path.is_file())
+        files = sorted(path for path in paths if "__pycache__" not in path.parts)[:_MAX_FILES]
+        for path in files:
+            inner = path.relative_to(folder)
+            is_hidden = any(part.startswith(".") for part in inner.parts)
+            if (path.suffix == ".py") is code and not is_hidden:
+                yield _NamedFile(f"{package.name}/{inner.as_posix()}", str(path))
 
 
-# what files import and name
-Memo = dict[tuple[str, str, _Scope], tuple[list[_Module], list[tuple[str, str]]]]
+class _Named(NamedTuple):
+    """The modules that a file imports and the files that it names."""
+
+    modules: list[_Module]
+    files: list[_NamedFile]
+
+
+# by file, digest of its code and scope
+Memo = dict[tuple[str, str, _Scope], _Named]
 
 
 @dataclass
 class _Walk:
-    """The files found so far, and what is still to be read."""
+    """The files found so far, and the modules still to be read."""
 
     scope: _Scope
     memo: "Memo"
-    found: dict[str, str] = field(default_factory=dict)
-    seen: set[str] = field(default_factory=set)
+    digests: dict[str, str] = field(default_factory=dict)
+    visited: set[str] = field(default_factory=set)
     waiting: list[_Module] = field(default_factory=list)
 
-    def start(self, place: _Module, without: frozenset[str]) -> None:
-        """Read a root, of which the methods named in `without` are left out, and everything that it
-        leads to.
+    def start(self, module: _Module, without: frozenset[str]) -> None:
+        """Read a root module and everything that it imports.
+
+        Methods named in `without` are left out of the root.
         """
-        self._file(place, without)
+        self._read(module, without)
         while self.waiting:
-            self._file(self.waiting.pop(), frozenset())
+            self._read(self.waiting.pop(), frozenset())
 
-    def _file(self, place: _Module, without: frozenset[str]) -> None:
-        if not place.file or place.file in self.seen:
+    def _read(self, module: _Module, without: frozenset[str]) -> None:
+        if not module.file or module.file in self.visited:
             return
-        self.seen.add(place.file)
-        if not place.file.endswith(".py"):
-            self.found[place.shown] = bytes_digest(place.file, *file_stamp(place.file))
+        self.visited.add(module.file)
+        if not module.file.endswith(".py"):
+            self.digests[module.shown] = bytes_digest(module.file, *file_stamp(module.file))
             return
-        self.take(read_source(place.file, *file_stamp(place.file), without), place)
+        self.add(read_source(module.file, *file_stamp(module.file), without), module)
 
-    def take(self, source: ParsedFile, place: _Module) -> None:
-        """Keep what a module says and queue what it imports."""
-        self.found[place.shown] = source.digest
-        modules, files = self._named_by(source, place)
-        self.waiting += [one for one in modules if one.file not in self.seen]
-        self.found |= {name: bytes_digest(path, *file_stamp(path)) for name, path in files}
-        if place.name.partition(".")[0] not in OURS and (source.imports_unknown or source.reads):
-            self._whole(source, place)
+    def add(self, source: ParsedFile, module: _Module) -> None:
+        """Keep a module's digest and queue what it imports."""
+        self.digests[module.shown] = source.digest
+        named = self._named_by(source, module)
+        self.waiting += [other for other in named.modules if other.file not in self.visited]
+        self._add_files(named.files)
+        if module.name.partition(".")[0] not in OURS and (source.imports_unknown or source.reads):
+            self._add_package(source, module)
 
-    def _named_by(
-        self, source: ParsedFile, place: _Module
-    ) -> tuple[list[_Module], list[tuple[str, str]]]:
-        """Return the modules that a file imports and the files that it names, looked for once."""
-        key = (place.file, source.digest, self.scope)
+    def _add_files(self, files: Iterable[_NamedFile]) -> None:
+        self.digests |= {name: bytes_digest(path, *file_stamp(path)) for name, path in files}
+
+    def _named_by(self, source: ParsedFile, module: _Module) -> _Named:
+        """Return the modules that a file imports and the files that it names, looked up once."""
+        key = (module.file, source.digest, self.scope)
         if key not in self.memo:
             modules = dict.fromkeys(
-                one
+                imported
                 for reference in source.imports
-                for one in _imported_modules(reference, place, self.scope)
-                if one.file
+                for imported in _imported_modules(reference, module, self.scope)
+                if imported.file
             )
-            self.memo[key] = list(modules), list(_data_files(source, place))
+            self.memo[key] = _Named(list(modules), list(_data_files(source, module)))
         return self.memo[key]
 
-    def _whole(self, source: ParsedFile, place: _Module) -> None:
-        """Count all of a package of which only running it tells what it imports or reads."""
-        top = next(iter(_locate(place.name, self.scope)), None)
+    def _add_package(self, source: ParsedFile, module: _Module) -> None:
+        """Count all of a package whose imports or files are known only when it runs."""
+        top = next(iter(_locate(module.name, self.scope)), None)
         if top is None or not top.is_package:
-            beside = (
-                sorted(Path(self.scope.folder).glob("*.py"))
-                if self.scope.folder and source.imports_unknown
-                else ()
-            )
-            self.waiting += [_Module(one.stem, str(one), False) for one in beside]
+            if self.scope.folder and source.imports_unknown:
+                paths = sorted(Path(self.scope.folder).glob("*.py"))
+                self.waiting += [_Module(path.stem, str(path), False) for path in paths]
             return
         if source.reads:
-            self.found |= {
-                name: bytes_digest(path, *file_stamp(path))
-                for name, path in _package_files(top, self.scope, code=False)
-            }
-        for name, path in (
-            _package_files(top, self.scope, code=True) if source.imports_unknown else ()
-        ):
-            module = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-            self.waiting.append(_Module(module, path, path.endswith("/__init__.py")))
+            self._add_files(_package_files(top, self.scope, code=False))
+        if source.imports_unknown:
+            for name, path in _package_files(top, self.scope, code=True):
+                dotted = name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+                self.waiting.append(_Module(dotted, path, path.endswith("/__init__.py")))
 
 
 def code_digests(
     *targets: type[Any] | ModuleType | str, without: Iterable[str] = (), memo: Memo | None = None
 ) -> dict[str, str]:
-    """Return the digest of every file behind classes or modules, by name, sorted. Raises
-    `HarnessError` for one that cannot be read.
+    """Return the digest of every file behind classes or modules, by name, sorted.
 
     Methods named in `without` are left out of each target's own module, with what they alone
-    import: what one part of a class does is then no part of the key of another. A `memo` that calls
-    share spares them looking for the same files again.
+    import: what one part of a class does is then no part of the key of another. Calls that share a
+    `memo` look for each file once. Raises `HarnessError` for a file that cannot be read.
     """
     memo = {} if memo is None else memo
-    found: dict[str, str] = {}
+    digests: dict[str, str] = {}
     for target in targets:
-        found |= _target_digests(target, frozenset(without), memo)
-    return dict(sorted(found.items()))
+        digests |= _target_digests(target, frozenset(without), memo)
+    return dict(sorted(digests.items()))
 
 
 def code_digest(*targets: type[Any] | ModuleType | str) -> str:
@@ -330,15 +329,14 @@ def _target_digests(
     if isinstance(target, str | ModuleType):
         name = target if isinstance(target, str) else target.__name__
         return _module_digests(name, getattr(target, "__file__", None), without, memo)
-    found = _class_digests(target, without, memo)
+    digests = _class_digests(target, without, memo)
     # a method or task from another package, whose code is this one's too
     for base in target.__mro__[1:]:
         top = base.__module__.partition(".")[0]
-        if (
-            hasattr(base, "compress") or hasattr(base, "grade")
-        ) and top not in sys.stdlib_module_names:
-            found |= _class_digests(base, without, memo)
-    return found
+        is_plug_in = hasattr(base, "compress") or hasattr(base, "grade")
+        if is_plug_in and top not in sys.stdlib_module_names:
+            digests |= _class_digests(base, without, memo)
+    return digests
 
 
 def _class_digests(target: type[Any], without: frozenset[str], memo: Memo) -> dict[str, str]:
@@ -351,19 +349,21 @@ def _class_digests(target: type[Any], without: frozenset[str], memo: Memo) -> di
 
 
 def _typed_class_digests(target: type[Any], shown: str) -> dict[str, str]:
-    """Return the code of a class that was typed, by its own text; what it imports beside our
-    packages is not known.
+    """Return the code of a class that was typed at a prompt, by its own text.
+
+    Of what it imports only our packages are known.
     """
     try:
         text = inspect.getsource(target)
     except (OSError, TypeError) as problem:
         raise _missing_code(shown) from problem
     walk = _Walk(_Scope(), {})
-    walk.take(parse_source(inspect.cleandoc(text), shown, frozenset()), _Module(shown, "", False))
-    walk.found = {shown: next(iter(walk.found.values()))}
+    source = parse_source(inspect.cleandoc(text), shown, frozenset())
+    walk.add(source, _Module(shown, "", False))
+    walk.digests = {shown: source.digest}
     while walk.waiting:
         walk.start(walk.waiting.pop(), frozenset())
-    return walk.found
+    return walk.digests
 
 
 def _module_digests(
@@ -377,12 +377,12 @@ def _module_digests(
             raise _missing_code(shown or name)
         located = [_Module(name, file, Path(file).name == "__init__.py")]
     walk = _Walk(scope, memo)
-    for place in reversed(located):
-        if not _is_name_table(place) or place.name == name:
-            walk.start(place, without if place.name == name else frozenset())
-    if not walk.found:
+    for module in reversed(located):
+        if not _is_name_table(module) or module.name == name:
+            walk.start(module, without if module.name == name else frozenset())
+    if not walk.digests:
         raise _missing_code(shown or name)
-    return walk.found
+    return walk.digests
 
 
 def _missing_code(shown: str) -> HarnessError:
@@ -393,8 +393,9 @@ def _missing_code(shown: str) -> HarnessError:
 
 
 def _scope_of(name: str, file: str | None) -> _Scope:
-    """Return what is followed from a module of another package: its distribution, and its folder
-    where that is no site-packages.
+    """Return what is followed from a module of another package.
+
+    It is its distribution, or its folder where that is no site-packages.
     """
     top, folder = name.partition(".")[0], ""
     if file is not None:
@@ -408,8 +409,12 @@ def _scope_of(name: str, file: str | None) -> _Scope:
 
 
 def _is_library(folder: str) -> bool:
-    known = {str(Path(one).resolve()) for one in sysconfig.get_paths().values()}
-    return not folder or folder in known or Path(folder).name in ("site-packages", "dist-packages")
+    library_folders = {str(Path(path).resolve()) for path in sysconfig.get_paths().values()}
+    return (
+        not folder
+        or folder in library_folders
+        or Path(folder).name in ("site-packages", "dist-packages")
+    )
 
 
 @lru_cache(maxsize=8)
@@ -419,20 +424,21 @@ def _installed(path: tuple[str, ...]) -> dict[str, list[str]]:
 
 def _distribution_of(top: str) -> frozenset[str]:
     """Return the names that a top-level module's distribution installs, itself among them."""
-    by_name = _installed(tuple(sys.path))
-    own = set(by_name.get(top, ()))
+    distributions_by_name = _installed(tuple(sys.path))
+    distributions = set(distributions_by_name.get(top, ()))
     return frozenset(
-        {top, *(name for name, homes in by_name.items() if own & set(homes))} - set(OURS)
+        {
+            top,
+            *(name for name, homes in distributions_by_name.items() if distributions & set(homes)),
+        }
+        - set(OURS)
     )
 
 
 def own_code_digest(module: str) -> dict[str, str]:
-    """Return the digest of one module's own file, without what it imports."""
-    located = _locate(module, _Scope())
-    if not located or located[-1].name != module:
+    """Return the digest of one module's own file, by name, without what it imports."""
+    modules = _locate(module, _Scope())
+    if not modules or modules[-1].name != module:
         raise _missing_code(module)
-    return {
-        located[-1].shown: read_source(
-            located[-1].file, *file_stamp(located[-1].file), frozenset()
-        ).digest
-    }
+    file = modules[-1].file
+    return {modules[-1].shown: read_source(file, *file_stamp(file), frozenset()).digest}

@@ -1,4 +1,5 @@
-"""Takes away what killed processes left half written: hidden files with their number in the name.
+"""Deletes what killed processes left half written: hidden files with a process number in the name.
+
 No torch.
 """
 
@@ -28,25 +29,27 @@ def process_exists(number: int) -> bool:
 
 
 def is_abandoned(path: Path) -> bool:
-    """Tell whether a path is half written and nobody writes it: its process is gone, and nothing in
-    it has changed for a while.
+    """Tell whether a path is half written and nobody writes it.
+
+    Its process is gone, and nothing in it has changed for `QUIET_SECONDS`.
     """
     match = _PARTIAL_NAME.fullmatch(path.name)
     if match is None or process_exists(int(match[1] or match[2])):
         return False
-    parts = [path, *path.rglob("*")] if path.is_dir() else [path]
-    return time.time() - max(part.lstat().st_mtime for part in parts) > QUIET_SECONDS
+    paths = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return time.time() - max(file.lstat().st_mtime for file in paths) > QUIET_SECONDS
 
 
 def delete_abandoned(folders: Iterable[Path]) -> list[Path]:
-    """Delete what stands abandoned in these folders themselves, not below them, and return it; what
-    cannot be deleted stays.
+    """Delete the abandoned files and folders that stand directly in these folders; return them.
+
+    What cannot be deleted stays.
     """
-    gone = []
+    deleted = []
     for path in (path for folder in folders for path in sorted(folder.glob(".*"))):
         # another run takes it away at this moment, or the folder is read-only
         with suppress(OSError):
             if is_abandoned(path):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-                gone.append(path)
-    return gone
+                deleted.append(path)
+    return deleted

@@ -1,5 +1,4 @@
-r"""JSON lines, read and written in one way: a line ends at `\n` alone, whatever other line breaks
-stand inside its texts. No torch.
+r"""JSON lines, read and written in one way: a line ends at `\n` alone. No torch.
 
 `str.splitlines` also cuts at U+0085, U+2028, U+2029 and form feeds, which JSON leaves unescaped
 inside a string.
@@ -11,13 +10,13 @@ import json
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import in_one_line
 from harness.files.untrusted import LINE_LIMITS, Unreadable, parse_json_line
 from harness.files.writing import write_atomically
 
-_DIGITS = 16  # of a line's digest: against damage and edits, not against those who can compute one
+_DIGITS = 16  # of a line's digest: it finds damage and edits, and stops nobody who computes one
 
 
 def split_lines(text: str) -> list[str]:
@@ -26,24 +25,25 @@ def split_lines(text: str) -> list[str]:
     return parts[:-1] if parts[-1] == "" else parts
 
 
-def read_json_lines(path: Path, *, torn: bool = False) -> Iterator[Any]:
+def read_json_lines(path: Path, *, skip_torn: bool = False) -> Iterator[Any]:
     """Yield the value of every line that is not blank; a name that ends in .gz is unpacked.
 
-    Raises `Unreadable`, a `ValueError`, for a line that is no JSON; with `torn` such lines are left
-    out: what a killed process leaves.
+    Raises `Unreadable`, a `ValueError`, for a line that is no JSON. With `skip_torn` such lines
+    are skipped: a killed process leaves them.
     """
-    for number, line in enumerate(_raw_lines(path, torn=torn), 1):
+    for number, line in enumerate(_raw_lines(path, skip_torn=skip_torn), 1):
         if line.strip():
             try:
                 yield parse_json_line(line, f"{path}, line {number}")
             except Unreadable:
-                if not torn:
+                if not skip_torn:
                     raise
 
 
-def _raw_lines(path: Path, *, torn: bool) -> Iterator[bytes]:
-    r"""Yield the lines of a file, which end at `\n`; one that is longer than any of ours ends it
-    before it is held.
+def _raw_lines(path: Path, *, skip_torn: bool) -> Iterator[bytes]:
+    r"""Yield the lines of a file, which end at `\n`.
+
+    A line that is longer than any of ours ends the reading before it fills the memory.
     """
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as stream:
@@ -52,13 +52,14 @@ def _raw_lines(path: Path, *, torn: bool) -> Iterator[bytes]:
                     raise Unreadable(f"{path}: a line of more than {LINE_LIMITS.bytes:,} bytes")
                 yield line
     except (EOFError, OSError, zlib.error, Unreadable) as problem:
-        if not torn:
+        if not skip_torn:
             raise Unreadable(f"{path}: {in_one_line(problem)}") from problem
 
 
 def json_line(value: object) -> str:
-    r"""Return a value as one line with its `\n`; half of a surrogate pair, which no UTF-8 takes, is
-    escaped.
+    r"""Return a value as one line with its `\n`.
+
+    Half of a surrogate pair, which UTF-8 cannot hold, is escaped.
     """
     text = json.dumps(value, ensure_ascii=False)
     try:
@@ -69,27 +70,28 @@ def json_line(value: object) -> str:
 
 
 def write_json_lines(path: Path, values: Iterable[object]) -> None:
-    """Write a value a line, the file whole or not at all."""
+    """Write one value per line, the file whole or not at all."""
     write_atomically(path, "".join(map(json_line, values)))
 
 
 def signed_line(value: object) -> str:
-    r"""Return a value as one line that carries its own digest: a list ends in it, an object has it
-    as `digest`.
+    r"""Return a list or an object as one line that carries its own digest.
+
+    A list has it as its last value, an object as `digest`.
     """
-    return json_line(
-        [*value, _digest(value)]
-        if isinstance(value, list)
-        else {**_object(value), "digest": _digest(value)}
-    )
+    if isinstance(value, list):
+        return json_line([*value, _digest(value)])
+    assert isinstance(value, dict), "a signed line is a list or an object"
+    return json_line({**value, "digest": _digest(value)})
 
 
 def verify_line(line: Any) -> Any:
-    """Return the value that `signed` wrote, without its digest. Raises `ValueError` for a line that
-    has none, or another.
+    """Return the value that `signed_line` wrote, without its digest.
+
+    Raises `ValueError` for a line that has no digest, or one that does not match.
     """
     if isinstance(line, dict):
-        value: Any = {name: part for name, part in line.items() if name != "digest"}
+        value: Any = {name: field for name, field in line.items() if name != "digest"}
         stated = line.get("digest")
     else:
         value, stated = (line[:-1], line[-1]) if isinstance(line, list) and line else (line, None)
@@ -100,15 +102,21 @@ def verify_line(line: Any) -> Any:
     return value
 
 
-def read_signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], list[str]]:
-    """Return the values of a file of signed lines, and what is wrong with every other line but a
-    torn last one, as a kill leaves it.
+class SignedLines(NamedTuple):
+    """What a file of signed lines holds."""
 
-    A file that is written at once has no torn last line: with `whole` it is wrong, too. A file that
-    is not there has no lines.
+    values: list[Any]  # of the lines whose digests match, in order
+    problems: list[str]  # one for each line that is not whole
+
+
+def read_signed_lines(path: Path, *, complete: bool = False) -> SignedLines:
+    """Return the values of a file of signed lines, and what is wrong with the others.
+
+    A torn last line, as a kill leaves it, is no problem, but in a file that is written at once
+    (`complete`). A file that does not exist has no lines.
     """
     values: list[Any] = []
-    wrong: list[str] = []
+    problems: list[str] = []
     data = path.read_bytes() if path.exists() else b""
     lines = data.split(b"\n")
     for number, line in enumerate(lines, 1):
@@ -116,13 +124,8 @@ def read_signed_lines(path: Path, *, whole: bool = False) -> tuple[list[Any], li
             try:
                 values.append(verify_line(parse_json_line(line, "it")))
             except ValueError as problem:
-                wrong += [f"line {number}: {problem}"] if whole or number < len(lines) else []
-    return values, wrong
-
-
-def _object(value: object) -> dict[str, Any]:
-    assert isinstance(value, dict), "a signed line is a list or an object"
-    return value
+                problems += [f"line {number}: {problem}"] if complete or number < len(lines) else []
+    return SignedLines(values, problems)
 
 
 def _digest(value: object) -> str:

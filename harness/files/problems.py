@@ -1,6 +1,4 @@
-"""Says an error of the system in one line: which path, what the system said, what to do
-about it.
-"""
+"""Says an error of the system in one line: which path, what happened, and what to do about it."""
 
 import errno
 import os
@@ -28,9 +26,7 @@ _ADVICE = {
 
 
 def path_text(path: object) -> str:
-    """Return a path as an error shows it: in one line, and its middle left out where it is very
-    long.
-    """
+    """Return a path as errors show it: in one line, a very long one without its middle."""
     text = (
         " ".join(os.fsdecode(path).split())
         if isinstance(path, (str, bytes, os.PathLike))
@@ -41,12 +37,10 @@ def path_text(path: object) -> str:
 
 
 def describe_os_error(problem: OSError) -> str:
-    """Say an error of the system in one line: which path, what the system said, what to do about
-    it.
-    """
+    """Return a line on an error of the system: which path, what happened, what to do about it."""
     if problem.strerror is None or problem.errno is None:  # a library's own words
         return in_one_line(problem)
-    name = problem.filename2 if problem.filename is None else problem.filename
-    place = f"{path_text(name)}: " if name is not None and not isinstance(name, int) else ""
-    way_out = _ADVICE.get(problem.errno, "")
-    return f"{place}{problem.strerror}{'; ' + way_out if way_out else ''}"
+    path = problem.filename2 if problem.filename is None else problem.filename
+    place = f"{path_text(path)}: " if path is not None and not isinstance(path, int) else ""
+    advice = _ADVICE.get(problem.errno, "")
+    return f"{place}{problem.strerror}{'; ' + advice if advice else ''}"

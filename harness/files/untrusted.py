@@ -1,10 +1,10 @@
-r"""The one reader of what a person or another process wrote: JSON, JSON lines, TOML. Bounded,
-typed, one line where it fails. No torch.
+r"""The one reader of what a person or another process wrote: JSON, JSON lines, TOML. No torch.
 
-Every bound is far above what such files hold and far below what breaks a process: bytes before they
-are read, digits before they become a number, depth before anything walks the value. Names that
-stand twice in an object are refused: which of the two counts is no reader's to choose. UTF-8 with
-or without a byte order mark; a line ends at `\n` alone.
+Reading is bounded and typed; what fails is one line. Every bound is far above what such files hold
+and far below what breaks a process: bytes before they are read, digits before they become a number,
+depth before anything walks the value. Names that stand twice in an object are refused: no reader
+can know which of the two counts. Texts are UTF-8 with or without a byte order mark; a line ends at
+`\n` alone.
 """
 
 import json
@@ -21,42 +21,38 @@ from harness.errors import HarnessError
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may be at most."""
+    """How large a file and its values may be."""
 
     bytes: int = 256 * 2**20  # a record with every item of full MMLU has 3 MB
     depth: int = 64  # a record has 8
     digits: int = 18  # of an integer: what 64 bits hold
-    twice: bool = False  # a name may stand twice in an object, and the last one counts
+    duplicate_names: bool = False  # in an object, where the last one counts
 
 
 DEFAULT_LIMITS = Limits()
 # Files of model folders: tokenizers write "no longest length" as a number of 31 digits; libraries
 # let the last of two names count.
-MODEL_LIMITS = Limits(digits=40, twice=True)
+MODEL_LIMITS = Limits(digits=40, duplicate_names=True)
 LINE_LIMITS = Limits(bytes=16 * 2**20, digits=40)  # one line of a file of lines
 SETTINGS_LIMITS = Limits(bytes=2**20, depth=16)  # what a person types: run files, suites, options
-_MAX_SHOWN = 60  # characters of what was found
+_MAX_SHOWN = 60  # characters of a name in a message
 
 
 class Unreadable(HarnessError, ValueError):
-    """A file, or a line of one, that cannot be read: its name, what was found, what is right."""
+    """A file, or a line of one, that cannot be read: its name, what it holds, what is right."""
 
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def read_text_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
-    """Return a file's text, without its byte order mark; no folder, pipe or device is opened."""
+    """Return a file's text, without its byte order mark. Raises `Unreadable`.
+
+    No folder, pipe or device is opened.
+    """
     try:
         if not path.is_file():
-            stands = (
-                "a folder stands where a file should be"
-                if path.is_dir()
-                else "no file"
-                if path.exists()
-                else "no such file"
-            )
-            raise Unreadable(f"{path}: {stands}")
+            raise Unreadable(f"{path}: {_why_no_file(path)}")
         with path.open("rb") as stream:
             data = stream.read(limits.bytes + 1)
     except OSError as problem:
@@ -68,10 +64,14 @@ def read_text_file(path: Path, limits: Limits = DEFAULT_LIMITS) -> str:
     return decode_text(data, str(path), limits)
 
 
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        return "a folder stands where a file should be"
+    return "no file" if path.exists() else "no such file"
+
+
 def decode_text(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> str:
-    """Return the text of bytes that are UTF-8, with or without a byte order mark, and no more than
-    a file may be.
-    """
+    """Return the text of UTF-8 bytes, with or without a byte order mark. Raises `Unreadable`."""
     if len(data) > limits.bytes:
         raise Unreadable(f"{where}: more than {limits.bytes:,} bytes, which no such file has")
     try:
@@ -86,8 +86,9 @@ def decode_text(data: bytes, where: str, limits: Limits = DEFAULT_LIMITS) -> str
 def parse_json(
     text: str, where: str, limits: Limits = DEFAULT_LIMITS, *, what: str = "file"
 ) -> Any:
-    """Return the value of one JSON text. `where` begins every message: a file, or a file and a
-    line.
+    """Return the value of one JSON text. Raises `Unreadable`.
+
+    `where` begins every message: a file, or a file and a line. `what` is what should be whole.
     """
 
     def integer(digits: str) -> int:
@@ -98,14 +99,14 @@ def parse_json(
         return int(digits)
 
     def fields(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs) and not limits.twice:
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
+        result = dict(pairs)
+        if len(result) < len(pairs) and not limits.duplicate_names:
+            names = [name for name, _ in pairs]
+            duplicate = next(name for name in names if names.count(name) > 1)
             raise Unreadable(
-                f"{where}: {_shortened(twice)} stands twice in one object; leave one of them"
+                f"{where}: {_shortened(duplicate)} stands twice in one object; leave one of them"
             )
-        return made
+        return result
 
     try:
         value = json.loads(text, parse_int=integer, object_pairs_hook=fields)
@@ -120,10 +121,10 @@ def parse_json(
 
 
 def _refuse_depth(value: Any, where: str, limits: Limits) -> None:
-    """Refuse what is nested so deeply that whoever walks it next would run out of stack."""
+    """Refuse a value nested so deeply that code that walks it would run out of stack."""
     level, depth = [value], 0
     while level := [
-        part for one in level for part in _children(one) if isinstance(part, (dict, list))
+        child for parent in level for child in _children(parent) if isinstance(child, (dict, list))
     ]:
         depth += 1
         if depth >= limits.depth:
@@ -131,7 +132,9 @@ def _refuse_depth(value: Any, where: str, limits: Limits) -> None:
 
 
 def _children(value: Any) -> Any:
-    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def read_json(path: Path, limits: Limits = DEFAULT_LIMITS) -> Any:
@@ -148,16 +151,12 @@ def read_object(path: Path, limits: Limits = DEFAULT_LIMITS) -> dict[str, Any]:
 
 
 def read_as(path: Path, kind: type[Model], limits: Limits = DEFAULT_LIMITS) -> Model:
-    """Return a JSON file as a model of pydantic's. Raises `Unreadable` with the first field that is
-    wrong.
-    """
+    """Return a JSON file as a pydantic model. Raises `Unreadable` with the first wrong field."""
     return validate_as(read_json(path, limits), kind, str(path))
 
 
 def validate_as(value: Any, kind: type[Model], where: str) -> Model:
-    """Return a value as a model of pydantic's. Raises `Unreadable` with the first field that is
-    wrong.
-    """
+    """Return a value as a pydantic model. Raises `Unreadable` with the first wrong field."""
     try:
         return kind.model_validate(value)
     except ValidationError as problem:
@@ -167,8 +166,9 @@ def validate_as(value: Any, kind: type[Model], where: str) -> Model:
 
 
 def parse_json_line(line: bytes, where: str) -> Any:
-    """Return the value of one line of a file of JSON lines; `where` names both. Raises
-    `Unreadable`.
+    """Return the value of one line of JSON lines. Raises `Unreadable`.
+
+    `where` names the file and the line.
     """
     return parse_json(decode_text(line, where, LINE_LIMITS), where, LINE_LIMITS, what="line")
 
@@ -188,11 +188,11 @@ def read_toml(path: Path, limits: Limits = SETTINGS_LIMITS) -> dict[str, Any]:
 
 
 def _refuse_numbers(value: Any, where: str, limits: Limits) -> None:
-    """Refuse integers that no setting has: TOML's reader takes them as they come."""
+    """Refuse integers larger than any setting: TOML's reader takes them as they come."""
     if isinstance(value, int) and abs(value) >= 10**limits.digits:
         raise Unreadable(f"{where}: a number of more than {limits.digits} digits")
-    for part in _children(value):
-        _refuse_numbers(part, where, limits)
+    for child in _children(value):
+        _refuse_numbers(child, where, limits)
 
 
 def parse_word(text: str) -> Any:
@@ -205,8 +205,8 @@ def parse_word(text: str) -> Any:
 
 
 def describe_json_type(value: Any) -> str:
-    """Say what a JSON value is, with an article."""
-    names = {
+    """Return the type of a JSON value in words, with an article."""
+    descriptions = {
         dict: "an object",
         list: "a list",
         str: "a text",
@@ -214,7 +214,7 @@ def describe_json_type(value: Any) -> str:
         int: "a number",
         float: "a number",
     }
-    return names.get(type(value), "null")
+    return descriptions.get(type(value), "null")
 
 
 def _shortened(text: str) -> str:

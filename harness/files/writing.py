@@ -22,8 +22,9 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def replace_file(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file beside `path`, sync it, and give it its name; whatever stops that
-    leaves what stood there before.
+    """Let `write` make a file beside `path`, sync it, and give it its name.
+
+    Where any of that fails, the file that had the name stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -38,8 +39,9 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def sync_to_disk(path: Path) -> None:
-    """Have the system write a file, or a folder's names, to the disk now; a file system that cannot
-    sync folders is let be.
+    """Have the system write a file, or a folder's names, to the disk now.
+
+    A file system that cannot sync folders is no error.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -51,24 +53,26 @@ def sync_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_signed(path: Path, told: Mapping[str, Any]) -> None:
+def write_signed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with its own digest, whole or not at all."""
     write_atomically(
         path,
-        json.dumps({**told, "sha256": digest_of(json.loads(json.dumps(told)))}, indent=1) + "\n",
+        json.dumps({**content, "sha256": digest_of(json.loads(json.dumps(content)))}, indent=1)
+        + "\n",
     )
 
 
 def read_signed(path: Path) -> dict[str, Any]:
-    """Return what `write_signed` wrote, without the digest. Raises `Unreadable` for a file that is
-    torn, foreign or edited.
+    """Return what `write_signed` wrote, without the digest.
+
+    Raises `Unreadable` for a file that is torn, foreign or edited.
     """
-    told = untrusted.read_object(path)
-    if (stated := told.pop("sha256", None)) != digest_of(told):
+    content = untrusted.read_object(path)
+    if (stated := content.pop("sha256", None)) != digest_of(content):
         raise untrusted.Unreadable(
             f"{path}: {'its digest does not match' if stated else 'it carries no digest'}"
         )
-    return told
+    return content
 
 
 def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
@@ -90,9 +94,11 @@ def save_atomically(folder: Path, write: Callable[[Path], None]) -> None:
 
 
 def nonfinite_as_null(value: Any) -> Any:
-    """Return JSON-like data with what is no finite number as null: NaN and infinity are no JSON."""
+    """Return JSON-like data with None in place of NaN and infinity, which are no JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
-        return {name: nonfinite_as_null(one) for name, one in value.items()}
-    return [nonfinite_as_null(one) for one in value] if isinstance(value, (list, tuple)) else value
+        return {name: nonfinite_as_null(part) for name, part in value.items()}
+    return (
+        [nonfinite_as_null(part) for part in value] if isinstance(value, (list, tuple)) else value
+    )

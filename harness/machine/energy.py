@@ -3,11 +3,18 @@
 import contextlib
 import os
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
+
+
+class GpuSample(NamedTuple):
+    """What NVML says of a GPU at one time."""
+
+    throttled: dict[str, int]  # nanoseconds since boot, by cause
+    processes: frozenset[int]  # ids of the processes on it
 
 
 class NvmlReader:
-    """The few readings of NVML that matter here, of the first visible GPU."""
+    """The few readings of NVML that are needed here, of the first visible GPU."""
 
     _VIOLATIONS: ClassVar = {"power": "NVML_PERF_POLICY_POWER", "heat": "NVML_PERF_POLICY_THERMAL"}
 
@@ -16,7 +23,7 @@ class NvmlReader:
 
     @classmethod
     def open(cls) -> "NvmlReader | None":
-        """Return NVML's readings, None where the package or a GPU is missing."""
+        """Return a reader of NVML, None where its package or a GPU is missing."""
         try:
             import pynvml as library
         except ImportError:
@@ -35,8 +42,9 @@ class NvmlReader:
         return cls(library, handle)
 
     def identity(self) -> dict[str, str]:
-        """Return the GPU's name, its driver and its compute capability, as far as NVML says them;
-        no context is made.
+        """Return the GPU's name, driver and compute capability, as far as NVML knows them.
+
+        No CUDA context is made.
         """
         readings = {
             "name": lambda: self.library.nvmlDeviceGetName(self.handle),
@@ -45,58 +53,50 @@ class NvmlReader:
                 map(str, self.library.nvmlDeviceGetCudaComputeCapability(self.handle))
             ),
         }
-        told: dict[str, str] = {}
-        for word, reading in readings.items():
+        identity: dict[str, str] = {}
+        for name, reading in readings.items():
             with contextlib.suppress(self.library.NVMLError, AttributeError):
                 value = reading()
-                told[word] = value.decode() if isinstance(value, bytes) else str(value)
-        return told
+                identity[name] = value.decode() if isinstance(value, bytes) else str(value)
+        return identity
 
-    def sample(self) -> tuple[dict[str, int], frozenset[int]]:
-        """Return the nanoseconds for which the GPU has been held back, by cause, and the processes
-        on it.
-        """
-        held: dict[str, int] = {}
-        for word, name in self._VIOLATIONS.items():
+    def sample(self) -> GpuSample:
+        """Return for how long the GPU was throttled so far, and which processes are on it."""
+        throttled: dict[str, int] = {}
+        for cause, name in self._VIOLATIONS.items():
             with contextlib.suppress(self.library.NVMLError, AttributeError):
-                held[word] = int(
-                    self.library.nvmlDeviceGetViolationStatus(
-                        self.handle, getattr(self.library, name)
-                    ).violationTime
-                )
-        found: frozenset[int] = frozenset()
+                policy = getattr(self.library, name)
+                status = self.library.nvmlDeviceGetViolationStatus(self.handle, policy)
+                throttled[cause] = int(status.violationTime)
+        processes: frozenset[int] = frozenset()
         with contextlib.suppress(self.library.NVMLError):
-            found = frozenset(
-                one.pid for one in self.library.nvmlDeviceGetComputeRunningProcesses(self.handle)
-            )
-        return held, found
+            running = self.library.nvmlDeviceGetComputeRunningProcesses(self.handle)
+            processes = frozenset(process.pid for process in running)
+        return GpuSample(throttled, processes)
 
     @staticmethod
-    def complaints(
-        before: tuple[dict[str, int], frozenset[int]],
-        after: tuple[dict[str, int], frozenset[int]],
-        own: set[int],
-    ) -> list[str]:
-        """Compare two samples. In a container NVML may name processes by the host's numbers: then
-        they are only counted.
+    def interference(before: GpuSample, after: GpuSample, own: set[int]) -> list[str]:
+        """Return what disturbed our processes `own` on the GPU between two samples.
+
+        In a container NVML may name processes by the host's ids. Then they are only counted.
         """
-        found = [
-            f"{word} held the GPU back for {(after[0][word] - nanoseconds) / 1e9:.1f} s"
-            for word, nanoseconds in before[0].items()
-            if after[0].get(word, nanoseconds) > nanoseconds
+        reasons = [
+            f"{cause} held the GPU back for {(after.throttled[cause] - nanoseconds) / 1e9:.1f} s"
+            for cause, nanoseconds in before.throttled.items()
+            if after.throttled.get(cause, nanoseconds) > nanoseconds
         ]
-        seen = before[1] | after[1]
-        foreign = (
-            len(seen - own)
-            if seen & own
-            else max(len(before[1]) - len(own), 0) + len(after[1] - before[1])
-        )
-        return found + ([f"{foreign} other processes were on the GPU"] if foreign else [])
+        processes = before.processes | after.processes
+        if processes & own:
+            foreign = len(processes - own)
+        else:
+            started = len(after.processes - before.processes)
+            foreign = max(len(before.processes) - len(own), 0) + started
+        if foreign:
+            reasons.append(f"{foreign} other processes were on the GPU")
+        return reasons
 
     def joules(self) -> float | None:
-        """Return the energy that the GPU has used since its driver was loaded; None on GPUs that do
-        not count.
-        """
+        """Return the GPU's energy since its driver was loaded, None if it does not count it."""
         try:
             return float(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1000
         except self.library.NVMLError:
@@ -104,20 +104,22 @@ class NvmlReader:
 
 
 def rapl_joules(root: Path = Path("/sys/class/powercap")) -> float | None:
-    """Return the CPU packages' energy counters in joules (they wrap); None where they cannot be
-    read (often: not by users).
+    """Return the CPU packages' energy counters in joules, None where they cannot be read.
+
+    They wrap around, and many systems let only root read them.
     """
-    found: list[float] = []
+    joules: list[float] = []
     for zone in root.glob("intel-rapl:[0-9]*"):
         if zone.name.count(":") == 1:  # packages, not their parts
             with contextlib.suppress(OSError, ValueError):
-                found.append(int((zone / "energy_uj").read_text()) / 1e6)
-    return sum(found) if found else None
+                joules.append(int((zone / "energy_uj").read_text()) / 1e6)
+    return sum(joules) if joules else None
 
 
 class EnergyMeter:
-    """Joules by NVML's counter on a GPU, by RAPL's on a CPU; None where it cannot be read: a CPU's
-    joules are not those of a GPU.
+    """Joules by NVML's counter on a GPU, by RAPL's on a CPU; None where it cannot be read.
+
+    A GPU's run never falls back to the CPU's counter.
     """
 
     def __init__(self, device: str) -> None:
@@ -132,8 +134,9 @@ class EnergyMeter:
         return rapl_joules() if self.source else None
 
     def joules(self) -> float | None:
-        """Return the energy since this was last asked, or since the start; None where it was not
-        counted, or the counter wrapped.
+        """Return the energy since the last call, or since the start.
+
+        None where it was not counted, or the counter wrapped around.
         """
         before, self._before = self._before, self._read()
         return (

@@ -1,8 +1,8 @@
-"""The GPU of this machine: which one it is, whether torch can use it, and why not where it cannot.
-torch only inside functions.
+"""The GPU of this machine: which one it is, and whether and why not torch can use it.
 
-A planning process asks NVML first, since a CUDA context of its own would stand on the GPU for hours
+A planning process asks NVML first, since a CUDA context of its own would stay on the GPU for hours
 and be counted as another process in every timing. Where NVML's package is missing, torch is asked.
+torch is imported inside functions.
 """
 
 import contextlib
@@ -46,8 +46,9 @@ def gpu_of(device: str) -> Gpu | None:
 
 
 def device_label(device: str) -> str:
-    """Return the device's kind and, of a GPU, its name: what keys hold, so that an A100's work is
-    not taken for an H100's.
+    """Return the device's kind and, of a GPU, its name, as it stands in keys.
+
+    So the work of an A100 is not taken for an H100's.
     """
     gpu = gpu_of(device)
     return f"{device.partition(':')[0]} {gpu.name}" if gpu else device.partition(":")[0]
@@ -58,25 +59,25 @@ def _first_gpu() -> Gpu:
     import torch
 
     library = NvmlReader.open()
-    told = library.identity() if library else {}
-    if not told.get("name"):
+    identity = library.identity() if library else {}
+    if not identity.get("name"):
         properties = torch.cuda.get_device_properties(0)
-        told = {
+        identity = {
             "name": properties.name,
             "capability": f"{properties.major}.{properties.minor}",
-            **told,
+            **identity,
         }
     hip = getattr(torch.version, "hip", None)
     return Gpu(
-        name=told["name"],
-        driver=told.get("driver") or _driver_of_kernel(),
+        name=identity["name"],
+        driver=identity.get("driver") or _driver_of_kernel(),
         cuda=f"rocm {hip}" if hip else str(torch.version.cuda),
-        capability=told.get("capability", ""),
+        capability=identity.get("capability", ""),
     )
 
 
 def _driver_of_kernel(path: Path = Path("/proc/driver/nvidia/version")) -> str:
-    """Return the version of the loaded NVIDIA kernel module, "" where none is."""
+    """Return the version of the loaded NVIDIA kernel module, "" without one."""
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -85,20 +86,20 @@ def _driver_of_kernel(path: Path = Path("/proc/driver/nvidia/version")) -> str:
     return version[1] if version else ""
 
 
-def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Turn `auto` into cuda where torch can use a GPU, else into cpu; a GPU that is there and
-    cannot be used is told to `say`.
+def choose_device(requested: str, *, say: Callable[[str], None] = lambda line: None) -> str:
+    """Turn `auto` into cuda where torch can use a GPU, else into cpu.
 
-    Raises `HarnessError` with the reason where a GPU is asked for and cannot be used. torch is not
-    imported where none can be.
+    `say` is told of a GPU that is there and cannot be used. Raises `HarnessError` with the reason
+    where the user asks for a GPU that cannot be used. torch is imported only where there may be a
+    GPU.
     """
     signs = signs_of_gpu()
-    if asked == "cpu" or (asked == "auto" and not signs and sys.platform != "win32"):
+    if requested == "cpu" or (requested == "auto" and not signs and sys.platform != "win32"):
         return "cpu"
     reason = gpu_problem(signs)
     if not reason:
         return "cuda"
-    if asked == "cuda":
+    if requested == "cuda":
         raise HarnessError(
             f"--device cuda: torch sees no GPU here: {reason}; mend that, or type --device cpu"
         )
@@ -111,8 +112,9 @@ def choose_device(asked: str, *, say: Callable[[str], None] = lambda line: None)
 
 
 def signs_of_gpu(root: Path = Path("/")) -> list[str]:
-    """Return the device files that say that a GPU is there: NVIDIA's (a Jetson's too), WSL's with
-    its CUDA library, AMD's.
+    """Return the device files that show that a GPU is there.
+
+    NVIDIA's (a Jetson's too), WSL's with its CUDA library, AMD's.
     """
     signs = sorted(
         str(path)
@@ -152,9 +154,7 @@ def gpu_problem(signs: Iterable[str] = ()) -> str:
 
 
 def _start_problem(torch: Any) -> str:
-    """Return what torch itself says about a GPU that it cannot start: an old driver, no driver, a
-    fault.
-    """
+    """Return what torch says of a GPU that it cannot start: an old driver, no driver, a fault."""
     reason = "it names no reason"
     # a build without these functions keeps the plain reason
     with contextlib.suppress(AttributeError):
@@ -173,36 +173,41 @@ def _start_problem(torch: Any) -> str:
 
 
 def _missing_kernels(torch: Any) -> str:
-    """Return why torch's build has no kernels for this GPU, "" where it has: an old card, or one
-    newer than the build.
+    """Return why torch's build has no kernels for this GPU, "" where it has them.
+
+    The card may be too old for it, or newer than the build.
     """
     gpu = _first_gpu()
     if gpu.cuda.startswith("rocm") or not gpu.capability:
         return ""
-    built = [str(arch) for arch in torch.cuda.get_arch_list()]
-    if not built or any(_runs_on(arch, gpu.capability) for arch in built):
+    architectures = [str(arch) for arch in torch.cuda.get_arch_list()]
+    if not architectures or any(_runs_on(arch, gpu.capability) for arch in architectures):
         return ""
     return (
         f"torch {torch.__version__} has no kernels for {gpu.name} (capability {gpu.capability}; "
-        f"built for {' '.join(built)})"
+        f"built for {' '.join(architectures)})"
     )
 
 
 def _runs_on(arch: str, capability: str) -> bool:
-    """Tell whether code built for `sm_80` or `compute_90` runs on a capability: the same major
-    version, or a later one by PTX.
+    """Tell whether code built for `sm_80` or `compute_90` runs on a GPU of this capability.
+
+    It does on the same major version, and by PTX (`compute`) on later ones.
     """
     match = re.fullmatch(r"(sm|compute)_(\d+)(\d)[af]?", arch)
     if not match:
         return False
-    built, own = (int(match[2]), int(match[3])), tuple(int(part) for part in capability.split("."))
-    return own >= built and (match[1] == "compute" or own[0] == built[0])
+    built_capability, gpu_capability = (
+        (int(match[2]), int(match[3])),
+        tuple(int(part) for part in capability.split(".")),
+    )
+    return gpu_capability >= built_capability and (
+        match[1] == "compute" or gpu_capability[0] == built_capability[0]
+    )
 
 
 def default_dtype(device: str, *, say: Callable[[str], None] = lambda line: None) -> str:
-    """Return the dtype that `auto` stands for: bfloat16 on a GPU that multiplies it in hardware,
-    else float32.
-    """
+    """Return the dtype for `auto`: bfloat16 on a GPU with bf16 hardware, else float32."""
     gpu = gpu_of(device)
     if gpu is None:
         return "float32"
@@ -216,7 +221,7 @@ def default_dtype(device: str, *, say: Callable[[str], None] = lambda line: None
 
 
 def has_bf16(gpu: Gpu) -> bool:
-    """Tell whether a GPU multiplies bf16 in hardware; AMD's and unknown ones count as such."""
+    """Tell whether a GPU multiplies bf16 in hardware; AMD's and unknown ones are assumed to."""
     if gpu.cuda.startswith("rocm") or not gpu.capability:
         return True
     return tuple(int(part) for part in gpu.capability.split(".")) >= BF16_SINCE

@@ -1,6 +1,4 @@
-"""What a process holds in memory, as Linux tells it, and waiting for a device. No torch at
-import.
-"""
+"""What a process holds in memory, as Linux reports it. No torch at import."""
 
 import contextlib
 import ctypes
@@ -20,18 +18,17 @@ def synchronise(device: str) -> None:
 
 
 def return_freed_memory() -> None:
-    """Give memory that the allocator holds and nobody uses back to the system."""
+    """Return memory that the allocator holds and nobody uses to the system."""
     # a C library without malloc_trim keeps what it keeps
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def reset_peak() -> bool:
-    """Set this process's peak resident memory (VmHWM) back to its current size; False where that
-    cannot be done.
+    """Reset this process's peak of resident memory (VmHWM) to its current size; False if it fails.
 
-    Freed memory that the allocator still holds goes back to the system first, or the next run would
-    lift nothing.
+    Freed memory that the allocator still holds is returned first, or the next run would reuse it
+    and raise nothing.
     """
     return_freed_memory()
     try:
@@ -51,7 +48,7 @@ def process_bytes(name: str) -> int | None:
 
 
 def device_bytes(device: str) -> int:
-    """Return the memory that a device has in all: a GPU's own, or the machine's."""
+    """Return the memory of a device in all: a GPU's own, or the machine's."""
     if device.startswith("cuda"):
         import torch
 
@@ -77,8 +74,9 @@ def free_bytes(device: str) -> int | None:
 
 
 def baseline_bytes(device: str) -> dict[str, int]:
-    """Return what this process holds before the model, in bytes: what could be given back is; 0
-    where nothing tells.
+    """Return what this process holds before the model, in bytes; 0 where the system does not tell.
+
+    Memory that can be freed is freed first.
     """
     gc.collect()
     if device.startswith("cuda"):
@@ -96,7 +94,7 @@ def baseline_bytes(device: str) -> dict[str, int]:
 
 
 def release_memory(device: str) -> None:
-    """Give back what models that nobody holds any more have left with the allocator."""
+    """Free what models that are no longer used have left with the allocator."""
     import gc
 
     gc.collect()

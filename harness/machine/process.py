@@ -1,5 +1,6 @@
-"""Watches over a process of ours: its signs of life, its log's size, its time; and lets no process
-outlive its parent. No torch.
+"""Watches a child process: its messages, the size of its log, its time limit. No torch.
+
+It also ends a child process whose parent is gone.
 """
 
 import contextlib
@@ -17,21 +18,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAX_LOG_BYTES = 8 * 2**20  # bytes of a log: more is cut to its end
-KEPT_LOG_BYTES = 2**20  # bytes that are left then
-LOG_TAIL_BYTES = 4_000  # bytes of a log that are read for its last words
-POLL_SECONDS = 0.2  # seconds between two looks at a process
-# seconds in which what a process has said is still read: a grandchild may hold its pipe for ever
+MAX_LOG_BYTES = 8 * 2**20  # a longer log is cut to its end
+KEPT_LOG_BYTES = 2**20  # of a log that is cut
+LOG_TAIL_BYTES = 4_000  # read for an error message
+POLL_SECONDS = 0.2  # between two checks of a process
+# For which the messages of an ended process are still read: a grandchild may hold its pipe open.
 _DRAIN_SECONDS = 0.5
-_MAX_LINE_CHARACTERS = 1_000_000  # characters of one line from a process
+_MAX_LINE_CHARACTERS = 1_000_000
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 @dataclass(frozen=True)
 class ProcessEnd:
-    """How a process ended: its exit code (negative: a signal), the end of its log, and whether its
-    time was over.
-    """
+    """How a process ended: its exit code, the end of its log, whether its time was up."""
 
     code: int
     log: str
@@ -41,40 +40,40 @@ class ProcessEnd:
 def watch_process(
     process: "subprocess.Popen[str]",
     log: Path,
-    heard: Callable[[dict[str, Any]], None],
+    on_message: Callable[[dict[str, Any]], None],
     *,
     seconds: float | None = None,
 ) -> ProcessEnd:
-    """Wait for a process, not for the end of its pipe; pass on what it says, keep its log small,
-    end it after `seconds`.
+    """Wait for a process; pass on its messages, keep its log small, end it after `seconds`.
 
-    Whatever interrupts the wait ends the process, and what that has started.
+    It waits for the process and not for its pipe, which a grandchild may hold. Whatever interrupts
+    the wait ends the process and all that it has started.
     """
     lines = _line_queue(process)
-    over = None if seconds is None else time.monotonic() + seconds
-    late = False
+    deadline = None if seconds is None else time.monotonic() + seconds
+    is_late = False
     try:
         while process.poll() is None:
-            _pass_on(lines, heard, POLL_SECONDS)
+            _pass_on(lines, on_message, POLL_SECONDS)
             shorten_log(log)
-            if over is not None and time.monotonic() > over:
-                late = True
+            if deadline is not None and time.monotonic() > deadline:
+                is_late = True
                 end_process(process)
-        until = time.monotonic() + _DRAIN_SECONDS
-        while (
-            _pass_on(lines, heard, max(0.0, until - time.monotonic())) and time.monotonic() < until
-        ):
-            pass
+        drain_deadline = time.monotonic() + _DRAIN_SECONDS
+        has_lines = True
+        while has_lines and time.monotonic() < drain_deadline:
+            remaining = max(0.0, drain_deadline - time.monotonic())
+            has_lines = _pass_on(lines, on_message, remaining)
     except BaseException:
         end_process(process)
         raise
     finally:
         shorten_log(log)
-    return ProcessEnd(process.returncode, tail_of(log), late)
+    return ProcessEnd(process.returncode, tail_of(log), is_late)
 
 
 def _line_queue(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | None]":
-    """Read a process's lines in a thread of their own; None is their end."""
+    """Read a process's lines in a separate thread; None is their end."""
     lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
     stream = process.stdout
     assert stream is not None
@@ -90,9 +89,11 @@ def _line_queue(process: "subprocess.Popen[str]") -> "queue.SimpleQueue[str | No
 
 
 def _pass_on(
-    lines: "queue.SimpleQueue[str | None]", heard: Callable[[dict[str, Any]], None], seconds: float
+    lines: "queue.SimpleQueue[str | None]",
+    on_message: Callable[[dict[str, Any]], None],
+    seconds: float,
 ) -> bool:
-    """Wait for one line and pass it on; False at the lines' end, or where none came."""
+    """Wait for one line and pass on its message; False where none came or the lines ended."""
     try:
         line = lines.get(timeout=seconds)
     except queue.Empty:
@@ -102,71 +103,73 @@ def _pass_on(
         lines.put(None)
         return False
     with contextlib.suppress(ValueError, TypeError):  # half a line of a process that was killed
-        said = json.loads(line)
-        if isinstance(said, dict):
-            heard(said)
+        message = json.loads(line)
+        if isinstance(message, dict):
+            on_message(message)
     return True
 
 
 def end_process(process: "subprocess.Popen[str]", *, grace: float = 5.0) -> None:
-    """End a process and what it has started: asked first, killed after `grace` seconds."""
-    started = list(descendants(process.pid))
+    """End a process and what it has started: terminated first, killed after `grace` seconds."""
+    children = list(descendants(process.pid))
     process.terminate()
     try:
         process.wait(timeout=grace)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    for number in started:
+    for child in children:
         with contextlib.suppress(OSError):
-            os.kill(number, signal.SIGKILL)
+            os.kill(child, signal.SIGKILL)
 
 
-def descendants(number: int) -> Iterator[int]:
-    """Yield the processes that a process has started, and theirs; none where there is no /proc."""
-    for path in Path(f"/proc/{number}/task").glob("*/children"):
+def descendants(pid: int) -> Iterator[int]:
+    """Yield the processes that a process has started, and theirs; none without /proc."""
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError, ValueError):
             for child in map(int, path.read_text().split()):
                 yield from descendants(child)
                 yield child
 
 
-def shorten_log(log: Path, *, most: int = MAX_LOG_BYTES, kept: int = KEPT_LOG_BYTES) -> None:
-    """Cut a log that has grown beyond `most` bytes to its last `kept`; its writers append, so they
-    go on behind them.
+def shorten_log(
+    log: Path, *, max_bytes: int = MAX_LOG_BYTES, kept_bytes: int = KEPT_LOG_BYTES
+) -> None:
+    """Cut a log of more than `max_bytes` to its last `kept_bytes`.
+
+    Its writers append, so they continue behind these.
     """
     with contextlib.suppress(OSError):
         size = log.stat().st_size
-        if size <= most:
+        if size <= max_bytes:
             return
-        rest = _end_of(log, kept)
+        tail = _end_of(log, kept_bytes)
         with log.open("r+b") as stream:
             stream.truncate(0)
         with log.open("ab") as stream:
             stream.write(
-                f"[the first {size - len(rest):,} bytes of this log were dropped]\n".encode() + rest
+                f"[the first {size - len(tail):,} bytes of this log were dropped]\n".encode() + tail
             )
 
 
-def tail_of(log: Path, most: int = LOG_TAIL_BYTES) -> str:
+def tail_of(log: Path, max_bytes: int = LOG_TAIL_BYTES) -> str:
     """Return the end of a log as text, whatever its size; "" where it cannot be read."""
     try:
-        return _end_of(log, most).decode("utf-8", errors="replace")
+        return _end_of(log, max_bytes).decode("utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _end_of(log: Path, most: int) -> bytes:
+def _end_of(log: Path, max_bytes: int) -> bytes:
     with log.open("rb") as stream:
-        stream.seek(max(0, stream.seek(0, os.SEEK_END) - most))
-        return stream.read(most)
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - max_bytes))
+        return stream.read(max_bytes)
 
 
 def end_with_parent(parent: int) -> None:
-    """End this process when its parent is gone, whatever it was killed by: an orphan would hold the
-    machine.
+    """End this process when its parent is gone: an orphan would occupy the machine.
 
-    `parent` is the id that the parent gave: read here, it could be another one already.
+    `parent` is the id that the parent gave. Read here, it could already be another process's.
     """
     if sys.platform == "linux":
         with contextlib.suppress(OSError, AttributeError):

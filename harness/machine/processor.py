@@ -1,12 +1,11 @@
-"""The processors of this machine: their kind, which of them we may use, and the seconds that they
-spent.
-"""
+"""The processors of this machine: their kind, which ones we may use, and their CPU seconds."""
 
 import contextlib
 import os
 import platform
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
 
@@ -19,23 +18,28 @@ def allowed_cpus() -> set[int]:
 
 
 def thread_count() -> int:
-    """Return how many threads a computation here uses: OMP_NUM_THREADS, else the CPUs that may be
-    used.
-    """
-    told = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
-    return int(told) if told.isascii() and told.isdigit() and int(told) else len(allowed_cpus())
+    """Return how many threads a computation uses: OMP_NUM_THREADS, else the CPUs we may use."""
+    variable = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
+    return (
+        int(variable)
+        if variable.isascii() and variable.isdigit() and int(variable)
+        else len(allowed_cpus())
+    )
 
 
-def cpu_seconds(
-    cpus: set[int], stat: Path = Path("/proc/stat")
-) -> tuple[float | None, float | None]:
-    """Return (busy, stolen) CPU seconds since boot on the given CPUs; (None, None) where the system
-    does not tell.
-    """
+class CpuSeconds(NamedTuple):
+    """CPU seconds since boot, None where they cannot be read."""
+
+    busy: float | None
+    stolen: float | None  # by a hypervisor, for other machines
+
+
+def cpu_seconds(cpus: set[int], stat: Path = Path("/proc/stat")) -> CpuSeconds:
+    """Return the CPU seconds since boot on these CPUs, each None where it cannot be read."""
     try:
         lines = stat.read_text().splitlines()
     except OSError:
-        return None, None
+        return CpuSeconds(None, None)
     busy = stolen = 0.0
     for line in lines:
         name, *values = line.split()
@@ -45,7 +49,7 @@ def cpu_seconds(
             )
             busy += (user + nice + system + irq + softirq) / _TICKS_PER_SECOND
             stolen += steal / _TICKS_PER_SECOND
-    return busy, stolen
+    return CpuSeconds(busy, stolen)
 
 
 def process_seconds(pid: int) -> float | None:
@@ -54,7 +58,7 @@ def process_seconds(pid: int) -> float | None:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return None
-    return sum(int(fields[at]) for at in (11, 12, 13, 14)) / _TICKS_PER_SECOND
+    return sum(int(fields[index]) for index in (11, 12, 13, 14)) / _TICKS_PER_SECOND
 
 
 def throttle_events(root: Path = Path("/sys/devices/system/cpu")) -> int | None:
@@ -84,33 +88,29 @@ _INSTRUCTIONS = (
 
 
 def machine_label() -> str:
-    """Return the kind of machine, never its name: processor, its instruction sets that count,
-    cores.
-    """
+    """Return the kind of machine, never its name: processor, instruction sets, cores."""
     return f"{processor_label()}, {os.cpu_count()} cores"
 
 
 def processor_label() -> str:
-    """Return the kind of processor and its instruction sets that count; never a machine's name."""
-    known = (
+    """Return the kind of processor and its fast instruction sets; never a machine's name."""
+    label = (
         parse_processor(Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace"))
         if sys.platform == "linux"
         else ""
     )
-    return known or platform.processor() or platform.machine()
+    return label or platform.processor() or platform.machine()
 
 
 def parse_processor(cpuinfo: str) -> str:
-    """Return the same from what Linux tells of its first processor; "" where it names neither model
-    nor instructions.
-    """
-    told = {
+    """Return the processor label from Linux's `cpuinfo`, "" where it names no processor."""
+    fields = {
         key.strip(): value.strip()
         for key, _, value in (
             line.partition(":") for line in cpuinfo.partition("\n\n")[0].splitlines()
         )
     }
-    has = (told.get("flags") or told.get("Features") or "").split()
-    known = " ".join(one for one in _INSTRUCTIONS if one in has)
-    name = told.get("model name") or (platform.machine() if known else "")
-    return f"{name} ({known})" if known else name
+    flags = (fields.get("flags") or fields.get("Features") or "").split()
+    instructions = " ".join(name_of_set for name_of_set in _INSTRUCTIONS if name_of_set in flags)
+    name = fields.get("model name") or (platform.machine() if instructions else "")
+    return f"{name} ({instructions})" if instructions else name

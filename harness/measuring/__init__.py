@@ -1,5 +1,4 @@
-"""Times and weighs models, each in a process of its own, by turns with the one that it is compared
-with.
+"""Times and weighs models, each in its own process, taking turns with its base.
 
 `measure.measure` is the parent, `worker` the process that holds a model (torch inside functions),
 `scenario` the grid.

@@ -1,12 +1,11 @@
-"""Times and weighs models: each in a fresh process of its own, told when to run, base and student
-by turns.
+"""Times and weighs models: each in a fresh process, base and student in turns.
 
-The rules (what they guard against stands in docs/measuring.md): the same token ids for every model,
-EOS off, full-length warm-up until stable, rounds in the order base, student, student, base, one
-ratio a round, an interval by bootstrap over the rounds, raw values kept. Memory is counted by
-storages and compared with what the configuration says. Definitions: TTFT is the prefill and the
-first token; TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s = batch (new tokens - 1)
-/ (end to end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
+The rules (docs/measuring.md says what each guards against): the same token ids for every model, EOS
+off, full-length warm-up until stable, rounds in the order base, student, student, base, one ratio a
+round, an interval by bootstrap over the rounds, raw values kept. Memory is counted by storages and
+compared with what the configuration says. Definitions: TTFT is the prefill and the first token;
+TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s = batch (new tokens - 1) / (end to
+end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
 """
 
 import json
@@ -40,20 +39,23 @@ from harness.records.record import Measurement, TaskScore
 from harness.statistics.intervals import ratio_of_rounds
 
 ROUNDS = 10
-MEMORY_TOLERANCE = 0.02  # share by which arithmetic and count may differ before the row says so
-# of a log ratio of two processes: starting the same two again moves it so much (measured:
-# measure-aa)
+MEMORY_TOLERANCE = 0.02  # share by which count and arithmetic may differ without a remark
+# How much a log ratio of two processes changes when both are started again (measured: measure-aa).
 START_SPREAD = 0.015
-_MAX_MEMORY_SHARE = 0.9  # of what is free may be asked for
+_MAX_MEMORY_SHARE = 0.9  # of the free memory, that a scenario may need
 _NO_CACHE = (
     "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
 )
-_MIN_PERCENTILE_VALUES = 30  # values, before a 90th percentile is printed
+_LIBRARIES_INCLUDED = (
+    "activations include what libraries load and reserve: this architecture has no block to try "
+    "them on"
+)
+_MIN_PERCENTILE_VALUES = 30  # for a 90th percentile
 
 
 @dataclass(frozen=True)
 class TimedModel:
-    """A model to be measured, and what is put around it when it is open (`module:function`)."""
+    """A model to measure, and a `module:function` applied to it after opening ("" for none)."""
 
     checkpoint: Checkpoint
     wrap: str = ""
@@ -73,9 +75,7 @@ class TimingSettings:
 
 @dataclass(frozen=True)
 class MeasurementResult:
-    """What was found about one model beside its base: figures, raw stamps, and what was left out
-    and why.
-    """
+    """What was measured of one model: figures, raw times, and what was skipped and why."""
 
     measurements: tuple[Measurement, ...]
     raw: dict[str, Any] = field(default_factory=dict)
@@ -83,7 +83,7 @@ class MeasurementResult:
 
 
 class Stopwatch:
-    """The process of one model, as its parent sees it."""
+    """The parent's side of one model's timing process."""
 
     def __init__(self, job: TimingJob, folder: Path, name: str) -> None:
         self.name = name
@@ -131,14 +131,14 @@ class Stopwatch:
         self.process.wait()
 
     def wait_until_ready(self) -> None:
-        """Wait for the imports to be over."""
+        """Wait until the process has imported its libraries."""
         self._answer()
 
-    def ask(self, do: str, **question: Any) -> dict[str, Any]:
-        """Tell the process to do one thing now, and block until it has."""
+    def ask(self, command: str, **arguments: Any) -> dict[str, Any]:
+        """Send the process one command and return its answer; raises `CellFailed` if it fails."""
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):  # it is gone: the answer says why
-            self.process.stdin.write(json.dumps({"do": do, **question}) + "\n")
+            self.process.stdin.write(json.dumps({"do": command, **arguments}) + "\n")
             self.process.stdin.flush()
         answer = self._answer()
         if "failed" in answer:
@@ -146,11 +146,12 @@ class Stopwatch:
         return answer
 
     def _answer(self) -> dict[str, Any]:
+        """Read the next answer; raises `CellFailed` where the process ended."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line.endswith("\n"):  # its end, or half an answer
-            how = how_it_ended(self.process.wait(), tail_of(self.log))
-            raise CellFailed(f"the process that measured the {self.name}: {how}")
+        if not line.endswith("\n"):  # nothing or half an answer: the process has ended
+            ending = how_it_ended(self.process.wait(), tail_of(self.log))
+            raise CellFailed(f"the process that measured the {self.name}: {ending}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -163,166 +164,154 @@ def measure(
     folder: Path,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> MeasurementResult:
-    """Measure a model, its speed as a ratio to `base` where one is given; job files and logs go to
-    `folder`.
+    """Measure a model, and its speed as a ratio to `base` where there is one.
 
-    What cannot fit (context, memory) is skipped with the numbers. Raises `CellFailed` when a
-    process fails.
+    Job files and logs go to `folder`. Scenarios that cannot fit (context, memory) are skipped, with
+    the numbers. Raises `CellFailed` when a process fails.
     """
     if settings.rounds < 1:
         raise HarnessError(
             f"--rounds {settings.rounds}: at least one round is needed; 10 give an interval"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    subjects = {"student": student} if base is None else {"student": student, "base": base}
+    models = {"student": student} if base is None else {"student": student, "base": base}
     shapes = {
-        who: Shape.of_folder(one.checkpoint.path, name=one.checkpoint.name)
-        for who, one in subjects.items()
+        role: Shape.of_folder(model.checkpoint.path, name=model.checkpoint.name)
+        for role, model in models.items()
     }
-    grid, skipped = _fitting_scenarios(subjects, shapes, settings)
-    on_disk = _disk_measurements(student.checkpoint)
+    grid, skipped = _fitting_scenarios(models, shapes, settings)
+    disk_measurements = _disk_measurements(student.checkpoint)
     if not grid:
-        return MeasurementResult(tuple(on_disk), {}, tuple(skipped))
+        return MeasurementResult(tuple(disk_measurements), {}, tuple(skipped))
     vocabulary = min(shape.vocabulary for shape in shapes.values())
     with ExitStack() as stack:
         processes = {
-            who: stack.enter_context(_start_stopwatch(who, one, vocabulary, settings, folder))
-            for who, one in subjects.items()
+            role: stack.enter_context(_start_stopwatch(role, model, vocabulary, settings, folder))
+            for role, model in models.items()
         }
         for process in processes.values():
             process.wait_until_ready()
-        opened = {who: process.ask("open") for who, process in processes.items()}
+        opened = {role: process.ask("open") for role, process in processes.items()}
         session = _TimingSession(
             processes, opened, student.checkpoint, shapes["student"], settings, progress
         )
-        return session.over(grid, on_disk, skipped)
+        return session.measure_grid(grid, disk_measurements, skipped)
 
 
 def _start_stopwatch(
-    name: str, subject: TimedModel, vocabulary: int, settings: TimingSettings, folder: Path
+    role: str, model: TimedModel, vocabulary: int, settings: TimingSettings, folder: Path
 ) -> Stopwatch:
+    """Start the timing process of a model."""
     job = TimingJob(
-        path=str(subject.checkpoint.path),
+        path=str(model.checkpoint.path),
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
         vocabulary=vocabulary,
-        wrap=subject.wrap,
+        wrap=model.wrap,
     )
-    return Stopwatch(job, folder, name)
+    return Stopwatch(job, folder, role)
 
 
 @dataclass(frozen=True)
 class _TimingSession:
-    """The processes of a model and of its base, both open, and what is known of the model before it
-    is timed.
-    """
+    """The open timing processes of a student and its base, and what is known before timing."""
 
     processes: Mapping[str, Stopwatch]
-    opened: Mapping[str, dict[str, Any]]  # what each said of opening its model
+    opened: Mapping[str, dict[str, Any]]  # each one's answer to "open"
     checkpoint: Checkpoint
     shape: Shape
     settings: TimingSettings
     progress: Callable[[Progress], None]
 
-    def over(
+    def measure_grid(
         self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]
     ) -> MeasurementResult:
-        """Time and weigh the model in each scenario; a later one that fails is left out, and what
-        came before stands.
+        """Time and weigh the student in each scenario.
+
+        A later scenario that fails is left out, and the earlier ones are kept.
         """
-        figures, left_out, timings = [*on_disk], [*skipped], dict[str, Any]()
-        for number, scenario in enumerate(grid):
+        measurements, left_out, timings = [*on_disk], [*skipped], dict[str, Any]()
+        for position, scenario in enumerate(grid):
+            is_first = position == 0
             try:
-                timed = self._timed(scenario, number, of=len(grid))
+                timing = self._time_scenario(scenario, position, count=len(grid))
             except CellFailed as problem:
-                if (
-                    any(process.process.poll() is not None for process in self.processes.values())
-                    or number == 0
-                ):
+                if is_first or self._any_ended():
                     raise
                 left_out.append(f"{scenario}: {problem}")  # out of memory, most likely
                 continue
-            timings[str(scenario)] = timed
-            figures += self._figures(timed, scenario, is_first=number == 0)
-        said = {**asdict(self.settings), "grid": [str(scenario) for scenario in self.settings.grid]}
-        return MeasurementResult(
-            tuple(figures),
-            {"settings": said, "scenarios": timings, "open": self.opened},
-            tuple(left_out),
-        )
+            timings[str(scenario)] = timing
+            measurements += self._measurements(timing, scenario, is_first=is_first)
+        settings = asdict(self.settings) | {"grid": [str(point) for point in self.settings.grid]}
+        raw = {"settings": settings, "scenarios": timings, "open": self.opened}
+        return MeasurementResult(tuple(measurements), raw, tuple(left_out))
 
-    def _timed(self, scenario: Scenario, number: int, *, of: int) -> dict[str, Any]:
-        """Return the raw stamps of one scenario, the model's memory among them."""
-        each = self.settings.rounds + 1
+    def _any_ended(self) -> bool:
+        """Tell whether a timing process has ended."""
+        return any(stopwatch.process.poll() is not None for stopwatch in self.processes.values())
 
-        def done(rounds: int) -> None:
-            self.progress(
-                Progress(
-                    stage="measure", done=number * each + rounds, total=of * each, unit="rounds"
-                )
-            )
+    def _time_scenario(self, scenario: Scenario, position: int, *, count: int) -> dict[str, Any]:
+        """Return the raw times of one scenario, and the student's memory."""
+        steps = self.settings.rounds + 1  # of each scenario
 
-        timed = _time_alternately(self.processes, scenario, self.settings, done)
-        timed["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
-        return timed
+        def report_rounds(rounds: int) -> None:
+            done = position * steps + rounds
+            self.progress(Progress(stage="measure", done=done, total=count * steps, unit="rounds"))
 
-    def _figures(
-        self, timed: Mapping[str, Any], scenario: Scenario, *, is_first: bool
+        timing = _time_alternately(self.processes, scenario, self.settings, report_rounds)
+        timing["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
+        return timing
+
+    def _measurements(
+        self, timing: Mapping[str, Any], scenario: Scenario, *, is_first: bool
     ) -> list[Measurement]:
-        """Turn the raw stamps of a scenario into measurements; weights, loading and the first call
-        are said once.
-        """
+        """Turn a scenario's raw times into measurements; the first has weights and loading too."""
         opened = self.opened["student"]
-        figures = _speed_measurements(timed, scenario)
-        figures += _memory_measurements(
-            timed["weighed"],
+        measurements = _speed_measurements(timing, scenario)
+        measurements += _memory_measurements(
+            timing["weighed"],
             self.checkpoint,
             self.shape,
             scenario,
             self.settings,
             with_weights=is_first,
-            exercised=opened["exercised"],
+            libraries_loaded=opened["exercised"],
         )
-        return figures + (
-            _loading_measurements(opened, timed["warm"]["student"], scenario) if is_first else []
-        )
+        if is_first:
+            measurements += _loading_measurements(opened, timing["warm"]["student"], scenario)
+        return measurements
 
 
 def _fitting_scenarios(
-    subjects: Mapping[str, TimedModel], shapes: Mapping[str, Shape], settings: TimingSettings
+    models: Mapping[str, TimedModel], shapes: Mapping[str, Shape], settings: TimingSettings
 ) -> tuple[list[Scenario], list[str]]:
-    """Return the scenarios that every model's context and the memory allow, and why the others were
-    left out.
-    """
+    """Return the scenarios that fit every model's context and the memory, and why others do not."""
     item = DTYPE_BYTES[settings.dtype]
     free = free_bytes(settings.device)
-    weights = {
-        who: weight_bytes(one.checkpoint.path, settings.dtype) for who, one in subjects.items()
-    }
+    weights = sum(weight_bytes(model.checkpoint.path, settings.dtype) for model in models.values())
     grid: list[Scenario] = []
     skipped: list[str] = []
     for scenario in settings.grid:
         tokens = scenario.prompt_tokens + scenario.new_tokens
-        short = next((shape for shape in shapes.values() if tokens > shape.context), None)
-        running = [
+        too_short = next((shape for shape in shapes.values() if tokens > shape.context), None)
+        running_bytes = [
             shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item)
             + working_bytes(shape, scenario, item)
             for shape in shapes.values()
         ]
         # An idle process gives a CPU's memory back; a GPU's allocator keeps what it once reserved.
-        need = sum(weights.values()) + (
-            sum(running) if settings.device.startswith("cuda") else max(running)
-        )
-        if short is not None:
+        on_gpu = settings.device.startswith("cuda")
+        needed = weights + (sum(running_bytes) if on_gpu else max(running_bytes))
+        if too_short is not None:
             skipped.append(
-                f"{scenario}: {tokens} tokens are more than the context of {short.context} of "
-                f"{short.name}"
+                f"{scenario}: {tokens} tokens are more than the context of {too_short.context} of "
+                f"{too_short.name}"
             )
-        elif free is not None and need > _MAX_MEMORY_SHARE * free:
+        elif free is not None and needed > _MAX_MEMORY_SHARE * free:
             skipped.append(
-                f"{scenario}: about {need / 2**30:.1f} GiB would be needed and {free / 2**30:.1f} "
-                "GiB are free"
+                f"{scenario}: about {needed / 2**30:.1f} GiB would be needed and "
+                f"{free / 2**30:.1f} GiB are free"
             )
         else:
             grid.append(scenario)
@@ -330,8 +319,9 @@ def _fitting_scenarios(
 
 
 def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
-    """Estimate what a prefill holds beside weights and cache: the widest layer's inputs and
-    outputs, and one position of logits.
+    """Estimate what a prefill holds beside weights and cache, in bytes.
+
+    That is the widest layer's inputs and outputs, and one position of logits.
     """
     rows = scenario.batch * scenario.prompt_tokens
     block = (
@@ -341,69 +331,69 @@ def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
 
 
 def _time_alternately(
-    held: Mapping[str, Stopwatch],
+    stopwatches: Mapping[str, Stopwatch],
     scenario: Scenario,
     settings: TimingSettings,
-    done: Callable[[int], None],
+    report_rounds: Callable[[int], None],
 ) -> dict[str, Any]:
-    """Warm every model up, then visit them by turns; return the raw stamps of each visit and what
-    spoiled them.
-    """
-    asked = asdict(scenario)
+    """Warm up every model and visit them in turns; return the raw times and what disturbed them."""
+    fields = asdict(scenario)
     warm = {
-        who: one.ask("warm", scenario=asked, visit_seconds=settings.visit_seconds)
-        for who, one in held.items()
+        role: stopwatch.ask("warm", scenario=fields, visit_seconds=settings.visit_seconds)
+        for role, stopwatch in stopwatches.items()
     }
-    watch = InterferenceMonitor(
-        [one.process.pid for one in held.values()], gpu=settings.device.startswith("cuda")
-    )
-    visits: dict[str, list[list[list[float]]]] = {who: [] for who in held}
-    order = ("base", "student", "student", "base") if "base" in held else ("student", "student")
-    done(0)
-    watch.begin()
+    pids = [stopwatch.process.pid for stopwatch in stopwatches.values()]
+    monitor = InterferenceMonitor(pids, gpu=settings.device.startswith("cuda"))
+    # of each model: its visits, the runs of each visit, the times of each run's tokens
+    visits: dict[str, list[list[list[float]]]] = {role: [] for role in stopwatches}
+    with_base = "base" in stopwatches
+    order = ("base", "student", "student", "base") if with_base else ("student", "student")
+    report_rounds(0)
+    monitor.begin()
     for number in range(settings.rounds):
-        for who in order:
-            told = held[who].ask(
-                "visit", scenario=asked, runs=warm[who]["runs"], prefills=warm[who]["prefills"]
-            )
-            visits[who].append(told["stamps"])
-        done(number + 1)
-    dirty = list(watch.end())
-    every = [stamps for each in visits.values() for runs in each for stamps in runs]
-    if any(later <= sooner for stamps in every for sooner, later in pairwise(stamps)):
-        dirty.append("the clock stood still or ran backwards")
-    return {"warm": warm, "visits": visits, "dirty": dirty}
+        for role in order:
+            counts = {name: warm[role][name] for name in ("runs", "prefills")}
+            answer = stopwatches[role].ask("visit", scenario=fields, **counts)
+            visits[role].append(answer["stamps"])
+        report_rounds(number + 1)
+    remarks = list(monitor.end())
+    runs = [times for model_visits in visits.values() for visit in model_visits for times in visit]
+    if any(later <= earlier for times in runs for earlier, later in pairwise(times)):
+        remarks.append("the clock stood still or ran backwards")
+    return {"warm": warm, "visits": visits, "dirty": remarks}
 
 
 def lower_quartile(values: Sequence[float]) -> float:
-    """Return the lower quartile (linear between ranks): what a run takes when nothing gets in its
-    way.
+    """Return the lower quartile (linear between ranks): what a run takes when nothing disturbs it.
 
     Others on the machine only ever add time, so low quantiles repeat where means do not (Chen and
     Revels, 2016, "Robust benchmarking in noisy environments", take the least); the least of all
     would rest on one lucky value.
     """
     ordered = sorted(values)
-    place = 0.25 * (len(ordered) - 1)
-    below = int(place)
-    return ordered[below] + (place - below) * (
-        ordered[min(below + 1, len(ordered) - 1)] - ordered[below]
-    )
+    position = 0.25 * (len(ordered) - 1)
+    rank = int(position)
+    lower, upper = ordered[rank], ordered[min(rank + 1, len(ordered) - 1)]
+    return lower + (position - rank) * (upper - lower)
+
+
+def _token_gaps(runs: Sequence[Sequence[float]]) -> list[float]:
+    """Return the seconds between tokens after the first one, over all runs."""
+    return [later - earlier for times in runs for earlier, later in pairwise(times[1:])]
 
 
 def _round_seconds(runs: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return a model's seconds in one round, its visits pooled: the lower quartiles of first tokens
-    and of later ones.
-    """
-    first = lower_quartile([stamps[1] for stamps in runs])
-    steps = max(len(stamps) for stamps in runs) - 2
-    later = lower_quartile([b - a for stamps in runs for a, b in pairwise(stamps[1:])]) * steps
-    return {"prefill": first, "decode": later, "end_to_end": first + later}
+    """Return a model's seconds in one round: lower quartiles over the runs of its visits."""
+    prefill = lower_quartile([times[1] for times in runs])
+    steps = max(len(times) for times in runs) - 2
+    decode = lower_quartile(_token_gaps(runs)) * steps
+    return {"prefill": prefill, "decode": decode, "end_to_end": prefill + decode}
 
 
 def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any) -> Measurement:
-    """Return a measurement of a quantity, or of one part of it (a task, a kind of memory): unit and
-    direction are the table's.
+    """Return a measurement of a quantity, or of one part of it (a task, a kind of memory).
+
+    Its unit and direction are those of the table of quantities.
     """
     name = f"{quantity.key}:{part}" if part else quantity.key
     return Measurement(
@@ -415,7 +405,7 @@ def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any
     )
 
 
-# by `_of_a_round`'s names
+# By the names of `_round_seconds`.
 _SPEEDUPS = {
     "prefill": columns.PREFILL_X,
     "decode": columns.DECODE_X,
@@ -424,66 +414,74 @@ _SPEEDUPS = {
 _PEAKS = {"prefill": columns.PREFILL_PEAK, "decode": columns.PEAK}
 
 
-def _speed_measurements(timed: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
-    """Turn stamps into seconds, tokens per second, and one ratio to the base a round."""
-    condition, dirty = str(scenario), "; ".join(timed["dirty"])
-    visits = timed["visits"]
-    # whole runs, and prefills alone: two stamps
-    every = [stamps for visit in visits["student"] for stamps in visit]
-    runs = [stamps for stamps in every if len(stamps) > 2]
+def _speed_measurements(timing: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+    """Turn raw times into seconds, tokens per second, and ratios to the base, one a round."""
+    visits = timing["visits"]
+    shared = {"condition": str(scenario), "remark": "; ".join(timing["dirty"])}
+    # Of a prefill alone there are two times: its start and its token.
+    runs = [times for visit in visits["student"] for times in visit]
+    full_runs = [times for times in runs if len(times) > 2]
     steps = scenario.new_tokens - 1
-
-    def figure(quantity: Quantity, values: Sequence[float]) -> Measurement:
-        return measurement_of(
-            quantity, median(values), values=tuple(values), condition=condition, remark=dirty
-        )
-
-    found = [
-        figure(columns.TTFT, [stamps[1] for stamps in every]),
-        figure(columns.TPOT, [(stamps[-1] - stamps[1]) / steps for stamps in runs]),
-        figure(columns.END_TO_END, [stamps[-1] for stamps in runs]),
-        figure(
-            columns.PREFILL_RATE, [scenario.batch * scenario.prompt_tokens / s[1] for s in every]
-        ),
-        figure(columns.DECODE_RATE, [scenario.batch * steps / (s[-1] - s[1]) for s in runs]),
+    prompt_tokens = scenario.batch * scenario.prompt_tokens
+    values = {
+        columns.TTFT: [times[1] for times in runs],
+        columns.TPOT: [(times[-1] - times[1]) / steps for times in full_runs],
+        columns.END_TO_END: [times[-1] for times in full_runs],
+        columns.PREFILL_RATE: [prompt_tokens / times[1] for times in runs],
+        columns.DECODE_RATE: [
+            scenario.batch * steps / (times[-1] - times[1]) for times in full_runs
+        ],
+    }
+    measurements = [
+        measurement_of(quantity, median(numbers), values=tuple(numbers), **shared)
+        for quantity, numbers in values.items()
     ]
-    gaps = sorted(later - sooner for stamps in runs for sooner, later in pairwise(stamps[1:]))
+    gaps = sorted(_token_gaps(full_runs))
     # pooled over the runs: averaging each run's own percentile would hide the spikes
     if len(gaps) >= _MIN_PERCENTILE_VALUES:
-        value = gaps[math.ceil(0.9 * len(gaps)) - 1]
-        found.append(measurement_of(columns.GAP_P90, value, condition=condition, remark=dirty))
+        percentile = gaps[math.ceil(0.9 * len(gaps)) - 1]
+        measurements.append(measurement_of(columns.GAP_P90, percentile, **shared))
     if "base" in visits:
-        rounds = {
-            who: [_round_seconds([*each[at], *each[at + 1]]) for at in range(0, len(each), 2)]
-            for who, each in visits.items()
-        }
-        for name, quantity in _SPEEDUPS.items():
-            ratios = [
-                base[name] / own[name]
-                for base, own in zip(rounds["base"], rounds["student"], strict=True)
-            ]
-            interval = ratio_of_rounds(ratios, spread=START_SPREAD)
-            assert interval.value is not None
-            found.append(
-                measurement_of(
-                    quantity,
-                    interval.value,
-                    values=tuple(ratios),
-                    condition=condition,
-                    low=interval.low,
-                    high=interval.high,
-                    remark=dirty,
-                )
-            )
-    return found
+        measurements += _speedups(visits, shared)
+    return measurements
+
+
+def _speedups(
+    visits: Mapping[str, Sequence[Sequence[Sequence[float]]]], shared: Mapping[str, str]
+) -> list[Measurement]:
+    """Return how many times faster than the base the student is, one ratio a round."""
+    rounds = {
+        role: [
+            _round_seconds([*model_visits[index], *model_visits[index + 1]])
+            for index in range(0, len(model_visits), 2)
+        ]
+        for role, model_visits in visits.items()
+    }
+    measurements = []
+    for name, quantity in _SPEEDUPS.items():
+        pairs = zip(rounds["base"], rounds["student"], strict=True)
+        ratios = tuple(base[name] / student[name] for base, student in pairs)
+        interval = ratio_of_rounds(ratios, spread=START_SPREAD)
+        assert interval.value is not None
+        speedup = measurement_of(
+            quantity,
+            interval.value,
+            values=ratios,
+            low=interval.low,
+            high=interval.high,
+            **shared,
+        )
+        measurements.append(speedup)
+    return measurements
 
 
 def _disk_measurements(checkpoint: Checkpoint) -> list[Measurement]:
+    """Return the bytes on disk as a measurement."""
     return [measurement_of(columns.DISK, disk_bytes(checkpoint))]
 
 
 def disk_bytes(checkpoint: Checkpoint) -> int:
-    """Sum the bytes of a checkpoint's weight files."""
+    """Return the bytes of a checkpoint's weight files."""
     return sum(path.stat().st_size for path in weight_files(checkpoint.path))
 
 
@@ -495,54 +493,53 @@ def _memory_measurements(
     settings: TimingSettings,
     *,
     with_weights: bool,
-    exercised: bool,
+    libraries_loaded: bool,
 ) -> list[Measurement]:
-    """Turn counts into measurements, each beside what the configuration says; the activations are
-    the rest of the peak.
+    """Turn counted bytes into measurements, each compared with what the configuration says.
+
+    Activations are what remains of the peak.
     """
-    condition, found = str(scenario), []
+    condition, measurements = str(scenario), []
+    weights, kv = weighed["weights"], weighed["kv"]
     if with_weights:
         expected = weight_bytes(checkpoint.path, settings.dtype)
-        remark = _count_mismatch("weights", weighed["weights"], expected)
-        found.append(
-            measurement_of(
-                columns.WEIGHTS, weighed["weights"], condition=settings.dtype, remark=remark
-            )
+        remark = _count_mismatch("weights", weights, expected)
+        measurements.append(
+            measurement_of(columns.WEIGHTS, weights, condition=settings.dtype, remark=remark)
         )
-    kv = weighed["kv"]
     if kv is None:
-        found.append(
-            Measurement(
-                name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE
-            )
+        no_kv = Measurement(
+            name="skipped_kv", value=0, unit="", higher_is_better=False, remark=_NO_CACHE
         )
+        measurements.append(no_kv)
     else:
         expected = shape.kv_bytes(
             batch=scenario.batch, tokens=weighed["kv_tokens"], item=DTYPE_BYTES[settings.dtype]
         )
         # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
         remark = "" if shape.stateful else _count_mismatch("keys and values", kv, expected)
-        found.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
+        measurements.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
     for phase, peaks in weighed["peaks"].items():
         for kind, value in (peaks or {}).items():
-            found.append(measurement_of(_PEAKS[phase], value, kind, condition=condition))
-    both = [one for one in weighed["peaks"].values() if one]
-    if both:
-        peak = max(one.get("allocated", one.get("resident", 0)) for one in both)
-        remark = (
-            ""
-            if exercised
-            else "activations include what libraries load and reserve: this architecture has no "
-            "block to try them on"
+            measurements.append(measurement_of(_PEAKS[phase], value, kind, condition=condition))
+    totals = [
+        peaks.get("allocated", peaks.get("resident", 0))
+        for peaks in weighed["peaks"].values()
+        if peaks
+    ]
+    if totals:
+        activations = max(0, max(totals) - weights - (kv or 0))
+        remark = "" if libraries_loaded else _LIBRARIES_INCLUDED
+        measurements.append(
+            measurement_of(columns.ACTIVATIONS, activations, condition=condition, remark=remark)
         )
-        rest = max(0, peak - weighed["weights"] - (kv or 0))
-        found.append(measurement_of(columns.ACTIVATIONS, rest, condition=condition, remark=remark))
-    return found
+    return measurements
 
 
 def _count_mismatch(what: str, counted: int, expected: int) -> str:
-    """Say by how much a count differs from the arithmetic, "" where they agree to 2 % (or 64 KiB:
-    rotary tables and the like).
+    """Return how a counted size differs from the arithmetic, "" within 2 % or 64 KiB.
+
+    The tolerance allows for rotary tables and the like.
     """
     if abs(counted - expected) <= max(MEMORY_TOLERANCE * expected, 2**16):
         return ""
@@ -552,7 +549,7 @@ def _count_mismatch(what: str, counted: int, expected: int) -> str:
 def _loading_measurements(
     opened: Mapping[str, Any], warm: Mapping[str, Any], scenario: Scenario
 ) -> list[Measurement]:
-    """Return loading and the first call, which every later call is spared."""
+    """Return the seconds of loading and of the first call, which is slower than later ones."""
     return [
         measurement_of(
             columns.LOAD,
@@ -564,17 +561,23 @@ def _loading_measurements(
 
 
 def seconds_per_problem(scores: Sequence[TaskScore]) -> list[Measurement]:
-    """Seconds per problem and per correct answer of the scored run, batched as scored: natural
-    answer lengths, so not a latency.
+    """Return the seconds per problem and per correct answer of the scored run.
+
+    Problems are batched as they were scored and answers have their natural length, so these are no
+    latencies.
     """
-    found = []
+    measurements = []
     for score in scores:
-        found.append(measurement_of(columns.PER_PROBLEM, score.seconds / score.n, score.task))
-        right = (
+        measurements.append(
+            measurement_of(columns.PER_PROBLEM, score.seconds / score.n, score.task)
+        )
+        correct = (
             score.value * score.n
             if score.retains and score.unit == "share" and not score.form
             else 0
         )
-        if right:
-            found.append(measurement_of(columns.PER_CORRECT, score.seconds / right, score.task))
-    return found
+        if correct:
+            measurements.append(
+                measurement_of(columns.PER_CORRECT, score.seconds / correct, score.task)
+            )
+    return measurements

@@ -1,6 +1,4 @@
-"""The grid of a timing: prompt lengths, rows at once and forced lengths, as typed and as
-defaults.
-"""
+"""The grid of a timing: prompt lengths, batch sizes and forced answer lengths."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ MIN_WARMUP_SECONDS = 1.0
 
 @dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One point of the grid: tokens of a prompt, rows at once, forced length of the answer."""
+    """One point of the grid: prompt tokens, batch size, forced answer tokens."""
 
     prompt_tokens: int = 128
     batch: int = 1
@@ -28,26 +26,27 @@ class Scenario:
 
 
 def parse_grid(text: str) -> tuple[Scenario, ...]:
-    """Read `PROMPTSxBATCHESxNEW`, each a comma list, all combined; several of these separated by
-    spaces or semicolons.
+    """Parse `PROMPTSxBATCHESxNEW`, each a comma list, all combined.
+
+    Several of these are separated by spaces or semicolons. Raises `HarnessError` for anything else.
     """
-    found: list[Scenario] = []
+    scenarios: list[Scenario] = []
     for part in filter(None, re.split(r"[;\s]+", text.strip())):
         lists = part.lower().split("x")
-        if len(lists) != 3 or not all(re.fullmatch(r"\d+(,\d+)*", one) for one in lists):
+        if len(lists) != 3 or not all(re.fullmatch(r"\d+(,\d+)*", numbers) for numbers in lists):
             raise HarnessError(
                 f"--grid {part!r} is not PROMPT TOKENSxBATCHxNEW TOKENS; write for example "
                 "128,512x1,8x32"
             )
         for prompt, batch, new in product(
-            *([int(value) for value in one.split(",")] for one in lists)
+            *([int(value) for value in numbers.split(",")] for numbers in lists)
         ):
             if prompt < 1 or batch < 1 or new < 2:
                 raise HarnessError(
                     f"--grid {part!r}: prompts and batches start at 1, new tokens at 2 (one comes "
                     "from the prefill)"
                 )
-            found.append(Scenario(prompt_tokens=prompt, batch=batch, new_tokens=new))
-    if not found:
+            scenarios.append(Scenario(prompt_tokens=prompt, batch=batch, new_tokens=new))
+    if not scenarios:
         raise HarnessError("--grid is empty; write for example 128,512x1,8x32")
-    return tuple(dict.fromkeys(found))
+    return tuple(dict.fromkeys(scenarios))

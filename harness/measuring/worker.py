@@ -1,10 +1,9 @@
-"""The process that holds one model and times it when it is told to: `python -P -m
-harness.measuring.worker JOB.json`.
+"""The process that holds one model and times it: `python -P -m harness.measuring.worker JOB.json`.
 
-Its parent (`harness/measuring/measure.py`) asks by lines of JSON on standard input, one at a time,
-and waits; between two questions this process does nothing. Nothing else is imported here than what
-opening and running the model needs: the memory before the model is opened is the baseline that the
-model's own memory is counted from.
+Its parent (`harness/measuring/measure.py`) sends commands as lines of JSON on standard input, one
+at a time, and waits; between two commands this process does nothing. Nothing is imported here
+beyond what opening and running the model needs, because the memory before the model is opened is
+the baseline of the model's own memory.
 
 A timed run: fixed token ids, a prefill, then forced greedy steps without EOS, logits of one
 position, a fresh cache.
@@ -33,25 +32,24 @@ from harness.measuring.scenario import MIN_WARMUP_SECONDS, Scenario
 from harness.models.checkpoint import model_class
 from harness.models.states import cache_arguments, cache_tensors, forward_arguments
 
-WARMUP_RUNS = (3, 12)  # full-length runs: at least, at most
-WARMUP_TOLERANCE = 0.05  # two warm-ups in a row within this share of each other: stable
+MIN_WARMUP_RUNS, MAX_WARMUP_RUNS = 3, 12  # of full length
+WARMUP_TOLERANCE = 0.05  # stable: two runs in a row differ by no more than this share
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimingJob:
-    """Which model to hold, and how."""
+    """Which model to time, and how."""
 
     path: str
     device: str
     dtype: str
     threads: int
-    vocabulary: int  # ids are drawn below it: the smallest of the compared models'
-    # module:function applied to the opened model (a wrapper of one's own, a compiled form)
-    wrap: str = ""
+    vocabulary: int  # token ids are below it: the smallest of the compared models'
+    wrap: str = ""  # module:function applied to the opened model, as torch.compile
 
 
 def main(argv: Sequence[str]) -> int:
-    """Answer the parent's questions until it closes the line."""
+    """Answer the parent's commands until it closes standard input."""
     job = TimingJob(**json.loads(Path(argv[1]).read_text(encoding="utf-8")))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
     os.dup2(2, 1)  # what libraries print goes to the log
@@ -63,25 +61,23 @@ def main(argv: Sequence[str]) -> int:
 
     torch.set_num_threads(job.threads)
     torch.set_grad_enabled(False)
-    held = TimingWorker(job)
+    timing_worker = TimingWorker(job)
     answers.write(json.dumps({"ready": os.getpid()}) + "\n")
     for line in sys.stdin:
-        question = json.loads(line)
-        name = question.pop("do")
+        request = json.loads(line)
+        command = request.pop("do")
         try:
-            answer = getattr(held, name)(**question)
-        except Exception as problem:  # noqa: BLE001  told to the parent in one line, which decides
+            answer = getattr(timing_worker, command)(**request)
+        except Exception as problem:  # noqa: BLE001  the parent decides, and gets one line
             traceback.print_exc()
-            answer = {
-                "failed": f"{type(problem).__name__}: "
-                f"{str(problem).strip().splitlines()[0] if str(problem).strip() else ''}"
-            }
+            first_line = next(iter(str(problem).strip().splitlines()), "")
+            answer = {"failed": f"{type(problem).__name__}: {first_line}"}
         answers.write(json.dumps(answer) + "\n")
     return 0
 
 
 class TimingWorker:
-    """The model of this process and what can be asked about it."""
+    """The model of this process, and the parent's commands as methods."""
 
     def __init__(self, job: TimingJob) -> None:
         self.job = job
@@ -89,105 +85,96 @@ class TimingWorker:
         self.baseline: dict[str, int] = {}
 
     def open(self) -> dict[str, Any]:
-        """Open the model; return the seconds (imports not counted) and what loading lifted the
-        memory by.
-        """
+        """Open the model; return its seconds (without imports) and the peak of memory."""
         import torch
 
         exercised = preload_libraries(self.job)
-        opens = model_class(Path(self.job.path))
+        opener = model_class(Path(self.job.path))
         self.baseline = baseline_bytes(self.job.device)
-        began = time.perf_counter()
-        self.model = opens.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
+        start = time.perf_counter()
+        self.model = opener.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
         self.model.to(self.job.device).eval()
         if self.job.wrap:
             module, _, function = self.job.wrap.partition(":")
             self.model = getattr(importlib.import_module(module), function)(self.model)
         synchronise(self.job.device)
         return {
-            "seconds": time.perf_counter() - began,
+            "seconds": time.perf_counter() - start,
             "peak": self._peaks(),
             "exercised": exercised,
         }
 
     def warm(self, scenario: dict[str, int], visit_seconds: float) -> dict[str, Any]:
-        """Run at full length until two runs in a row agree; return the seconds of each, the first
-        among them.
+        """Run at full length until two runs in a row agree; return the seconds of each run.
+
+        `runs` and `prefills` are how many of each fill a visit of `visit_seconds`.
         """
-        asked = Scenario(**scenario)
-        seconds: list[float] = []
-        first: list[float] = []
+        point = Scenario(**scenario)
+        seconds: list[float] = []  # of each run
+        prefill_seconds: list[float] = []
         while True:
-            stamps = self._run(asked)
-            first.append(stamps[1] - stamps[0])
-            seconds.append(stamps[-1] - stamps[0])
-            steady = (
-                len(seconds) > 1
-                and abs(seconds[-1] - seconds[-2]) <= WARMUP_TOLERANCE * seconds[-1]
-            )
-            enough = len(seconds) >= WARMUP_RUNS[0] and sum(seconds) >= MIN_WARMUP_SECONDS
-            tried = len(seconds) >= WARMUP_RUNS[1] or sum(seconds) > 10 * MIN_WARMUP_SECONDS
-            if enough and (steady or tried):
+            times = self._run(point)
+            prefill_seconds.append(times[1] - times[0])
+            seconds.append(times[-1] - times[0])
+            if _is_warm(seconds):
                 break
         runs = max(1, min(50, math.ceil(visit_seconds / min(seconds[1:]))))
-        prefills = max(0, min(50, math.ceil(0.25 * visit_seconds / min(first[1:])) - runs))
-        return {"seconds": seconds, "runs": runs, "prefills": prefills}
+        prefills = math.ceil(0.25 * visit_seconds / min(prefill_seconds[1:])) - runs
+        return {"seconds": seconds, "runs": runs, "prefills": max(0, min(50, prefills))}
 
     def visit(self, scenario: dict[str, int], runs: int, prefills: int) -> dict[str, Any]:
-        """Time forced runs, then prefills alone, with the garbage collector off; return the stamps
-        of each, in seconds from its start.
+        """Time forced runs, then prefills alone, without garbage collection; return their times.
 
-        A prefill is so much shorter than a run that a visit without more of them would time it too
-        seldom.
+        The times of a run are those of its tokens, in seconds from its start. A prefill is so much
+        shorter than a run that a visit needs more of them to time it well.
         """
-        asked = Scenario(**scenario)
-        ids = self._ids(asked)
+        point = Scenario(**scenario)
+        ids = self._ids(point)
         gc.collect()
         gc.disable()
         try:
-            lengths = [asked.new_tokens] * runs + [1] * prefills
-            found = [token_times(self.model, ids, length, self.job.device) for length in lengths]
+            lengths = [point.new_tokens] * runs + [1] * prefills
+            clocks = [token_times(self.model, ids, length, self.job.device) for length in lengths]
         finally:
             gc.enable()
-        return {"stamps": [[stamp - stamps[0] for stamp in stamps] for stamps in found]}
+        return {"stamps": [[reading - readings[0] for reading in readings] for readings in clocks]}
 
     def weigh(self, scenario: dict[str, int]) -> dict[str, Any]:
-        """Count weights and cache by their storages, and measure the peak of a prefill and of a
-        whole run; all in bytes.
-        """
+        """Return the bytes of weights and cache, and the peaks of a prefill and of a full run."""
         import torch
 
-        asked = Scenario(**scenario)
-        ids = self._ids(asked)
+        point = Scenario(**scenario)
+        ids = self._ids(point)
         on_gpu = self.job.device.startswith("cuda")
         peaks: dict[str, Any] = {}
         kv = None
-        for phase, new_tokens in (("prefill", 1), ("decode", asked.new_tokens)):
+        for phase, new_tokens in (("prefill", 1), ("decode", point.new_tokens)):
             gc.collect()
             if on_gpu:
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
-            resets = on_gpu or reset_peak()
-            out = generate_greedily(self.model, ids, new_tokens)
+            has_fresh_peak = on_gpu or reset_peak()
+            output = generate_greedily(self.model, ids, new_tokens)
             synchronise(self.job.device)
-            peaks[phase] = self._peaks() if resets else None
-            kv = cache_bytes(out)
-            del out
+            peaks[phase] = self._peaks() if has_fresh_peak else None
+            kv = cache_bytes(output)
+            del output
         return {
             "weights": resident_bytes(self.model),
             "kv": kv,
             "peaks": peaks,
-            "kv_tokens": asked.prompt_tokens + asked.new_tokens - 1,
+            "kv_tokens": point.prompt_tokens + point.new_tokens - 1,
         }
 
     def _peaks(self) -> dict[str, int] | None:
-        """Return the peak above the baseline: what tensors took and what the allocator reserved, or
-        the process's memory.
+        """Return the peak of memory above the baseline, in bytes; None where it cannot be read.
+
+        On a GPU by what tensors took and what the allocator reserved, else by the process's memory.
         """
         if self.job.device.startswith("cuda"):
             import torch
 
-            now = {
+            current = {
                 "allocated": torch.cuda.max_memory_allocated(),
                 "reserved": torch.cuda.max_memory_reserved(),
             }
@@ -195,55 +182,58 @@ class TimingWorker:
             peak = process_bytes("VmHWM")
             if peak is None:
                 return None
-            now = {"resident": peak}
-        return {kind: max(0, value - self.baseline[kind]) for kind, value in now.items()}
+            current = {"resident": peak}
+        return {kind: max(0, value - self.baseline[kind]) for kind, value in current.items()}
 
     def _ids(self, scenario: Scenario) -> Any:
+        """Return the token ids of a scenario's prompts, (B, T), the same for every model."""
         import torch
 
-        draw = random.Random(0)
+        generator = random.Random(0)
         rows = [
-            [draw.randrange(self.job.vocabulary) for _ in range(scenario.prompt_tokens)]
+            [generator.randrange(self.job.vocabulary) for _ in range(scenario.prompt_tokens)]
             for _ in range(scenario.batch)
         ]
         return torch.tensor(rows, device=self.job.device)
 
     def _run(self, scenario: Scenario) -> list[float]:
+        """Run a scenario once; return the times of its tokens."""
         return token_times(self.model, self._ids(scenario), scenario.new_tokens, self.job.device)
 
 
-def preload_libraries(job: TimingJob) -> bool:
-    """Save, open and run one block of the same architecture, so that what libraries load and
-    reserve is in the baseline.
+def _is_warm(seconds: Sequence[float]) -> bool:
+    """Tell whether runs that took so many seconds were enough to warm up."""
+    total = sum(seconds)
+    if len(seconds) < MIN_WARMUP_RUNS or total < MIN_WARMUP_SECONDS:
+        return False
+    is_stable = abs(seconds[-1] - seconds[-2]) <= WARMUP_TOLERANCE * seconds[-1]
+    return is_stable or len(seconds) >= MAX_WARMUP_RUNS or total > 10 * MIN_WARMUP_SECONDS
 
-    The imports of a model's code, thread pools and kernels' scratch space belong to no model;
-    without this they would stand as the activations of the first. False where the architecture
-    cannot be cut so: then they do.
+
+def preload_libraries(job: TimingJob) -> bool:
+    """Save, open and run one block of the architecture; False where the architecture forbids that.
+
+    So what libraries load and reserve (a model's code, thread pools, kernels' scratch space) is in
+    the baseline. It belongs to no model, and would otherwise count as the first model's
+    activations.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    # an architecture that cannot be cut so: no harm
+    # Some architectures cannot be built so small; they are measured without preloading.
     with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:
         config = AutoConfig.from_pretrained(job.path)
-        inner = config.get_text_config()
-        if hasattr(config, "quantization_config"):  # the block is tried in floats
+        text_config = config.get_text_config()
+        if hasattr(config, "quantization_config"):  # the block holds floats
             del config.quantization_config
-        inner.num_hidden_layers, inner.vocab_size, inner.pad_token_id, inner.bos_token_id = (
-            1,
-            64,
-            None,
-            None,
-        )
-        if getattr(inner, "layer_types", None):
-            inner.layer_types = inner.layer_types[:1]
+        text_config.num_hidden_layers, text_config.vocab_size = 1, 64
+        text_config.pad_token_id = text_config.bos_token_id = None
+        if getattr(text_config, "layer_types", None):
+            text_config.layer_types = text_config.layer_types[:1]
         AutoModelForCausalLM.from_config(config).save_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, job.dtype))
-        generate_greedily(
-            model.to(job.device).eval(),
-            torch.zeros((1, 32), dtype=torch.long, device=job.device),
-            3,
-        )
+        ids = torch.zeros((1, 32), dtype=torch.long, device=job.device)
+        generate_greedily(model.to(job.device).eval(), ids, 3)
         synchronise(job.device)
         return True
     return False
@@ -252,45 +242,47 @@ def preload_libraries(job: TimingJob) -> bool:
 def generate_greedily(
     model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None
 ) -> Any:
-    """Read the prompts and write `new_tokens` greedy tokens whatever they are; return the last
-    output, its cache inside.
+    """Read the prompts and write `new_tokens` greedy tokens; return the last output with its cache.
 
-    `stamp` is called before the first forward pass and after each token is chosen. A model that
-    hands no cache back reads the whole text at every step, as the scorer lets it.
+    EOS does not end the writing. `stamp` is called before the first forward pass and after each
+    token is chosen. A model that returns no cache reads the whole text at every step, as in
+    scoring.
     """
     import torch
 
     names = forward_arguments(model)
-    settings = {
+    options = {
         name: value
         for name, value in (("use_cache", True), ("logits_to_keep", 1))
         if names is None or {name, "kwargs"} & names
     }
     with torch.inference_mode():
         stamp()
-        out = model(input_ids=ids_BT, **settings)
-        chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+        output = model(input_ids=ids_BT, **options)
+        chosen = output.logits[:, -1].argmax(dim=-1, keepdim=True)
         stamp()
         for _ in range(new_tokens - 1):
-            held = cache_arguments(out, names)
-            if not held:
+            cache = cache_arguments(output, names)
+            if not cache:
                 ids_BT = torch.cat([ids_BT, chosen], dim=1)
-            out = model(input_ids=chosen if held else ids_BT, **held, **settings)
-            chosen = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+            output = model(input_ids=chosen if cache else ids_BT, **cache, **options)
+            chosen = output.logits[:, -1].argmax(dim=-1, keepdim=True)
             stamp()
-    return out
+    return output
 
 
 def token_times(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[float]:
-    """Return the time of the start and of each token, in seconds: by the CPU's steady clock, or by
-    events on the GPU.
+    """Return the time of the start and of each token, in seconds.
 
-    On a GPU the events are read after one synchronisation at the end: none inside the run.
+    By the CPU's steady clock, or by events on a GPU, which are read after one synchronisation at
+    the end: none inside the run.
     """
     if not device.startswith("cuda"):
-        clock: list[int] = []
-        generate_greedily(model, ids_BT, new_tokens, lambda: clock.append(time.perf_counter_ns()))
-        return [stamp / 1e9 for stamp in clock]
+        nanoseconds: list[int] = []
+        generate_greedily(
+            model, ids_BT, new_tokens, lambda: nanoseconds.append(time.perf_counter_ns())
+        )
+        return [reading / 1e9 for reading in nanoseconds]
     import torch
 
     events: list[Any] = []
@@ -307,9 +299,7 @@ def token_times(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[f
 
 
 def _storages_of(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield (address, bytes) of the storages behind a tensor; packed tensors consist of several
-    (values, scales, zeros).
-    """
+    """Yield (address, bytes) of the storages of a tensor; a packed one has several."""
     if hasattr(tensor, "__tensor_flatten__"):
         names, _ = tensor.__tensor_flatten__()
         for name in names:
@@ -321,43 +311,45 @@ def _storages_of(tensor: Any) -> Iterator[tuple[int, int]]:
 
 
 def _attached_storages(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield what bitsandbytes hangs on its parameters as attributes, which no list of parameters or
-    buffers names.
+    """Yield the storages that bitsandbytes attaches to its parameters as attributes.
+
+    No list of parameters or buffers names them.
     """
     state = getattr(tensor, "quant_state", None)
-    beside = [getattr(tensor, "SCB", None)]
+    attached = [getattr(tensor, "SCB", None)]
     while state is not None:
-        beside += [state.absmax, state.code, getattr(state, "offset", None)]
+        attached += [state.absmax, state.code, getattr(state, "offset", None)]
         state = getattr(state, "state2", None)
-    for one in beside:
-        if hasattr(one, "untyped_storage"):
-            yield from _storages_of(one)
+    for value in attached:
+        if hasattr(value, "untyped_storage"):
+            yield from _storages_of(value)
 
 
 def _unique_bytes(tensors: Iterator[Any]) -> int:
-    found = dict(pair for tensor in tensors for pair in _storages_of(tensor))
-    return sum(found.values())
+    """Return the bytes of tensors' storages, each storage once."""
+    storages = dict(pair for tensor in tensors for pair in _storages_of(tensor))
+    return sum(storages.values())
 
 
 def resident_bytes(model: Any) -> int:
-    """Sum the bytes of a model's parameters and buffers, each storage once (tied weights count
-    once), and of what kernels hold beside.
+    """Return the bytes of a model's parameters and buffers, and of kernels' copies of them.
+
+    Each storage counts once, so tied weights do.
     """
-    beside = sum(int(getattr(module, "kernel_bytes", 0)) for module in model.modules())
-    return beside + _unique_bytes(
+    kernel_copies = sum(int(getattr(module, "kernel_bytes", 0)) for module in model.modules())
+    return kernel_copies + _unique_bytes(
         tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors
     )
 
 
-def cache_bytes(out: Any) -> int | None:
-    """Sum the bytes of all that stands in the cache behind an output, each storage once; None where
-    there is none.
+def cache_bytes(output: Any) -> int | None:
+    """Return the bytes of an output's cache, each storage once; None without a cache.
 
-    A layer's own count of its tokens, a single integer, is no part of them.
+    A single integer, which is a layer's count of its tokens, is left out.
     """
-    tensors = cache_tensors(list(cache_arguments(out, None).values()))
-    held = [one for one in tensors if one.numel() > 1 or one.is_floating_point()]
-    return _unique_bytes(iter(held)) if held else None
+    tensors = cache_tensors(list(cache_arguments(output, None).values()))
+    counted = [tensor for tensor in tensors if tensor.numel() > 1 or tensor.is_floating_point()]
+    return _unique_bytes(iter(counted)) if counted else None
 
 
 def job_json(job: TimingJob) -> str:

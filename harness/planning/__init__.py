@@ -1,8 +1,8 @@
 """From names and settings to rows, and from rows to cells with keys. No torch at import.
 
-`config.RunConfig` is what a run is asked to do, `spec` parses what is typed, `chain` knows which
-stage may follow which, `rows` builds each row's methods, `setup` decides what all rows have in
-common, `plan.make_plan` gives a `Plan` of `cells`.
+`config.RunConfig` contains all settings of a run. `spec` parses what users type, `chain` checks the
+order of stages, `rows` builds the methods of each row, `setup` decides what all rows share, `keys`
+makes the keys of students and cells, and `plan.make_plan` returns a `Plan` of `cells`.
 """
 
 __all__ = ["cells", "chain", "config", "fields", "keys", "plan", "rows", "setup", "spec"]

@@ -107,6 +107,21 @@ class RowSettings(_Settings):
         Spelling(read=lambda texts: parse_set(texts), metavar="METHOD.SETTING=VALUE"),
     ] = Field(default={}, description="A method's setting, repeatable: response.temperature=4.")
     controls: bool = Field(default=True, description="Run the controls that the methods need.")
+    train_data: Names = Field(
+        default=(),
+        description="Train on data of your own in place of the tasks' train splits: FILE of JSON "
+        "lines (prompt and completion, messages, or text) or ORG/NAME of the Hub; several with "
+        "weights: a.jsonl=0.7,b.jsonl=0.3.",
+    )
+    calibration: Path | None = Field(
+        default=None,
+        description="Calibrate on a FILE of your own, of the same form as --train-data.",
+    )
+    overlap: Literal["drop", "refuse"] = Field(
+        default="drop",
+        description="What becomes of an example of your own data that holds an item which is "
+        "scored: {choices}.",
+    )
 
     @field_validator("suite", "teacher")
     @classmethod

@@ -87,6 +87,8 @@ def _user_request(setup: Setup) -> dict[str, object]:
         "weights": config.teacher_weights,
         "tune": config.tune,
         "backend": config.backend,
+        **({"train data": config.train_data} if config.train_data else {}),
+        **({"calibration": str(config.calibration)} if config.calibration else {}),
     }
 
 
@@ -238,6 +240,16 @@ class _Planner:
             stages.append(_planned_stage(key, label, name, method))
         return tuple(stages)
 
+    def _own_data(self, method: Method) -> dict[str, object]:
+        """Return what keys hold of data of the user's own; nothing where none was given."""
+        sets, calibration = self.setup.resolved.training_sets, self.setup.resolved.calibration
+        contents: dict[str, object] = {}
+        if sets and reads_items(method):
+            contents["train data"] = [[data.name, data.digest, data.weight] for data in sets]
+        if calibration and method.calibrates:
+            contents["calibration data"] = calibration.digest
+        return contents
+
     def _key_contents(
         self, name: str, method: Method, *, seed: int | None, parent: str
     ) -> dict[str, object]:
@@ -252,6 +264,7 @@ class _Planner:
             "budget": 0 if seed is None else self.setup.budget,
             "seed": seed,
             "text": self.setup.resolved.text if method.calibrates else "",
+            **self._own_data(method),
             "parent": parent,
             "code": self.code.for_student(method),
             **(lm_eval_parts(self.code.tasks) if reads_items(method) else {}),

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
+from harness.data.training_sets import TrainingSet
 from harness.errors import HarnessError, unknown
 from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
 from harness.machine.load import threads_for
@@ -20,7 +21,7 @@ from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
 from harness.planning.rows import PlannedRow
-from harness.records.conditions import Conditions
+from harness.records.conditions import Conditions, DataReference
 from harness.registry import Registry
 
 
@@ -36,6 +37,8 @@ class ResolvedNames:
     dtype: str
     data: str  # digest of the files that the tasks read; "" if they read none
     text: str = ""  # digest of free text for calibration
+    training_sets: Sequence[TrainingSet] = ()  # of one's own, in place of the tasks' train splits
+    calibration: TrainingSet | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,20 @@ class Setup:
             budget_rows=config.rows,
             tuned=config.tune,
             teacher_weights=config.teacher_weights,
+            train_data=tuple(map(_reference_of, self.resolved.training_sets)),
+            calibration_data=_reference_of(self.resolved.calibration)
+            if self.resolved.calibration
+            else None,
         )
+
+
+def _reference_of(training_set: TrainingSet) -> DataReference:
+    return DataReference(
+        name=training_set.name,
+        digest=training_set.digest,
+        examples=len(training_set),
+        weight=training_set.weight,
+    )
 
 
 def _shared_threads(models: RunModels, device: str) -> int:

@@ -42,6 +42,17 @@ class ModelReference(ConsistentModel):
     parents: tuple[str, ...] = ()
 
 
+class DataReference(ConsistentModel):
+    """Which data of a user's own, by content."""
+
+    checks: ClassVar[Checks] = nonnegative_fields("examples", "weight")
+
+    name: str
+    digest: str
+    examples: int
+    weight: float = 1.0  # its share among several
+
+
 @dataclass(frozen=True)
 class BaselineText:
     """How a baseline writes a condition; texts of one name follow each other."""
@@ -80,6 +91,15 @@ def _names(models: tuple[ModelReference, ...]) -> str:
 
 def _digests(models: tuple[ModelReference, ...]) -> str:
     return " ".join(model.digest for model in models)
+
+
+def _data_text(sets: "tuple[DataReference, ...]") -> str | None:
+    weighted = len(sets) > 1
+    names = " and ".join(
+        f"{data.name} ({data.digest[:8]})" + (f" x {data.weight:g}" if weighted else "")
+        for data in sets
+    )
+    return names or None
 
 
 class _FullyMarked(ConsistentModel):
@@ -187,6 +207,15 @@ class Conditions(_FullyMarked):
             "weights", lambda shares: "+".join(f"{share:.3g}" for share in shares), "trained rows"
         ),
     ] = ()
+    train_data: Annotated[  # in place of the tasks' train splits
+        tuple[DataReference, ...], MustAgree("training data", _data_text, "trained rows")
+    ] = ()
+    calibration_data: Annotated[  # in place of the train splits' text, or of C4
+        DataReference | None,
+        MustAgree(
+            "calibration data", lambda data: _data_text((data,)) if data else None, "students"
+        ),
+    ] = None
 
     @model_validator(mode="before")
     @classmethod

@@ -27,7 +27,7 @@ from harness.records.conditions import (
 from harness.records.consistency import Checks, ConsistentModel, nonnegative_fields
 from harness.renames.labels import current_label, settings_in_records
 
-SCHEMA = 9
+SCHEMA = 10
 Status = Literal["success", "failed", "skipped"]
 Share = Annotated[float, Field(ge=0, le=1)]
 
@@ -349,6 +349,7 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     7: lambda old: {**old, "schema": 8},
     # 9 renamed settings of methods, in labels too (harness/renames)
     8: lambda old: {**_by_new_names(old), "schema": 9},
+    9: lambda old: {**old, "schema": 10},  # 10 added data of the user's own, with defaults
 }
 
 

@@ -36,7 +36,9 @@ class Evidence:
 def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
     if path is None or not path.exists():
         return
-    for found in read_json_lines(path, torn=True):  # a run that was killed leaves a torn last line
+    for found in read_json_lines(
+        path, skip_torn=True
+    ):  # a run that was killed leaves a torn last line
         if isinstance(found, dict):
             yield found
 

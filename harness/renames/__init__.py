@@ -94,7 +94,25 @@ OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "methods.base:changed": ("methods.base:non_default_settings", FROM_0_1),
     "methods.compression.base:Making": ("methods.compression.base:StudentBuilder", FROM_0_1),
+    "methods.compression.external:require": (
+        "methods.compression.external:require_package",
+        FROM_0_1,
+    ),
+    "methods.compression.external:by_library": (
+        "methods.compression.external:explaining_library_errors",
+        FROM_0_1,
+    ),
+    "methods.compression.external:written_by": (
+        "methods.compression.external:save_library_student",
+        FROM_0_1,
+    ),
     "suites:OUTSIDE": ("suites:LM_EVAL_PREFIX", FROM_0_1),
+    "suites.loading.lm_eval:configurable_task": (
+        "suites.loading.lm_eval:build_task_over_rows",
+        FROM_0_1,
+    ),
+    "suites.loading.lm_eval:built": ("suites.loading.lm_eval:build_task", FROM_0_1),
+    "suites.loading.lm_eval:builtin": ("suites.loading.lm_eval:read_builtin", FROM_0_1),
     "methods._settings": ("methods.base", FROM_0_1),
     "methods._base": ("methods.training.base, methods.training.sources", FROM_0_1),
     "methods._terms": (
@@ -132,6 +150,13 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.testing:Checked": ("harness.testing:ContractReport", FROM_0_1),
     "harness.api:Weighed": ("harness.api:MeasuredModel", FROM_0_1),
     "harness.api:expect": ("harness.api:estimate_cells", FROM_0_1),
+    "harness.api:Finished": ("harness.running.runner:CellResult", FROM_0_1),
+    "harness.api:Watcher": ("harness.running.runner:callbacks_by_old_names", FROM_0_1),
+    "harness.running.runner:Finished": ("harness.running.runner:CellResult", FROM_0_1),
+    "harness.running.runner:Watcher": (
+        "harness.running.runner:callbacks_by_old_names",
+        FROM_0_1,
+    ),
     "harness.registry:built": ("harness.registry:construct", FROM_0_1),
     "harness.registry:admitted": ("harness.registry:admit_method", FROM_0_1),
     "harness.registry:expanded": ("harness.registry:settings_with_defaults", FROM_0_1),

@@ -1,6 +1,7 @@
 """The job of a cell: everything that its process needs to know, in one file."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import ConfigDict
 
@@ -28,3 +29,6 @@ class CellJob(WithConditions):
     cores_in_use: float | None  # by other processes, when the cell began
     cache: Path
     data_dir: Path | None
+    train_data_locations: tuple[str, ...] = ()  # of the conditions' data sets, in their order
+    calibration_location: str = ""
+    overlap: Literal["drop", "refuse"] = "drop"

@@ -2,11 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from harness import catalog
 from harness.contract import Checkpoint, Progress, Task
 from harness.data.examples import examples_digest, examples_of
 from harness.data.source import LocalOrHubData
+from harness.data.training_sets import TrainingSet
+from harness.errors import CellFailed
 from harness.models.rendering import rendering_of
 from harness.running.job import CellJob
 
@@ -17,6 +20,7 @@ class LoadedJob:
 
     job: CellJob
     tasks: dict[str, Task]
+    training_tasks: dict[str, Task]  # whose examples are trained on; the same without own data
     source: LocalOrHubData
     progress: Callable[[Progress], None]
 
@@ -31,9 +35,8 @@ class LoadedJob:
             for name in job.conditions.task_names
         }
         render, show = rendering_of(job.conditions.prompting, job.student_base.checkpoint())
-        return cls(
-            job, tasks, LocalOrHubData(folder=job.data_dir, render=render, show=show), progress
-        )
+        source = LocalOrHubData(folder=job.data_dir, render=render, show=show)
+        return cls(job, tasks, _training_tasks(job, tasks), source, progress)
 
     @property
     def teachers(self) -> tuple[Checkpoint, ...]:
@@ -43,5 +46,38 @@ class LoadedJob:
     def data_digest(self) -> str:
         """Return the digest of the items that a student of this job may be trained on."""
         return examples_digest(
-            examples_of(self.tasks, "train", self.source, rows=self.job.conditions.budget_rows)
+            examples_of(
+                self.training_tasks, "train", self.source, rows=self.job.conditions.budget_rows
+            )
         )
+
+    def calibration_set(self) -> TrainingSet | None:
+        """Return the data to calibrate on, where the user gave any."""
+        job = self.job
+        if not job.calibration_location:
+            return None
+        return TrainingSet(job.calibration_location, evaluated=self.tasks, overlap=job.overlap)
+
+    def own_data_notes(self) -> dict[str, Any]:
+        """Return what the record says of own data: how many examples were trained on, held out, and
+        dropped because they hold an evaluation item.
+        """
+        return {
+            name: training_set.counts(self.source)
+            for name, training_set in self.training_tasks.items()
+            if isinstance(training_set, TrainingSet)
+        }
+
+
+def _training_tasks(job: CellJob, tasks: dict[str, Task]) -> dict[str, Task]:
+    """Return the user's own data by name, each example checked against the tasks' items; the tasks
+    themselves where there is none.
+    """
+    sets = [
+        TrainingSet(place, data.weight, evaluated=tasks, overlap=job.overlap)
+        for place, data in zip(job.train_data_locations, job.conditions.train_data, strict=True)
+    ]
+    for training_set, data in zip(sets, job.conditions.train_data, strict=True):
+        if training_set.digest != data.digest:
+            raise CellFailed(f"{training_set.place} has changed since the run began; run again")
+    return {training_set.name: training_set for training_set in sets} or tasks

@@ -31,6 +31,8 @@ _IN_WORDS = {
     "base": "the student's base changed",
     "data": "the data files changed",
     "text": "the calibration text changed",
+    "train data": "the data of --train-data changed",
+    "calibration data": "the data of --calibration changed",
     "definitions": "lm-eval's task files changed",
 }
 # the parent stage names its own changes; the other two are part of the user's request

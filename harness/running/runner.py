@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from harness.contract import Progress
+from harness.data.training_sets import parse_training_sets
 from harness.errors import CRASHES, HarnessError, how_it_ended
 from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
@@ -27,6 +28,7 @@ from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
 from harness.records.record import BadRecord, RunRecord, read_record, write_record
 from harness.records.store import CellBusy, Store
+from harness.renames.modules import by_old_name
 from harness.running.evaluation import NO_TEACHER_ANSWERS
 from harness.running.job import CellJob
 from harness.running.recomputation import recomputation_lines, save_key_parts
@@ -51,6 +53,17 @@ class RunCallbacks:
     on_progress: Callable[[PlannedCell, Progress], None] = lambda cell, progress: None
     on_end: Callable[[CellResult], None] = lambda result: None
     on_message: Callable[[str], None] = lambda line: None
+
+
+def callbacks_by_old_names(
+    *,
+    begin: Callable[[PlannedCell, int, int], None] = RunCallbacks.on_start,
+    alive: Callable[[PlannedCell, Progress], None] = RunCallbacks.on_progress,
+    end: Callable[[CellResult], None] = RunCallbacks.on_end,
+    say: Callable[[str], None] = RunCallbacks.on_message,
+) -> RunCallbacks:
+    """Return the callbacks of a program that was written for `Watcher`, their former class."""
+    return RunCallbacks(on_start=begin, on_progress=alive, on_end=end, on_message=say)
 
 
 def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], Path]:
@@ -158,7 +171,7 @@ def _answers_defect(cell: PlannedCell, store: Store, record: RunRecord) -> str:
     samples = store.cell(cell.key) / "samples.jsonl"
     if not cell.is_teacher or not samples.exists():
         return ""
-    values, defects = read_signed_lines(samples, whole=True)
+    values, defects = read_signed_lines(samples, complete=True)
     counts = Counter(value.get("task") for value in values if isinstance(value, dict))
     incomplete = [
         score.task
@@ -284,6 +297,11 @@ def _cell_job(
         cores_in_use=None if load.used is None else round(load.used, 2),
         cache=config.cache_folder.resolve(),
         data_dir=config.data_dir.resolve() if config.data_dir else None,
+        train_data_locations=tuple(
+            data.location for data in parse_training_sets(config.train_data)
+        ),
+        calibration_location=str(config.calibration.resolve()) if config.calibration else "",
+        overlap=config.overlap,
     )
 
 
@@ -369,7 +387,10 @@ def failure_lines(results: Sequence[CellResult]) -> list[str]:
         cell, record = result.cell, result.record
         row = cell.label if cell.seed is None else f"{cell.label} (seed {cell.seed})"
         if record is None:
-            lines.append(f"{row}: not computed, {result.note}")
+            lines.append(f"{row}: not waited for, {result.note}")
         elif record.status != "success":
             lines.append(f"{row}: {record.status}: {record.reason}")
     return lines
+
+
+__getattr__ = by_old_name(__name__)

@@ -55,8 +55,14 @@ def student_of_cell(loaded: LoadedJob) -> Student:
 
 
 def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
-    """Return the cost with a note of the tasks that have no training items."""
-    if loaded.job.cell.trains and (names := untrained_tasks(loaded.tasks, loaded.source)):
+    """Note beside the cost of training what was trained on: the user's own data, or the tasks that
+    gave no item.
+    """
+    if not loaded.job.cell.trains:
+        return cost
+    if own_data := loaded.own_data_notes():
+        return cost.model_copy(update={"notes": {**cost.notes, "train_data": own_data}})
+    if names := untrained_tasks(loaded.tasks, loaded.source):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
 
@@ -180,7 +186,7 @@ class _StageBuilder:
             teachers=loaded.teachers,
             student=self.recipe if self.parent is None else str(self.parent.path),
             student_base=self.start,
-            tasks=loaded.tasks,
+            tasks=loaded.training_tasks,
             source=loaded.source,
             budget=Budget(seen_tokens=conditions.budget_tokens, rows=conditions.budget_rows),
             seed=job.cell.seed or 0,
@@ -192,6 +198,7 @@ class _StageBuilder:
             tune=conditions.tuned,
             track=job.work.track,
             progress=loaded.progress,
+            calibration=loaded.calibration_set(),
         )
 
 

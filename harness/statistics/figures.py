@@ -1,5 +1,6 @@
-"""A task's figure and its standard error, from its items' numbers. What compares two of them stands
-in `statistics/means.py`. No torch.
+"""A task's figure and its standard error, from its items' numbers. No torch.
+
+`statistics/means.py` compares two of them.
 """
 
 import math
@@ -31,43 +32,42 @@ def standard_error(values: Sequence[float], parts: Parts = ()) -> float | None:
 
 
 def item_weights(count: int, parts: Parts) -> _Numbers:
-    """Return each item's weight; they sum to 1."""
+    """Return the weight of each of `count` items; they sum to 1."""
     if not parts:
         return np.full(count, 1 / count)
     return np.repeat([weight for _, weight in parts], [items for items, _ in parts])
 
 
-def covariance(left: _Numbers, right: _Numbers, parts: Parts) -> float:
-    """Return the covariance of two weighted means over the same items, parts as strata; a part of
-    one item strays from the mean of all.
+def covariance(first: _Numbers, second: _Numbers, parts: Parts) -> float:
+    """Return the covariance of two weighted means over the same items, with parts as strata.
+
+    A part of one item has no mean of its own to deviate from: the mean of all items is taken.
     """
-    weights = item_weights(len(left), parts)
+    weights = item_weights(len(first), parts)
     total, start = 0.0, 0
-    for items, _ in parts or ((len(left), 0.0),):
+    for items, _ in parts or ((len(first), 0.0),):
         part = slice(start, start + items)
         start += items
-        here = (left[part], right[part], weights[part])
-        middles = [side.mean() for side in here[:2]] if items > 1 else [left.mean(), right.mean()]
+        sample = (first[part], second[part]) if items > 1 else (first, second)
+        first_mean, second_mean = (values.mean() for values in sample)
         scale = items / (items - 1) if items > 1 else 1.0
-        total += scale * float(
-            ((here[0] - middles[0]) * (here[1] - middles[1]) * here[2] ** 2).sum()
-        )
+        deviations = (first[part] - first_mean) * (second[part] - second_mean)
+        total += scale * float((deviations * weights[part] ** 2).sum())
     return total
 
 
 def as_number(value: object) -> float | None:
-    """Return what a metric gave an item as a number, None for parts of a figure of all items
-    together and for what is no number.
+    """Return an item's metric as a number; None for what is none, or NaN.
+
+    Items of a figure that all items make together have no number of their own.
     """
     try:
-        # numpy's have item()
-        found = (
-            float(value.item())
-            if hasattr(value, "item")
-            else float(value)
-            if isinstance(value, Real)
-            else None
-        )
+        if hasattr(value, "item"):  # numpy's scalars
+            number = float(value.item())
+        elif isinstance(value, Real):
+            number = float(value)
+        else:
+            return None
     except (TypeError, ValueError, RuntimeError):
         return None
-    return found if found == found else None
+    return None if math.isnan(number) else number

@@ -1,5 +1,6 @@
-"""A value with its interval, where the error has several independent sources. Pure functions, no
-torch.
+"""A value with its interval, where the error has several independent sources.
+
+Pure functions, no torch.
 
 An error that comes from items alone has as many degrees of freedom as there are items, one that
 comes from trainings as many as there are trainings less one. Adding both variances and giving the
@@ -23,8 +24,9 @@ Z95 = NormalDist().inv_cdf(0.975)
 
 
 class ErrorSource(NamedTuple):
-    """One independent source of error: its variance, and the degrees of freedom with which that was
-    estimated.
+    """One independent source of error.
+
+    `freedom` is the number of degrees of freedom with which its variance was estimated.
     """
 
     variance: float
@@ -43,11 +45,10 @@ class RetentionTest(NamedTuple):
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; `low` and `high` are None where it is undefined, `reason`
-    says why.
+    """A value with its 95 % interval.
 
-    `sources` are the errors behind it: of the value, or, where it is a ratio that cannot be
-    negative (`log`), of its logarithm.
+    `low` and `high` are None where there is no interval; `reason` says why. `sources` are the
+    errors behind it: of the value, or of its logarithm where it is a ratio that cannot be negative.
     """
 
     value: float | None
@@ -66,24 +67,24 @@ def t_quantile(freedom: float, tail: float = 0.025) -> float:
 
 def half_width(sources: Sequence[ErrorSource], tail: float = 0.025) -> float:
     """Return the half-width of an interval that either side exceeds with probability `tail`."""
-    return math.sqrt(
-        sum(
-            one.variance * t_quantile(one.freedom, tail) ** 2 for one in sources if one.variance > 0
-        )
+    squares = (
+        source.variance * t_quantile(source.freedom, tail) ** 2
+        for source in sources
+        if source.variance > 0
     )
+    return math.sqrt(sum(squares))
 
 
 def one_sided_p(gap: float, sources: Sequence[ErrorSource]) -> float:
-    """Return the one-sided p of "the true value is not above zero" where `gap` was seen: small for
-    a large positive gap.
+    """Return the one-sided p of "the true value is not above zero" for an observed `gap`.
 
-    It is the level at which the interval's lower end touches zero.
+    It is small for a large positive gap: the level at which the interval's lower end touches zero.
     """
-    if not any(one.variance > 0 for one in sources):
+    if not any(source.variance > 0 for source in sources):
         return 0.5 if gap == 0 else 0.0 if gap > 0 else 1.0
     if gap < 0:
         return 1.0 - one_sided_p(-gap, sources)
-    low, high = -230.0, math.log(0.5)  # of the logarithm of p: the half-width falls in it
+    low, high = -230.0, math.log(0.5)  # of the logarithm of p; the half-width falls as it rises
     if half_width(sources, math.exp(low)) <= gap:
         return 0.0
     for _ in range(60):
@@ -98,13 +99,13 @@ def two_sided_p(gap: float, sources: Sequence[ErrorSource]) -> float:
 
 
 def interval_around(value: float, sources: Sequence[ErrorSource]) -> Interval:
-    """Return a value with its interval."""
+    """Return a value with its interval, from the sources of its error."""
     half = half_width(sources)
     return Interval(value, value - half, value + half, sources=tuple(sources))
 
 
 def interval_around_ratio(log_value: float, sources: Sequence[ErrorSource]) -> Interval:
-    """Return a ratio with its interval, from its logarithm and the errors of that."""
+    """Return a ratio with its interval, from its logarithm and the sources of that one's error."""
     half = half_width(sources)
     value = math.exp(log_value) if log_value < 700 else math.inf
     low, high = (math.exp(min(end, 700.0)) for end in (log_value - half, log_value + half))
@@ -114,8 +115,7 @@ def interval_around_ratio(log_value: float, sources: Sequence[ErrorSource]) -> I
 def ratio_of_rounds(
     ratios: Sequence[float], *, spread: float = 0.0, resamples: int = 10_000
 ) -> Interval:
-    """Return the geometric mean of one ratio a round, with a 95 % bootstrap interval over the
-    rounds.
+    """Return the geometric mean of the rounds' ratios, with a 95 % bootstrap interval over rounds.
 
     The percentile interval of few rounds is too short; its tails are moved out to what Student's t
     and the factor sqrt(n / (n - 1)) ask for (the expanded percentile interval of Hesterberg, 2015,
@@ -130,8 +130,8 @@ def ratio_of_rounds(
     value = float(np.exp(logs.mean()))
     if count < 3:
         return Interval(value, reason=f"{count} rounds give no interval")
-    draw = np.random.Generator(np.random.PCG64(20261124))
-    means = logs[draw.integers(0, count, size=(resamples, count))].mean(axis=1)
+    random = np.random.Generator(np.random.PCG64(20261124))
+    means = logs[random.integers(0, count, size=(resamples, count))].mean(axis=1)
     tail = NormalDist().cdf(math.sqrt(count / (count - 1)) * float(stdtrit(count - 1, 0.025)))
     below, above = (
         abs(float(end) - math.log(value)) for end in np.quantile(means, [tail, 1 - tail])

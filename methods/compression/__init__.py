@@ -1,8 +1,8 @@
 """What methods without training share: layers, calibration, rounding, sparsity.
 
-A method derives from `base.Compressed`, or from one of its kinds in `quantized`, `sparsity` or
-`external` (all load without torch), and asks inside `compress` for `layers`, `calibration` or
-`rounding`.
+A method derives from `base.Compressed`, or from a class of `calibrated`, `quantized` or `sparsity`.
+These load without torch. The method imports `layers`, `calibration`, `rounding` or `external`
+inside `compress`.
 """
 
 __all__ = [

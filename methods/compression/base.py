@@ -1,10 +1,12 @@
-"""What methods without training share: their settings, opening what they change, saving it, saying
-what it cost. No torch at import.
+"""What methods without training share: their settings, opening the model, saving it, and its cost.
+
+Importing this module imports no torch.
 """
 
 import json
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
@@ -14,8 +16,9 @@ from methods.base import settings
 
 @settings
 class Compressed(Method):
-    """A method that changes weights without training. In a chain it changes the stage before it,
-    else the teacher.
+    """Settings of a method that changes weights without training.
+
+    In a chain it changes the student of the stage before it; first in a chain, the teacher.
     """
 
     family: ClassVar[Family] = "pruning"
@@ -23,11 +26,17 @@ class Compressed(Method):
 
 
 class StudentBuilder:
-    """One student in the making: opened in full precision, changed, saved; `cost.json` says what it
-    took.
+    """Opens a model in full precision and saves what a method made of it as the student.
+
+    Saving also writes `cost.json`: seconds, peak memory, FLOPs and the method's notes.
     """
 
     def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
+        """Open the base model.
+
+        `plain`: the method needs the architecture's own shapes. Raises `CellFailed` for a base that
+        is quantized, and with `plain` for one with low-rank factors or widths of its own.
+        """
         from harness.errors import CellFailed
         from harness.models.language_model import open_model
         from harness.models.resolve import quantized_by
@@ -35,17 +44,17 @@ class StudentBuilder:
 
         self.job, self.method = job, method
         self.base = job.student_base
-        self.began = time.perf_counter()
-        packed = quantized_by(self.base.path)
-        if packed and packed != "float":
+        self.start_time = time.perf_counter()
+        quantization = quantized_by(self.base.path)
+        if quantization and quantization != "float":
             raise CellFailed(
-                f"{method}: {self.base.name} is quantized already ({packed}); start from the "
-                "floats that it was made of"
+                f"{method}: {self.base.name} is quantized already ({quantization}); start from the "
+                "model before quantization"
             )
-        if plain and packed:
+        if plain and quantization:
             raise CellFailed(
-                f"{method}: {self.base.name} has factors or widths of its own; it needs the "
-                "architecture's own shapes"
+                f"{method}: {self.base.name} has low-rank factors or widths of its own; start from "
+                "a model with the architecture's own shapes"
             )
         dtype = "float32" if job.device == "cpu" else job.dtype
         self.opened = open_model(self.base, device=job.device, dtype=dtype)
@@ -57,67 +66,72 @@ class StudentBuilder:
         """The opened model."""
         return self.opened.model
 
-    def bits(self, written: int) -> float:
-        """Return how many bits so many bytes are for each weight of the model as it was."""
-        return round(8 * written / self.parameters_before, 3)
+    def bits(self, bytes_on_disk: int) -> float:
+        """Return the bits that a file of this many bytes takes for each weight of the base."""
+        return round(8 * bytes_on_disk / self.parameters_before, 3)
 
     def save(self, *, notes: Mapping[str, Any], flops: float = 0.0, dtype: str = "") -> Checkpoint:
-        """Save the changed model as floats, of the base's own type unless another is named."""
+        """Save the changed model as floats, in the base's own type unless `dtype` names another."""
         import torch
 
         from harness.models.language_model import stored_dtype
         from harness.models.shaping import save_student
 
-        kind = getattr(torch, dtype) if dtype else stored_dtype(self.base)
-        made = save_student(
+        student = save_student(
             self.opened,
             self.job.workdir / "student",
             name=self.method,
-            dtype=kind,
+            dtype=getattr(torch, dtype) if dtype else stored_dtype(self.base),
             parents=(self.base.digest,),
         )
-        return self._told(made, notes, flops)
+        self._write_cost(student, notes, flops)
+        return student
 
     def save_as(
-        self, write: "Callable[[Any], None]", *, notes: Mapping[str, Any], flops: float = 0.0
+        self, write: Callable[[Path], None], *, notes: Mapping[str, Any], flops: float = 0.0
     ) -> Checkpoint:
-        """Let `write` fill the student's folder, whole or not at all."""
+        """Let `write(folder)` write the student's files; it appears only when complete.
+
+        `write` may still add to `notes`.
+        """
         from harness.files.writing import save_atomically
         from harness.models.checkpoint import describe, weight_files
 
-        def whole(fresh: Any) -> None:
-            write(fresh)
-            for path in weight_files(fresh):
+        def write_readable(folder: Path) -> None:
+            write(folder)
+            for path in weight_files(folder):
                 path.chmod(0o644)
 
         folder = self.job.workdir / "student"
-        save_atomically(folder, whole)
-        return self._told(
-            describe(folder, name=self.method, parents=(self.base.digest,)), notes, flops
-        )
+        save_atomically(folder, write_readable)
+        student = describe(folder, name=self.method, parents=(self.base.digest,))
+        self._write_cost(student, notes, flops)
+        return student
 
-    def _told(self, made: Checkpoint, notes: Mapping[str, Any], flops: float) -> Checkpoint:
+    def _write_cost(self, student: Checkpoint, notes: Mapping[str, Any], flops: float) -> None:
+        """Write `cost.json`: what making the student took."""
         from harness.files.writing import write_atomically
-        from harness.machine.memory import process_bytes
 
-        on_gpu = self.job.device.startswith("cuda")
-        if on_gpu:
-            import torch
-
-            peak: int | None = int(torch.cuda.max_memory_allocated())
-        else:
-            peak = process_bytes("VmHWM")
-        seconds = time.perf_counter() - self.began
-        told = {**notes, "bytes_before": self.base.bytes_on_disk, "bytes_after": made.bytes_on_disk}
+        seconds = time.perf_counter() - self.start_time
+        sizes = {"bytes_before": self.base.bytes_on_disk, "bytes_after": student.bytes_on_disk}
         cost = {
             "seconds": seconds,
             "device_seconds": seconds,
-            "peak_bytes": peak,
+            "peak_bytes": self._peak_bytes(),
             "flops": flops,
-            "notes": {self.method: told},
+            "notes": {self.method: {**notes, **sizes}},
         }
         write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
-        return made
+
+    def _peak_bytes(self) -> int | None:
+        """Return the peak memory of the GPU, else of this process."""
+        from harness.machine.memory import process_bytes
+
+        if not self.job.device.startswith("cuda"):
+            return process_bytes("VmHWM")
+        import torch
+
+        return int(torch.cuda.max_memory_allocated())
 
 
 __getattr__ = by_old_name(__name__)

@@ -1,5 +1,6 @@
-"""Settings of methods that read training text before they change a weight, and what reading it
-takes. No torch at import.
+"""Settings of methods that read calibration text before they change a weight, and its cost.
+
+Importing this module imports no torch.
 """
 
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,38 +18,38 @@ if TYPE_CHECKING:
 
 @settings
 class Calibrated(Compressed):
-    """A method that reads training text first."""
+    """Settings of a method that reads calibration text first."""
 
-    # auto: the tasks' train split, C4 of the data folder where there is none
+    # auto: the train split of the tasks, or C4 from the data folder where they have none
     calibration: Literal["auto", "train", "c4"] = "auto"
     num_calibration_samples: Annotated[int, Field(ge=1, le=4096)] = 128
-    max_seq_length: Annotated[int, Field(ge=8, le=8192)] = 256  # of each
+    max_seq_length: Annotated[int, Field(ge=8, le=8192)] = 256  # tokens of each sample
 
     @property
     def calibrates(self) -> bool:
-        """Tell that text is read."""
+        """Return True: the method reads calibration text."""
         return True
 
     def calibration_tokens(self) -> tuple[int, int]:
-        """Return how many sequences are read, and the tokens of each."""
+        """Return the number of calibration sequences and the tokens of each."""
         return self.num_calibration_samples, self.max_seq_length
 
     def calibrate(self, job: Job, opened: "LanguageModel") -> "CalibrationData":
-        """Return the text, in tokens."""
+        """Return the calibration text as token sequences."""
         from methods.compression.calibration import calibration_data
 
         return calibration_data(
             job,
             opened,
             source=self.calibration,
-            sequences=self.num_calibration_samples,
-            tokens=self.max_seq_length,
+            num_sequences=self.num_calibration_samples,
+            max_length=self.max_seq_length,
         )
 
 
-def calibration_flops(making: StudentBuilder, data: "CalibrationData", passes: int) -> float:
-    """Return the FLOPs of reading the calibration text so many times."""
+def calibration_flops(builder: StudentBuilder, data: "CalibrationData", passes: int) -> float:
+    """Return the FLOPs of `passes` forward passes over the calibration text."""
     from harness.models.shape import forward_flops_per_token
 
     count, length = data.ids.shape
-    return float(passes * count * length * forward_flops_per_token(making.model, length))
+    return float(passes * count * length * forward_flops_per_token(builder.model, length))

@@ -1,122 +1,147 @@
-"""Calibration: text of the training side, cut into sequences of equal length, and sums over it of
-what flows into each layer.
+"""Calibration: training text as token sequences, and statistics of what it sends into each layer.
 
-The text is the tasks' own train split, each item once, or C4 from the data folder where a task has
-none; never an evaluation item: found by exact question everywhere, by a run of 13 words in text
-from outside (n-grams mean nothing in the generated tasks, which share templates and facts by
-design). Name, digest, size and what was dropped stand in the record.
+The text is the train split of the tasks, each item once, or C4 from the data folder where a task
+has no train split. It never holds an evaluation item. Questions of the evaluation are found by
+exact comparison in the train split, and by runs of 13 shared words in C4 (the generated tasks share
+templates and facts by design, so that n-grams mean nothing there). The record keeps the text's name
+and digest, its size, and how many documents were dropped.
 
-A sweep goes block by block: what a block sees has passed through the blocks before it as they are
-by then, cut and packed. Legend: B sequences at once, T tokens of a sequence, H width, I inputs of a
-layer.
+`visit_blocks` works block by block. The text that reaches a block has passed through the blocks
+before it as they are at that time: already pruned or quantized.
+
+Legend: B sequences of a batch, T tokens of a sequence, H hidden size, I inputs of a layer.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from harness.contract import Job, Progress
+from harness.contract import Job, OwnData, Progress, Split
 from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import digest_of
-from harness.models.blocks import named_blocks
+from harness.models.blocks import input_states, named_blocks, output_states, temporary_hooks
 from harness.models.language_model import LanguageModel
 from methods.compression.layers import ignore_setting
 
-TOKENS_PER_BATCH = 2_048  # tokens of one forward pass
+TOKENS_PER_BATCH = 2_048
 
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Token sequences of one length, and what they are: the record keeps it."""
+    """Token sequences of one length, and the description of their text for the record."""
 
     ids: Tensor  # (n, T)
-    told: Mapping[str, Any]
+    description: Mapping[str, Any]
 
     def batches(self) -> Iterator[Tensor]:
-        """Yield (B, T) parts."""
+        """Yield batches of about `TOKENS_PER_BATCH` tokens, (B, T)."""
         yield from self.ids.split(max(1, TOKENS_PER_BATCH // self.ids.shape[1]))
 
 
 def calibration_data(
-    job: Job, opened: LanguageModel, *, source: str, sequences: int, tokens: int
+    job: Job, opened: LanguageModel, *, source: str, num_sequences: int, max_length: int
 ) -> CalibrationData:
-    """Return up to `sequences` sequences of `tokens` tokens (the model's context, where that is
-    shorter).
+    """Cut training text into at most `num_sequences` sequences of `max_length` tokens.
+
+    Sequences are shorter where the model's context is. Raises `CellFailed` where there is no text,
+    or not enough of it for one sequence.
     """
-    name, texts, told = _calibration_texts(job, source)
-    length = min(tokens, opened.context)
+    text = _calibration_text(job, source)
+    length = min(max_length, opened.context)
     eos = opened.tokenizer.eos_token_id
-    stream: list[int] = []
-    used = 0
-    for text in texts:
-        ids = opened.encode(text)
-        stream += ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-        used += 1
-        if len(stream) >= sequences * length:
+    tokens: list[int] = []
+    documents_read = 0
+    for document in text.documents:
+        ids = opened.encode(document)
+        tokens += ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+        documents_read += 1
+        if len(tokens) >= num_sequences * length:
             break
-    count = min(sequences, len(stream) // length)
+    count = min(num_sequences, len(tokens) // length)
     if count == 0:
         raise CellFailed(
-            f"calibration: {len(stream)} tokens of {name} fill no sequence of {length}; give more "
-            "--rows, or fewer tokens"
+            f"calibration: the {len(tokens)} tokens of {text.name} fill no sequence of {length}; "
+            "give more --rows, or a smaller max_seq_length"
         )
-    ids = torch.tensor(stream[: count * length], device=opened.device).view(count, length)
-    digest = digest_of(name, texts[:used])
-    return CalibrationData(
-        ids,
-        {
-            "name": name,
-            "digest": digest,
-            "sequences": count,
-            "tokens_each": length,
-            "texts": used,
-            **told,
-        },
-    )
+    ids = torch.tensor(tokens[: count * length], device=opened.device).view(count, length)
+    description = {
+        "name": text.name,
+        "digest": digest_of(text.name, text.documents[:documents_read]),
+        "sequences": count,
+        "tokens_each": length,
+        "texts": documents_read,
+        **text.notes,
+    }
+    return CalibrationData(ids, description)
 
 
-def _calibration_texts(job: Job, source: str) -> tuple[str, list[str], dict[str, Any]]:
-    """Return the name of the text, its documents, and what was dropped for being evaluation
-    text.
+class _Text(NamedTuple):
+    """Documents to calibrate on, and notes on how many were dropped as evaluation text."""
+
+    name: str
+    documents: list[str]
+    notes: dict[str, Any]
+
+
+def _calibration_text(job: Job, source: str) -> _Text:
+    """Return the text of `source`: `auto`, `train` or `c4`.
+
+    `auto` is the user's own file where there is one, else the train split of the tasks, else C4.
     """
+    if source == "auto" and job.calibration is not None:
+        return _text_of_user(job.calibration, job)
     if source in ("auto", "train"):
         try:
-            examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-            names = list(dict.fromkeys(example.task for example in examples))
-            held_out = overlapping_prompts(examples, job.tasks, job.source)
-            left = [
-                example.prompt + example.completion
-                for example in examples
-                if example.prompt not in held_out
-            ]
-            told = {
-                "compared_with": names,
-                "dropped_for_evaluation_text": len(examples) - len(left),
-            }
-            return f"train split of {'+'.join(names)}", left, told
+            return _train_split(job)
         except NoSplit:
             if source == "train":
                 raise
     try:
         rows = job.source.rows(C4, fields=("text",))
     except HarnessError as problem:
-        why = "calibration=c4" if source == "c4" else "these tasks have no train split"
-        raise CellFailed(f"no text to calibrate on: {why}, and {problem}") from problem
+        reason = "calibration=c4" if source == "c4" else "these tasks have no train split"
+        raise CellFailed(f"no text to calibrate on: {reason}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
     dropped, compared = contaminated_texts(texts, job.tasks, job.source)
-    kept = [text for at, text in enumerate(texts) if at not in dropped]
-    told = {
+    notes = {
         "compared_with": compared,
         "dropped_for_evaluation_text": len(dropped) if compared else None,
     }
-    return "C4 sample", kept, told
+    documents = [text for position, text in enumerate(texts) if position not in dropped]
+    return _Text("C4 sample", documents, notes)
+
+
+def _text_of_user(data: OwnData, job: Job) -> _Text:
+    """Return all examples of a file of the user's own, in the form that the student is shown."""
+    splits: tuple[Split, ...] = ("train", "validation")
+    examples = [example for split in splits for example in data.examples(split, job.source)]
+    rendered = map(job.source.render, examples)
+    documents = [example.prompt + example.completion for example in rendered]
+    return _Text(data.name, documents, data.counts(job.source))
+
+
+def _train_split(job: Job) -> _Text:
+    """Return the solved training items whose question is no evaluation item's. Raises `NoSplit`."""
+    examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
+    task_names = list(dict.fromkeys(example.task for example in examples))
+    evaluated = overlapping_prompts(examples, job.tasks, job.source)
+    documents = [
+        example.prompt + example.completion
+        for example in examples
+        if example.prompt not in evaluated
+    ]
+    notes = {
+        "compared_with": task_names,
+        "dropped_for_evaluation_text": len(examples) - len(documents),
+    }
+    return _Text(f"train split of {'+'.join(task_names)}", documents, notes)
 
 
 StatisticsKind = Literal["gram", "squares", "magnitude"]
@@ -124,31 +149,30 @@ StatisticsKind = Literal["gram", "squares", "magnitude"]
 
 @dataclass
 class InputStatistics:
-    """Sums over the tokens that went into layers: X^T X (I, I), squares (I,) or magnitudes (I,), in
-    fp32; and how many tokens.
+    """Sums over the inputs of layers, in fp32, by the layer's name; and the number of tokens.
 
-    `alike` divides every token's input by its norm first. The few tokens that attention rests on
-    (sinks: the first of a sequence, as a rule) are hundreds of times larger than all others in some
-    layers, and would decide the sums alone.
+    `kind` is `gram` (X^T X, shape (I, I)), `squares` (of each input, shape (I,)) or `magnitude`
+    (shape (I,)). `normalize_tokens` divides each token's input by its norm first: in some layers
+    the few tokens that attention rests on (attention sinks, usually the first of a sequence) are
+    hundreds of times larger than all others, and would decide the sums alone.
     """
 
     kind: StatisticsKind
-    alike: bool = False
+    normalize_tokens: bool = False
     sums: dict[str, Tensor] = field(default_factory=dict)
     tokens: int = 0
 
-    def add(self, name: str, x: Tensor) -> None:
-        """Add a layer's input (..., I)."""
-        rows = x.detach().reshape(-1, x.shape[-1]).float()
-        if self.alike:
+    def add(self, name: str, inputs: Tensor) -> None:
+        """Add inputs of a layer, (..., I), to its sums."""
+        rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        if self.normalize_tokens:
             rows = nn.functional.normalize(rows, dim=-1)
-        value = (
-            rows.T @ rows
-            if self.kind == "gram"
-            else rows.square().sum(0)
-            if self.kind == "squares"
-            else rows.abs().sum(0)
-        )
+        if self.kind == "gram":
+            value = rows.T @ rows
+        elif self.kind == "squares":
+            value = rows.square().sum(0)
+        else:
+            value = rows.abs().sum(0)
         if name in self.sums:
             self.sums[name] += value
         else:
@@ -156,42 +180,44 @@ class InputStatistics:
 
 
 @contextmanager
-def recording_inputs(flow: InputStatistics, layers: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Sum what goes into these layers while they run; layers that are handed the very same tensor
-    share one sum.
-    """
-    last: list[tuple[Tensor, str]] = []
+def recording_inputs(
+    statistics: InputStatistics, layers: Mapping[str, nn.Module]
+) -> Iterator[None]:
+    """Sum what enters these layers while the model runs.
 
-    def hook(name: str) -> Callable[..., None]:
-        def before(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if last and last[-1][0] is given[0]:
-                flow.sums[name] = flow.sums[last[-1][1]]  # queries, keys and values read one tensor
+    Layers that get the very same tensor, one after another, share one sum: queries, keys and values
+    do.
+    """
+    last: list[tuple[Tensor, str]] = []  # the last summed tensor, and the layer that got it
+
+    def recorder(name: str) -> Callable[..., None]:
+        def before(module: nn.Module, positional: tuple[Any, ...]) -> None:
+            inputs = positional[0]
+            if last and last[-1][0] is inputs:
+                statistics.sums[name] = statistics.sums[last[-1][1]]
                 return
-            last[:] = [(given[0], name)]
-            flow.add(name, given[0])
+            last[:] = [(inputs, name)]
+            statistics.add(name, inputs)
 
         return before
 
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
-    try:
+    handles = [layer.register_forward_pre_hook(recorder(name)) for name, layer in layers.items()]
+    with temporary_hooks(handles):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @dataclass(frozen=True, kw_only=True)
 class VisitOptions:
-    """How a sweep reads the text.
+    """How `visit_blocks` runs the text through the blocks.
 
-    `again` runs each block once more after its visit; without it the next block sees what this one
-    gave before.
+    `rerun`: run each block again after its visit, so that the next block gets what the changed
+    block returns. Without it the next block gets what the unchanged block returned.
     """
 
-    alike: bool = False  # as `Flow` has it
-    again: bool = True
+    normalize_tokens: bool = False  # as in `InputStatistics`
+    rerun: bool = True
     progress: Callable[[Progress], None] = lambda _: None
-    method: str = "METHOD"  # the row whose settings an error names
+    method: str = "METHOD"  # the name of the method whose settings an error names
 
 
 _DEFAULT_OPTIONS = VisitOptions()
@@ -206,216 +232,238 @@ def visit_blocks(
     visit: Callable[[str, InputStatistics], None],
     options: VisitOptions = _DEFAULT_OPTIONS,
 ) -> None:
-    """Visit every block with the sums of what flows into its layers (`Flow`); a visit may change
-    the block, and the next ones see that.
+    """Call `visit(block_name, statistics)` for every block, in the order of a forward pass.
+
+    The statistics are those of the inputs of the block's `layers`. A visit may change the block;
+    later blocks get what the changed block returns. Raises `CellFailed` for layers outside the
+    blocks, for layers that no token reaches, and for models whose blocks cannot run alone.
     """
     prefix, blocks = named_blocks(opened.model)
-    _refuse_outside(layers, prefix, options.method)
-    states, given, seen = _entered(opened.model, blocks, data)
-    whole = len(states[0])
-    _check_alone(opened.model, blocks, given, seen, whole)
+    _refuse_layers_outside_blocks(layers, prefix, options.method)
+    states, arguments, samples = _record_blocks(opened.model, blocks, data)
+    batch_size = len(states[0])
+    _refuse_blocks_that_differ_alone(opened.model, blocks, arguments, samples, batch_size)
     with torch.no_grad():
-        for at, block in enumerate(blocks):
-            name = f"{prefix}.{at}"
-            inside = {one: layer for one, layer in layers.items() if one.startswith(f"{name}.")}
-            flow = InputStatistics(kind, options.alike, tokens=int(data.ids.numel()))
-            with recording_inputs(flow, inside):
-                after = []
+        for number, block in enumerate(blocks):
+            name = f"{prefix}.{number}"
+            block_layers = {
+                path: layer for path, layer in layers.items() if path.startswith(f"{name}.")
+            }
+            statistics = InputStatistics(
+                kind, options.normalize_tokens, tokens=int(data.ids.numel())
+            )
+            outputs: list[Tensor] = []
+            with recording_inputs(statistics, block_layers):
                 for state in states:
-                    out = _output(block, state, given[at], whole)
-                    # two copies of all states are not held at once
-                    after += [] if options.again else [out]
-            _refuse_unread(
-                inside, flow, name, f"{options.method}.num_calibration_samples={4 * len(data.ids)}"
+                    output = _run_block(block, state, arguments[number], batch_size)
+                    if not options.rerun:  # else they are not needed: two copies cost memory
+                        outputs.append(output)
+            _refuse_layers_without_input(
+                block_layers, statistics, name, options.method, len(data.ids)
             )
-            visit(name, flow)
-            states = (
-                [_output(block, state, given[at], whole) for state in states]
-                if options.again
-                else after
-            )
+            visit(name, statistics)
+            if options.rerun:
+                outputs = [
+                    _run_block(block, state, arguments[number], batch_size) for state in states
+                ]
+            states = outputs
             options.progress(
-                Progress(stage="calibrate", done=at + 1, total=len(blocks), unit="blocks")
+                Progress(stage="calibrate", done=number + 1, total=len(blocks), unit="blocks")
             )
 
 
-def _refuse_outside(layers: Mapping[str, nn.Module], prefix: str, method: str) -> None:
-    """Refuse layers beside the blocks."""
-    outside = [one for one in layers if not one.startswith(f"{prefix}.")]
+def _refuse_layers_outside_blocks(
+    layers: Mapping[str, nn.Module], prefix: str, method: str
+) -> None:
+    """Raise `CellFailed` where a layer is in no block."""
+    outside = [name for name in layers if not name.startswith(f"{prefix}.")]
     if outside:
         raise CellFailed(
-            f"{', '.join(outside)} stands outside the blocks ({prefix}), whose inputs alone are "
-            "seen; leave it as it is with --set " + ignore_setting(method, outside)
+            f"{', '.join(outside)} is outside the blocks ({prefix}), and only inputs of blocks are "
+            f"recorded; leave it as it is with --set {ignore_setting(method, outside)}"
         )
 
 
-def _refuse_unread(
-    inside: Mapping[str, nn.Module], flow: InputStatistics, block: str, more: str
+def _refuse_layers_without_input(
+    layers: Mapping[str, nn.Module],
+    statistics: InputStatistics,
+    block: str,
+    method: str,
+    num_sequences: int,
 ) -> None:
-    """Refuse a layer that nothing flowed into: an expert that no token was sent to."""
-    unread = [one for one in inside if one not in flow.sums]
-    if unread:
+    """Raise `CellFailed` for a layer that got no token: an expert that no token was routed to."""
+    names = [name for name in layers if name not in statistics.sums]
+    if names:
         raise CellFailed(
-            f"no token of the calibration text reached {unread[0]} and {len(unread) - 1} more of "
-            f"{block}; give more text with --set {more}"
+            f"no token of the calibration text reached {names[0]} and {len(names) - 1} more of "
+            f"{block}; give more text with --set {method}.num_calibration_samples="
+            f"{4 * num_sequences}"
         )
 
 
 @dataclass(frozen=True)
-class _Beside:
-    """What a block is handed beside its hidden states."""
+class _BlockArguments:
+    """What a block is called with besides its hidden states: masks and positions."""
 
     positional: tuple[Any, ...] = ()
     named: Mapping[str, Any] = field(default_factory=dict)
 
 
-def _entered(
-    model: Any, blocks: nn.ModuleList, data: CalibrationData
-) -> tuple[list[Tensor], list[_Beside], dict[int, tuple[Tensor, Tensor]]]:
-    """Return the hidden states that enter the first block, by batch, and what each block is handed
-    beside them.
+class _BlockSample(NamedTuple):
+    """What entered and what left a block inside the model, for one batch: (B, T, H) each."""
 
-    Masks and positions are those of the first batch: all sequences have one length and no padding,
-    so they are the same for all. The last value holds what the first and the last block made of the
-    *second* batch inside the model (of the first where there is no other): (states in, states out)
-    by the block's number.
+    inputs: Tensor
+    outputs: Tensor
+
+
+class _Recorded(NamedTuple):
+    """What a pass of the calibration text through the model showed of its blocks.
+
+    `arguments` are those of the first batch. All sequences have one length and no padding, so masks
+    and positions are the same for every batch. `samples` holds the first and the last block by
+    number, for the second batch, or for the first where there is no other.
     """
-    given = [_Beside() for _ in blocks]
-    states: list[Tensor] = []
-    seen: dict[int, tuple[Tensor, Tensor]] = {}
 
-    class _Seen(Exception):
-        pass
+    states: list[Tensor]  # what enters the first block, a tensor (B, T, H) for each batch
+    arguments: list[_BlockArguments]
+    samples: dict[int, _BlockSample]
 
-    def keep(at: int) -> Callable[..., None]:
-        def before(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
-            if at == 0:
-                states.append(positional[0] if positional else named["hidden_states"])
-                if len(states) > 2:
-                    raise _Seen
-            if len(states) > 1:
-                return
-            left_out = ("hidden_states", "past_key_values", "past_key_value")
-            given[at] = _Beside(
-                positional[1:], {key: value for key, value in named.items() if key not in left_out}
-            )
 
-        return before
+class _FirstBlockRead(Exception):
+    """Ends a forward pass of which only the input of the first block is needed."""
 
-    def keep_own(at: int) -> Callable[..., None]:
-        def after(
-            module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any
-        ) -> None:
-            seen[at] = (
-                positional[0] if positional else named["hidden_states"],
-                out[0] if isinstance(out, tuple) else out,
-            )
 
-        return after
+def _record_blocks(model: Any, blocks: nn.ModuleList, data: CalibrationData) -> _Recorded:
+    """Run the calibration text, and record what enters the blocks.
 
+    The first two batches pass through the whole model, the others only up to the first block.
+    """
+    recorded = _Recorded([], [_BlockArguments() for _ in blocks], {})
+    last = len(blocks) - 1
     handles = [
-        block.register_forward_pre_hook(keep(at), with_kwargs=True)
-        for at, block in enumerate(blocks)
+        block.register_forward_pre_hook(_argument_recorder(recorded, number), with_kwargs=True)
+        for number, block in enumerate(blocks)
     ]
     handles += [
-        blocks[at].register_forward_hook(keep_own(at), with_kwargs=True)
-        for at in {0, len(blocks) - 1}
+        blocks[number].register_forward_hook(_sample_recorder(recorded, number), with_kwargs=True)
+        for number in {0, last}
     ]
-    try:
-        with torch.no_grad():
-            for batch in data.batches():
-                try:
-                    model(input_ids=batch, use_cache=False, logits_to_keep=1)
-                except _Seen:
-                    continue
-    finally:
-        for handle in handles:
-            handle.remove()
-    return states, given, seen
+    with temporary_hooks(handles), torch.no_grad():
+        for batch in data.batches():
+            with suppress(_FirstBlockRead):
+                model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    return recorded
 
 
-def _check_alone(
+def _argument_recorder(recorded: _Recorded, number: int) -> Callable[..., None]:
+    """Return a hook before a block: it records the states of the first, the arguments of all."""
+
+    def before(module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any]) -> None:
+        if number == 0:
+            recorded.states.append(input_states(positional, named))
+            if len(recorded.states) > 2:
+                raise _FirstBlockRead
+        if len(recorded.states) > 1:
+            return
+        not_passed_on = ("hidden_states", "past_key_values", "past_key_value")
+        recorded.arguments[number] = _BlockArguments(
+            positional[1:], {key: value for key, value in named.items() if key not in not_passed_on}
+        )
+
+    return before
+
+
+def _sample_recorder(recorded: _Recorded, number: int) -> Callable[..., None]:
+    """Return a hook behind a block: it records what entered and what left it."""
+
+    def behind(
+        module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any
+    ) -> None:
+        recorded.samples[number] = _BlockSample(
+            input_states(positional, named), output_states(output)
+        )
+
+    return behind
+
+
+def _refuse_blocks_that_differ_alone(
     model: Any,
     blocks: nn.ModuleList,
-    given: Sequence[_Beside],
-    seen: Mapping[int, tuple[Tensor, Tensor]],
-    whole: int,
+    arguments: Sequence[_BlockArguments],
+    samples: Mapping[int, _BlockSample],
+    batch_size: int,
 ) -> None:
-    """Refuse a model whose blocks, run one by one with what they were handed for the first batch,
-    do not give what they give inside it.
-    """
-    for at, (before, after) in seen.items():
-        if not bool(torch.isfinite(after).all()):
+    """Raise `CellFailed` where a block that runs alone returns other states than in the model."""
+    for number, sample in samples.items():
+        if not bool(torch.isfinite(sample.outputs).all()):
             raise CellFailed(
-                f"{type(model).__name__}: what leaves block {at} is not finite on the calibration "
-                "text; no method can read that"
+                f"{type(model).__name__}: what block {number} returns is not finite on the "
+                "calibration text; no method can use that"
             )
         try:
             with torch.no_grad():
-                alone = _output(blocks[at], before, given[at], whole)
+                alone = _run_block(blocks[number], sample.inputs, arguments[number], batch_size)
             same = torch.allclose(
                 alone.float(),
-                after.float(),
+                sample.outputs.float(),
                 rtol=1e-3,
-                atol=1e-3 * float(after.float().abs().max()),
+                atol=1e-3 * float(sample.outputs.float().abs().max()),
             )
-        # it wants more than it was handed, or something of another shape
+        # the block needs an argument that was not recorded, or one of another shape
         except (TypeError, AttributeError, RuntimeError):
             same = False
         if not same:
             raise CellFailed(
-                f"{type(model).__name__}: block {at} run by itself gives other states than inside "
-                "the model, so text cannot be led through "
-                "it block by block; use a method that reads no text"
+                f"{type(model).__name__}: block {number} run alone returns other states than "
+                "inside the model, so the text cannot pass through the model block by block; use a "
+                "method that reads no text"
             )
 
 
-def _output(block: nn.Module, state: Tensor, given: _Beside, whole: int) -> Tensor:
-    positional, named = given.positional, given.named
-    if len(state) != whole:
-        positional = tuple(_cut(value, whole, len(state)) for value in positional)
-        named = {key: _cut(value, whole, len(state)) for key, value in named.items()}
-    out = block(state, *positional, **named)
-    found: Tensor = out[0] if isinstance(out, tuple) else out
-    return found
+def _run_block(
+    block: nn.Module, state: Tensor, arguments: _BlockArguments, batch_size: int
+) -> Tensor:
+    """Return what a block makes of states (B, T, H); `arguments` are of a batch of `batch_size`."""
+    positional, named = arguments.positional, arguments.named
+    if len(state) != batch_size:
+        positional = tuple(_first_rows(value, batch_size, len(state)) for value in positional)
+        named = {key: _first_rows(value, batch_size, len(state)) for key, value in named.items()}
+    return output_states(block(state, *positional, **named))
 
 
-def _cut(value: Any, whole: int, rows: int) -> Any:
-    """Fit masks and positions made for a whole batch to the last one, which may be smaller."""
+def _first_rows(value: Any, batch_size: int, rows: int) -> Any:
+    """Cut masks and positions of a full batch down to the last batch, which may be smaller."""
     if isinstance(value, tuple):
-        return tuple(_cut(one, whole, rows) for one in value)
-    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == whole:
+        return tuple(_first_rows(part, batch_size, rows) for part in value)
+    if isinstance(value, Tensor) and value.ndim > 1 and value.shape[0] == batch_size:
         return value[:rows]
     return value
 
 
 def block_influence(opened: LanguageModel, data: CalibrationData) -> list[float]:
-    """Return each block's influence: 1 - mean cos(what enters, what leaves), over all tokens (Men
-    et al., 2024, ShortGPT).
+    """Return each block's influence: the mean over tokens of 1 - cos(input, output).
+
+    Men et al., 2024, ShortGPT.
     """
     _, blocks = named_blocks(opened.model)
     sums = [0.0] * len(blocks)
 
-    def hook(at: int) -> Callable[..., None]:
-        def after(
-            module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], out: Any
+    def recorder(number: int) -> Callable[..., None]:
+        def behind(
+            module: nn.Module, positional: tuple[Any, ...], named: dict[str, Any], output: Any
         ) -> None:
-            before = positional[0] if positional else named["hidden_states"]
-            left = out[0] if isinstance(out, tuple) else out
-            sums[at] += float(
-                (1 - torch.cosine_similarity(before.float(), left.float(), dim=-1)).sum()
+            inputs, outputs = input_states(positional, named), output_states(output)
+            sums[number] += float(
+                (1 - torch.cosine_similarity(inputs.float(), outputs.float(), dim=-1)).sum()
             )
 
-        return after
+        return behind
 
     handles = [
-        block.register_forward_hook(hook(at), with_kwargs=True) for at, block in enumerate(blocks)
+        block.register_forward_hook(recorder(number), with_kwargs=True)
+        for number, block in enumerate(blocks)
     ]
-    try:
-        with torch.no_grad():
-            for batch in data.batches():
-                opened.model(input_ids=batch, use_cache=False, logits_to_keep=1)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [one / int(data.ids.numel()) for one in sums]
+    with temporary_hooks(handles), torch.no_grad():
+        for batch in data.batches():
+            opened.model(input_ids=batch, use_cache=False, logits_to_keep=1)
+    return [total / int(data.ids.numel()) for total in sums]

@@ -1,5 +1,7 @@
-"""Quantisation by other libraries: what is not installed is skipped with the command that installs
-it. No torch at import.
+"""Quantisation by other libraries: checks before it, error messages, and saving what they packed.
+
+A library that is not installed makes the row skipped, with the command that installs it. Importing
+this module imports no torch.
 """
 
 import errno
@@ -9,25 +11,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, Skipped
+from harness.renames.modules import by_old_name
 from methods.compression.base import StudentBuilder
 
 
 def require_package(package: str, extra: str) -> None:
-    """Raise `Skipped` where a package is missing, or the one that it stands in (optimum.quanto)."""
+    """Raise `Skipped` where a package, or a package that holds it, is not installed.
+
+    `package` may be dotted, such as `optimum.quanto`; `extra` is our extra that installs it.
+    """
     parts = package.split(".")
-    if any(importlib.util.find_spec(".".join(parts[: at + 1])) is None for at in range(len(parts))):
+    parents = (".".join(parts[: count + 1]) for count in range(len(parts)))
+    if any(importlib.util.find_spec(parent) is None for parent in parents):
         raise Skipped(
             f"{package} is not installed; type: pip install 'compression-harness[{extra}]'"
         )
 
 
 def count_matrices(model: Any, method: str) -> int:
-    """Count the matrices that a library shall pack: those of the blocks. Refuses a model with any
-    that it would leave out unsaid.
+    """Count the matrices of the blocks, which a library must pack.
+
+    Raises `CellFailed` for a model with matrices that no library would know, and so leave as they
+    are without a word.
     """
     from methods.compression.layers import as_linear, is_unknown_matrix, names_without_numbers
 
@@ -35,29 +44,28 @@ def count_matrices(model: Any, method: str) -> int:
     matrices = [
         module for module in model.modules() if module is not head and as_linear(module) is not None
     ]
-    known = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
-    strange = [
+    known_ids = {id(module.weight) for module in (*matrices, *([head] if head is not None else []))}
+    unknown = [
         name
-        for name, one in model.named_parameters()
-        if id(one) not in known and is_unknown_matrix(model, name)
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in known_ids and is_unknown_matrix(model, name)
     ]
-    if strange:
-        names = ", ".join(names_without_numbers(strange))
+    if unknown:
+        names = ", ".join(names_without_numbers(unknown))
         raise CellFailed(
-            f"{method} cannot quantise {names}; use int8 or int4 "
-            "with ignore=[...] to leave these weights as floats"
+            f"{method} does not know {names} and would leave them as they are; use int8 or int4 "
+            "with ignore"
         )
     return len(matrices)
 
 
 @contextmanager
 def explaining_library_errors(method: str, library: str, base: Checkpoint) -> Iterator[None]:
-    """Turn whatever a library raises into the row's reason: what it was given, which library of
-    which version, what to type next.
+    """Turn whatever a library raises into a `CellFailed`, the reason that the row shows.
 
-    Libraries raise anything, `SystemExit` and exceptions of other languages' bindings included.
-    What says that memory or disk is full goes on as it is: the row's reason names what makes that
-    smaller.
+    The reason names the model, the library with its version, and what to type next. Libraries raise
+    anything: `SystemExit`, and exceptions of other languages' bindings. Errors of a full memory or
+    disk pass unchanged: their own message says how to need less.
     """
     from harness.machine.memory import is_out_of_memory
 
@@ -66,8 +74,8 @@ def explaining_library_errors(method: str, library: str, base: Checkpoint) -> It
     except (CellFailed, HarnessError, KeyboardInterrupt, GeneratorExit):
         raise
     except BaseException as problem:
-        full = isinstance(problem, OSError) and problem.errno == errno.ENOSPC
-        if full or is_out_of_memory(problem):
+        disk_full = isinstance(problem, OSError) and problem.errno == errno.ENOSPC
+        if disk_full or is_out_of_memory(problem):
             raise
         raise CellFailed(
             f"{method}: {_library_with_version(library)} failed on {base.name} "
@@ -76,7 +84,7 @@ def explaining_library_errors(method: str, library: str, base: Checkpoint) -> It
 
 
 def _library_with_version(library: str) -> str:
-    """Return a library with its version, where that is known."""
+    """Return a library's name with its version, or the name alone where it has none."""
     try:
         return f"{library} {metadata.version(library)}"
     except metadata.PackageNotFoundError:
@@ -84,7 +92,7 @@ def _library_with_version(library: str) -> str:
 
 
 def _exception_text(problem: BaseException) -> str:
-    """Say what was raised in one line, also where an exception has no text or cannot be written."""
+    """Return an exception in one line; its class where it has no text or the text itself raises."""
     from harness.errors import in_one_line
 
     try:
@@ -94,8 +102,9 @@ def _exception_text(problem: BaseException) -> str:
 
 
 def _next_step(problem: BaseException, library: str) -> str:
-    """Say what to type next: a library that cannot be imported may be mended, a model that it
-    refuses cannot.
+    """Return what to type next.
+
+    An upgrade may help where a library cannot be imported; nothing helps where it refuses a model.
     """
     if isinstance(problem, ImportError):
         extra = "gptq" if "gptq" in library else "quant"
@@ -107,64 +116,69 @@ def _next_step(problem: BaseException, library: str) -> str:
 
 
 def save_library_student(
-    making: StudentBuilder,
+    builder: StudentBuilder,
     packed: Any,
-    told: dict[str, Any],
+    notes: dict[str, Any],
     *,
-    save: Callable[[Any], None] | None = None,
+    save: Callable[[Path], None] | None = None,
 ) -> Checkpoint:
-    """Save a model that a library packed, and compare what a fresh opening answers with what it
-    answered before.
+    """Save a model that a library packed, and check that it answers the same when opened again.
 
-    Some libraries reload random weights with no more than a warning. `told` names the library.
+    Some libraries reload random weights with only a warning. `notes["library"]` names the library.
+    `save(folder)` writes the weights where `save_pretrained` cannot. Raises `CellFailed` where the
+    logits of the opened student differ.
     """
+    from harness.models.checkpoint import weight_files
+
+    library = str(notes["library"])
+
+    def write(folder: Path) -> None:
+        with explaining_library_errors(builder.method, library, builder.base):
+            if save is not None:
+                save(folder)
+            else:
+                # before anything runs: bitsandbytes reorders its weights for a CPU's kernel
+                packed.save_pretrained(folder)
+        builder.opened.tokenizer.save_pretrained(folder)
+        for path in weight_files(folder):
+            _sort_metadata(path)
+        with explaining_library_errors(builder.method, library, builder.base):
+            logits = _compare_logits(packed, folder)
+        gap = float((logits.reopened - logits.packed).abs().max())
+        if not gap <= 1e-3 * max(1.0, float(logits.packed.abs().max())):
+            raise CellFailed(
+                f"{builder.method}: the saved student gives other logits when it is opened again "
+                f"(they differ by {gap:.3g}); use int8 or int4"
+            )
+        size = sum(path.stat().st_size for path in weight_files(folder))
+        notes["bits_per_weight"] = builder.bits(size)
+
+    return builder.save_as(write, notes=notes)
+
+
+class _Logits(NamedTuple):
+    """Logits of the same tokens: from the packed model in memory, and opened from its files."""
+
+    packed: Any
+    reopened: Any
+
+
+def _compare_logits(packed: Any, folder: Path) -> _Logits:
+    """Run some tokens through the packed model and through the model that `folder` holds."""
     import torch
     from transformers import AutoModelForCausalLM
 
-    from harness.models.checkpoint import weight_files
-
     ids = torch.arange(3, 35, device=packed.device)[None]
-    library = str(told["library"])
-
-    def write(fresh: Any) -> None:
-        with explaining_library_errors(making.method, library, making.base):
-            if save is not None:
-                save(fresh)
-            else:
-                # before anything is run: bitsandbytes lays its weights out anew for a CPU's kernel
-                packed.save_pretrained(fresh)
-        making.opened.tokenizer.save_pretrained(fresh)
-        for path in weight_files(fresh):
-            _sort_metadata(path)
-
-        def answers() -> tuple[Any, Any]:
-            again = (
-                AutoModelForCausalLM.from_pretrained(fresh, dtype=packed.dtype)
-                .to(packed.device)
-                .eval()
-            )
-            with torch.inference_mode():
-                return packed(input_ids=ids).logits.float(), again(input_ids=ids).logits.float()
-
-        with explaining_library_errors(making.method, library, making.base):
-            before, after = answers()
-        gap = float((after - before).abs().max())
-        if not gap <= 1e-3 * max(1.0, float(before.abs().max())):
-            raise CellFailed(
-                f"{making.method}: the saved student answers otherwise when it is opened again "
-                f"(logits differ by {gap:.3g})"
-            )
-
-        told["bits_per_weight"] = making.bits(
-            sum(path.stat().st_size for path in weight_files(fresh))
-        )
-
-    return making.save_as(write, notes=told)
+    reopened = AutoModelForCausalLM.from_pretrained(folder, dtype=packed.dtype)
+    reopened = reopened.to(packed.device).eval()
+    with torch.inference_mode():
+        return _Logits(packed(input_ids=ids).logits.float(), reopened(input_ids=ids).logits.float())
 
 
 def _sort_metadata(path: Path) -> None:
-    """Sort what a safetensors file notes beside its tensors: it is written in a random order, and
-    the same student has the same bytes.
+    """Sort the metadata of a safetensors file, so that one student always has the same bytes.
+
+    Libraries write it in a random order.
     """
     with path.open("r+b") as stream:
         length = int.from_bytes(stream.read(8), "little")
@@ -174,3 +188,6 @@ def _sort_metadata(path: Path) -> None:
         if len(text) <= length:
             stream.seek(8)
             stream.write(text.ljust(length))
+
+
+__getattr__ = by_old_name(__name__)

@@ -1,12 +1,11 @@
-"""Rounding weights to few bits: formulas, error-compensated rounding, and the way from codes to a
-packed checkpoint.
+"""Rounding weights to few bits: round to nearest, GPTQ, and the tensors of a packed checkpoint.
 
 Legend: O outputs, I inputs, G groups of inputs. Scales are rounded to bf16 *before* weights are
-rounded to them, so that no later change of a float's type changes what a code stands for.
+rounded to them, so that saving them in another float type changes no weight.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,84 +16,100 @@ from harness.models.packed import pack_nibbles
 
 @dataclass(frozen=True)
 class QuantizedMatrix:
-    """A matrix in integers: `w_hat = scale * (codes - zero)`, group by group of inputs."""
+    """A matrix in integers: `w_hat = scale * (codes - zero_point)`, by groups of inputs."""
 
     codes: Tensor  # (O, I): -127..127 of int8, or 0..15
     scale: Tensor  # (O, G) in bf16
-    zero: Tensor  # (O, G), integers as floats
-    group: int
+    zero_point: Tensor  # (O, G), integers as floats
+    group_size: int
 
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
         width = self.codes.shape[1]
-        scale, zero = (
-            one.float().repeat_interleave(self.group, dim=1)[:, :width]
-            for one in (self.scale, self.zero)
+        scale, zero_point = (
+            of_groups.float().repeat_interleave(self.group_size, dim=1)[:, :width]
+            for of_groups in (self.scale, self.zero_point)
         )
-        return scale * (self.codes.float() - zero)
+        return scale * (self.codes.float() - zero_point)
 
 
-def quantization_grid(w: Tensor, *, bits: int, group: int, zeros: bool) -> tuple[Tensor, Tensor]:
-    """Return (scale in bf16, zero as integers), each (O, G), of a matrix's groups by their
-    extremes.
+class Grid(NamedTuple):
+    """The scale (bf16) and the zero point (integers as floats) of groups of weights, (O, G)."""
 
-    Symmetric: scale = max|w| / (2^(b-1) - 1), zero in the middle. Asymmetric: the range widened to
-    hold 0, scale = (max - min) / (2^b - 1), zero = round(-min / scale): 0 stays exactly 0 either
-    way.
+    scale: Tensor
+    zero_point: Tensor
+
+
+def quantization_grid(w: Tensor, *, bits: int, group_size: int, symmetric: bool) -> Grid:
+    """Return the grid that the smallest and largest weight of every group ask for.
+
+    Symmetric: scale = max|w| / (2^(b-1) - 1), zero point in the middle. Asymmetric: the range is
+    widened to hold 0, scale = (max - min) / (2^b - 1), zero point = round(-min / scale). Either way
+    a weight of 0 stays exactly 0.
     """
-    padded = torch.nn.functional.pad(w.float(), (0, -w.shape[1] % group))
-    groups = padded.view(w.shape[0], -1, group)
-    if zeros:
+    padded = torch.nn.functional.pad(w.float(), (0, -w.shape[1] % group_size))
+    groups = padded.view(w.shape[0], -1, group_size)
+    if not symmetric:
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
         scale = _bf16_without_zeros((high - low) / (2**bits - 1))
-        return scale, torch.round(-low / scale.float()).clamp(0, 2**bits - 1)
+        return Grid(scale, torch.round(-low / scale.float()).clamp(0, 2**bits - 1))
     scale = _bf16_without_zeros(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
-    return scale, torch.full_like(
-        scale, 0.0 if bits == 8 else float(2 ** (bits - 1)), dtype=torch.float32
-    )
+    middle = 0.0 if bits == 8 else float(2 ** (bits - 1))
+    return Grid(scale, torch.full_like(scale, middle, dtype=torch.float32))
 
 
 def _bf16_without_zeros(scale: Tensor) -> Tensor:
+    """Round scales to bf16; a scale of 0, of a group of zeros, becomes 1."""
     rounded = scale.to(torch.bfloat16)
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
 
 
-def nearest_codes(w: Tensor, scale: Tensor, zero: Tensor, *, bits: int, zeros: bool) -> Tensor:
-    """Return the codes of columns (O, n) under one scale and zero a row, (O,) each: the nearest,
-    clamped to what the bits hold.
-    """
+def nearest_codes(
+    w: Tensor, scale: Tensor, zero_point: Tensor, *, bits: int, symmetric: bool
+) -> Tensor:
+    """Return the nearest codes of columns (O, n), with one scale and zero point a row, (O,)."""
     if bits == 8:
         return torch.round(w / scale[:, None]).clamp_(-127, 127)
-    lowest = 0 if zeros else 1  # symmetric codes leave the lowest one out: -7..7
-    return (torch.round(w / scale[:, None]) + zero[:, None]).clamp_(lowest, 2**bits - 1)
+    lowest = 1 if symmetric else 0  # symmetric codes are -7..7 about the middle
+    return (torch.round(w / scale[:, None]) + zero_point[:, None]).clamp_(lowest, 2**bits - 1)
 
 
 def round_to_nearest(
-    w: Tensor, *, bits: int, group: int = 0, zeros: bool = False
+    w: Tensor, *, bits: int, group_size: int = 0, symmetric: bool = True
 ) -> QuantizedMatrix:
-    """Round every weight to the nearest code (RTN): the floor that a calibrated method must beat.
-    group 0: the whole row.
+    """Round every weight to the nearest code (RTN), the baseline of calibrated methods.
+
+    A `group_size` of 0 is the whole row.
     """
     w = w.float()
-    group = group or w.shape[1]
-    scale, zero = quantization_grid(w, bits=bits, group=group, zeros=zeros)
-    codes = torch.cat(
-        [
-            nearest_codes(part, scale[:, at].float(), zero[:, at], bits=bits, zeros=zeros)
-            for at, part in enumerate(w.split(group, dim=1))
-        ],
-        dim=1,
-    )
-    return QuantizedMatrix(codes.to(torch.int8), scale, zero, group)
+    group_size = group_size or w.shape[1]
+    grid = quantization_grid(w, bits=bits, group_size=group_size, symmetric=symmetric)
+    codes = [
+        nearest_codes(
+            columns,
+            grid.scale[:, group].float(),
+            grid.zero_point[:, group],
+            bits=bits,
+            symmetric=symmetric,
+        )
+        for group, columns in enumerate(w.split(group_size, dim=1))
+    ]
+    return QuantizedMatrix(torch.cat(codes, dim=1).to(torch.int8), *grid, group_size)
 
 
-def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
-    """Return (upper Cholesky factor of the inverse of H, inputs that were always 0), H = X^T X +
-    damp * mean(diag) I.
+class InverseFactor(NamedTuple):
+    """The upper Cholesky factor (I, I) of an inverse, and the inputs (I,) that were always 0."""
 
-    Row i of the factor, divided by its diagonal, says how an error in weight i is best made up for
-    by the weights after it (Frantar et al., 2023, GPTQ, section 3.3). Jitter grows until the
-    factorisation exists.
+    factor: Tensor
+    dead: Tensor
+
+
+def inverse_cholesky(gram: Tensor, dampening: float) -> InverseFactor:
+    """Return the upper Cholesky factor of the inverse of H = X^T X + dampening * mean(diag) I.
+
+    Row i of the factor, divided by its diagonal, says how the weights after weight i best
+    compensate an error in it (Frantar et al., 2023, GPTQ, section 3.3). The dampening grows
+    tenfold until the factorisation exists. Raises `CellFailed` where it never does.
     """
     h = gram.float().clone()
     dead = h.diagonal() == 0
@@ -102,17 +117,17 @@ def inverse_cholesky(gram: Tensor, damp: float) -> tuple[Tensor, Tensor]:
     mean = h.diagonal().mean()
     for _ in range(6):
         damped = h.clone()
-        damped.diagonal().add_(damp * mean)
-        lower, problem = torch.linalg.cholesky_ex(damped)
-        if int(problem) == 0:
+        damped.diagonal().add_(dampening * mean)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if int(failed) == 0:
             inverse = torch.cholesky_inverse(lower)
-            upper, problem = torch.linalg.cholesky_ex(inverse, upper=True)
-            if int(problem) == 0:
-                return upper, dead
-        damp *= 10
+            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if int(failed) == 0:
+                return InverseFactor(upper, dead)
+        dampening *= 10
     raise CellFailed(
-        "what flows into a layer has no second moments that can be inverted (is a number in it not "
-        "finite?)"
+        "the second moments of a layer's inputs cannot be inverted; look for inputs that are not "
+        "finite"
     )
 
 
@@ -121,94 +136,101 @@ def round_with_gptq(
     gram: Tensor,
     *,
     bits: int,
-    group: int = 0,
-    zeros: bool = False,
-    damp: float = 0.01,
+    group_size: int = 0,
+    symmetric: bool = True,
+    dampening: float = 0.01,
     columns: int = 128,
-    stays: Tensor | None = None,
+    keep_mask: Tensor | None = None,
 ) -> QuantizedMatrix:
-    """Round column by column, each error made up for in the columns after it (GPTQ; Frantar et al.,
-    2023).
+    """Round column by column; the columns after each compensate its error (GPTQ).
 
-    A group's scale is taken when its first column comes, from the weights as they are by then.
-    Where `stays` (O, I) is false a weight was pruned: it stays zero and takes up no error of
-    others.
+    Frantar et al., 2023. `gram` is X^T X of the layer's inputs, (I, I); a `group_size` of 0 is the
+    whole row. Columns are corrected in parts of `columns`. A group gets its scale when its first
+    column is rounded, from the corrected weights. A weight was pruned where `keep_mask` (O, I) is
+    False: it stays zero and compensates nothing.
     """
     w = w.float().clone()
-    wide = w.shape[1]
-    group = group or wide
-    factor, dead = inverse_cholesky(gram, damp)
+    width = w.shape[1]
+    group_size = group_size or width
+    factor, dead = inverse_cholesky(gram, dampening)
     w[:, dead] = 0
     codes = torch.empty_like(w)
-    scales, zero_points = [], []
-    for start in range(0, wide, columns):
-        stop = min(start + columns, wide)
-        part, inside = w[:, start:stop], factor[start:stop, start:stop]
-        errors = torch.empty_like(part)
-        for at in range(stop - start):
-            if (start + at) % group == 0:
-                ahead = (
-                    w[:, start + at : start + at + group]
-                    if start + at + group <= stop
-                    else _group_ahead(w, factor, errors, start, at, group)
+    grids: list[Grid] = []
+    for start in range(0, width, columns):
+        stop = min(start + columns, width)
+        errors = torch.empty_like(w[:, start:stop])
+        for column in range(start, stop):
+            offset = column - start
+            if column % group_size == 0:
+                group = _corrected_group(w, factor, errors, start, column, group_size)
+                if keep_mask is not None:
+                    group = group * keep_mask[:, column : column + group_size]
+                grids.append(
+                    quantization_grid(
+                        group, bits=bits, group_size=group.shape[1], symmetric=symmetric
+                    )
                 )
-                ahead = (
-                    ahead if stays is None else ahead * stays[:, start + at : start + at + group]
-                )
-                scale, zero = quantization_grid(ahead, bits=bits, group=ahead.shape[1], zeros=zeros)
-                scales.append(scale)
-                zero_points.append(zero)
-            column, spread = part[:, at], inside[at, at]
+            scale, zero_point = grids[-1].scale[:, 0].float(), grids[-1].zero_point[:, 0]
             code = nearest_codes(
-                column[:, None],
-                scales[-1][:, 0].float(),
-                zero_points[-1][:, 0],
-                bits=bits,
-                zeros=zeros,
-            )
-            codes[:, start + at] = code[:, 0]
-            value = scales[-1][:, 0].float() * (code[:, 0] - zero_points[-1][:, 0])
-            errors[:, at] = (column - value) / spread
-            part[:, at + 1 :] -= errors[:, at : at + 1] * inside[at : at + 1, at + 1 :]
-            if stays is not None:
-                part[:, at + 1 :] *= stays[:, start + at + 1 : stop]
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
-        if stays is not None:
-            w[:, stop:] *= stays[:, stop:]
-    return QuantizedMatrix(
-        codes.to(torch.int8), torch.cat(scales, 1), torch.cat(zero_points, 1), group
-    )
+                w[:, column, None], scale, zero_point, bits=bits, symmetric=symmetric
+            )[:, 0]
+            codes[:, column] = code
+            rounded = scale * (code - zero_point)
+            errors[:, offset] = (w[:, column] - rounded) / factor[column, column]
+            correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
+            subtract_correction(w, column + 1, stop, correction, keep_mask)
+        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
+    scales, zero_points = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
+    return QuantizedMatrix(codes.to(torch.int8), scales, zero_points, group_size)
 
 
-def _group_ahead(
-    w: Tensor, factor: Tensor, errors: Tensor, start: int, at: int, group: int
-) -> Tensor:
-    """Return a group's weights where it reaches past the columns being worked on: those do not know
-    this part's errors yet.
+def subtract_correction(
+    w: Tensor, start: int, stop: int, correction: Tensor, keep_mask: Tensor | None
+) -> None:
+    """Subtract a correction from columns `start` to `stop` of W, in place.
+
+    Where `keep_mask` (O, I) is False a weight was pruned and stays zero.
     """
-    stop = min(start + at + group, w.shape[1])
-    ahead = w[:, start + at : stop].clone()
-    behind = errors.shape[1] - at  # columns of the group that this part holds, corrected already
-    ahead[:, behind:] -= errors[:, :at] @ factor[start : start + at, start + errors.shape[1] : stop]
-    return ahead
+    w[:, start:stop] -= correction
+    if keep_mask is not None:
+        w[:, start:stop] *= keep_mask[:, start:stop]
+
+
+def _corrected_group(
+    w: Tensor, factor: Tensor, errors: Tensor, start: int, column: int, group_size: int
+) -> Tensor:
+    """Return the weights of the group that begins at `column`, corrected for all errors so far.
+
+    `errors` are those of the part of columns that begins at `start`. Columns behind that part have
+    not been corrected for them yet.
+    """
+    part_stop = start + errors.shape[1]
+    if column + group_size <= part_stop:
+        return w[:, column : column + group_size]
+    stop = min(column + group_size, w.shape[1])
+    group = w[:, column:stop].clone()
+    group[:, part_stop - column :] -= (
+        errors[:, : column - start] @ factor[start:column, part_stop:stop]
+    )
+    return group
 
 
 def packed_layer(
-    name: str, found: QuantizedMatrix, bias: Tensor | None, *, kind: str, **more: Any
+    name: str, matrix: QuantizedMatrix, bias: Tensor | None, *, kind: str, **spec_entries: Any
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return a module's line of `config.json` and its tensors by full name."""
-    shape = [int(one) for one in found.codes.shape]
-    spec: dict[str, Any] = {"kind": kind, "shape": shape, **more}
-    tensors = {f"{name}.scale": found.scale}
+    """Return a module's entry of `config.json`, and its tensors by their full names."""
+    shape = [int(size) for size in matrix.codes.shape]
+    spec: dict[str, Any] = {"kind": kind, "shape": shape, **spec_entries}
+    tensors = {f"{name}.scale": matrix.scale}
     if kind == "int4":
-        zeros = bool((found.zero != 8).any())
-        spec |= {"group": found.group, **({"zeros": True} if zeros else {})}
-        tensors[f"{name}.weight"] = pack_nibbles(found.codes)
+        zeros = bool((matrix.zero_point != 8).any())
+        spec |= {"group": matrix.group_size, **({"zeros": True} if zeros else {})}
+        tensors[f"{name}.weight"] = pack_nibbles(matrix.codes)
         if zeros:
-            tensors[f"{name}.zero"] = pack_nibbles(found.zero.to(torch.uint8))
+            tensors[f"{name}.zero"] = pack_nibbles(matrix.zero_point.to(torch.uint8))
     else:
-        tensors[f"{name}.weight"] = found.codes[..., None]
-        tensors[f"{name}.scale"] = found.scale[:, 0]
+        tensors[f"{name}.weight"] = matrix.codes[..., None]
+        tensors[f"{name}.scale"] = matrix.scale[:, 0]
     if bias is not None:
         spec["bias"] = True
         tensors[f"{name}.bias"] = bias.detach()

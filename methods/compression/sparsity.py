@@ -1,7 +1,6 @@
-"""Which weights to set to zero: scores, masks by pattern, and SparseGPT's compensated sweep.
+"""Which weights to set to zero: settings, scores, masks by pattern, and SparseGPT.
 
-Legend: O outputs, I inputs. W is (O, I), x (tokens, I) what flows into the layer. Masks are True
-where a weight stays.
+Legend: O outputs, I inputs. W is (O, I). Masks are True where a weight is kept.
 """
 
 from collections.abc import Callable
@@ -17,156 +16,153 @@ from methods.compression.calibrated import Calibrated, calibration_flops
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from methods.compression.calibration import StatisticsKind
+
 SparsityPattern = Literal["unstructured", "2:4", "4:8"]
 
 
 @settings
 class SparsityMethod(Compressed):
-    """Settings of every method that sets weights to zero and keeps all shapes: it makes nothing
-    smaller or faster in dense kernels.
+    """Settings of a method that sets weights to zero and keeps all shapes.
+
+    Dense kernels make such a model neither smaller nor faster.
     """
 
     leaves_zeros: ClassVar[bool] = True
 
-    # of the weights that go; 2:4 and 4:8 are one half
+    # share of the weights to prune; 2:4 and 4:8 prune one half
     ratio: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    pattern: SparsityPattern = "unstructured"  # 2:4: two of every four consecutive inputs stay
-    # layers to leave as they are, and all below them; table and head always are
+    pattern: SparsityPattern = "unstructured"  # 2:4: two of every four consecutive inputs are kept
+    # layers to leave as they are, with all below them; table and head always are
     ignore: Patterns = ()
 
     @model_validator(mode="after")
-    def _a_pattern_is_a_half(self) -> Self:
+    def _pattern_prunes_a_half(self) -> Self:
         if self.pattern != "unstructured" and self.ratio != 0.5:
             raise ValueError(
-                f"pattern {self.pattern} zeroes one half, not {self.ratio:g}; leave one of the two "
-                "out"
+                f"pattern {self.pattern} prunes one half, and ratio is {self.ratio:g}; leave one "
+                "of the two settings out"
             )
         return self
 
     @property
     def zero_share(self) -> float:
-        """Return the share of weights that go."""
+        """Return the share of weights that are pruned."""
         return self.ratio
 
     @property
     def zero_pattern(self) -> str:
-        """Return which of them may go."""
+        """Return the pattern that zeros follow."""
         return self.pattern
 
     def control_settings(self) -> dict[str, object]:
-        """Its controls cut as much, of the same layers."""
+        """Return what controls take over: they prune as much, of the same layers."""
         return {"ratio": self.ratio, "pattern": self.pattern, "ignore": self.ignore}
 
-    def zeroed(
-        self, job: Job, name: str, score: "Callable[[str, nn.Linear], Tensor]", *, within: str
+    def prune_lowest(
+        self, job: Job, name: str, score: "Callable[[nn.Linear], Tensor]"
     ) -> Checkpoint:
-        """Zero the lowest scores of every layer, without data."""
+        """Prune the weights of every layer with the lowest scores, without data."""
         from methods.compression.layers import layers_of
         from methods.masks import mark_pruned
 
-        making = StudentBuilder(job, name)
-        found = layers_of(making.model, skip=self.ignore, method=name)
-        layers = found.linear
-        before = count_zeros(layers)
-        for at, layer in layers.items():
-            layer.weight.mul_(
-                pruning_mask(
-                    score(at, layer), ratio=self.ratio, pattern=self.pattern, within=within
-                )
+        builder = StudentBuilder(job, name)
+        decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
+        zeros_before = count_zeros(decoder_layers.linear)
+        for layer in decoder_layers.linear.values():
+            mask = pruning_mask(
+                score(layer), ratio=self.ratio, pattern=self.pattern, compare="layer"
             )
-        mark_pruned(making.model.config)
-        return making.save(
-            notes=sparsity_notes(layers, before) | {"pattern": self.pattern, **found.told}
-        )
+            layer.weight.mul_(mask)
+        mark_pruned(builder.model.config)
+        notes = sparsity_notes(decoder_layers.linear, zeros_before)
+        return builder.save(notes=notes | {"pattern": self.pattern, **decoder_layers.notes})
 
 
 @settings
 class CalibratedSparsityMethod(SparsityMethod, Calibrated):
-    """Zeroes by what flows through the layers, block by block, each block seeing the cut ones
-    before it.
+    """Settings of a method that prunes by the inputs of the layers, block by block.
+
+    The inputs of a block come from the pruned blocks before it.
     """
 
-    def swept(
+    def prune_blocks(
         self,
         job: Job,
         name: str,
         *,
-        kind: Any,
-        cut: "Callable[[nn.Linear, Tensor, int, Tensor | None], None]",
+        kind: "StatisticsKind",
+        prune: "Callable[[nn.Linear, Tensor, Tensor | None], None]",
     ) -> Checkpoint:
-        """Let `cut` change every layer in place, given the sums of what flows into it, the number
-        of tokens and an earlier mask.
+        """Let `prune(layer, sums, keep_mask)` change every layer in place.
+
+        `sums` are those of the layer's inputs; `keep_mask` (O, I) is that of an earlier pruning.
         """
         from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
         from methods.compression.layers import layers_below, layers_of
         from methods.masks import kept_weights, mark_pruned
 
-        making = StudentBuilder(job, name)
-        found = layers_of(making.model, skip=self.ignore, method=name)
-        layers = found.linear
-        before = count_zeros(layers)
-        data = self.calibrate(job, making.opened)
+        builder = StudentBuilder(job, name)
+        decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
+        layers = decoder_layers.linear
+        zeros_before = count_zeros(layers)
+        data = self.calibrate(job, builder.opened)
 
-        def visit(block: str, flow: InputStatistics) -> None:
-            for one, layer in layers_below(layers, block):
-                cut(
-                    layer,
-                    flow.sums[one],
-                    flow.tokens,
-                    kept_weights(making.model.config, layer.weight),
-                )
+        def visit(block: str, statistics: InputStatistics) -> None:
+            for path, layer in layers_below(layers, block):
+                keep_mask = kept_weights(builder.model.config, layer.weight)
+                prune(layer, statistics.sums[path], keep_mask)
 
         options = VisitOptions(progress=job.progress, method=name)
-        visit_blocks(making.opened, data, layers, kind=kind, visit=visit, options=options)
-        mark_pruned(making.model.config)
-        notes = sparsity_notes(layers, before) | {
+        visit_blocks(builder.opened, data, layers, kind=kind, visit=visit, options=options)
+        mark_pruned(builder.model.config)
+        notes = sparsity_notes(layers, zeros_before) | {
             "pattern": self.pattern,
-            "calibration": dict(data.told),
-            **found.told,
+            "calibration": dict(data.description),
+            **decoder_layers.notes,
         }
-        return making.save(notes=notes, flops=calibration_flops(making, data, 2))
+        return builder.save(notes=notes, flops=calibration_flops(builder, data, 2))
 
 
-def pruning_mask(score: "Tensor", *, ratio: float, pattern: str, within: str) -> "Tensor":
-    """Return which weights stay, (O, I) of booleans: the highest scores of the layer or of each
-    row, or of each group of a pattern.
+def pruning_mask(score: "Tensor", *, ratio: float, pattern: str, compare: str) -> "Tensor":
+    """Return which weights are kept, (O, I) of booleans: those with the highest scores.
 
-    Exactly `round(ratio * n)` weights go of each unit; ties go by position, so that equal scores
-    cannot empty a row.
+    `compare` says among which weights scores are compared: all of a `layer`, or those of a `row`.
+    A pattern compares those of each group instead. Exactly `round(ratio * n)` of n compared weights
+    are pruned. Equal scores are pruned in the order of their positions, so that they cannot empty a
+    row. Raises `CellFailed` where a pattern does not divide the inputs, or nothing would be left.
     """
     import torch
 
+    from harness.errors import CellFailed
+
     if pattern != "unstructured":
-        keep, of = (int(part) for part in pattern.split(":"))
-        if score.shape[1] % of:
-            from harness.errors import CellFailed
-
+        kept_of_group, group_size = (int(number) for number in pattern.split(":"))
+        if score.shape[1] % group_size:
             raise CellFailed(
-                f"pattern {pattern} needs inputs in groups of {of}, a layer has {score.shape[1]}; "
-                "leave it out with ignore"
+                f"pattern {pattern} needs inputs in groups of {group_size}, and a layer has "
+                f"{score.shape[1]}; leave that layer out with ignore"
             )
-        groups = score.reshape(score.shape[0], -1, of)
-        best = groups.topk(keep, dim=-1).indices
-        return (
-            torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).reshape(score.shape)
-        )
-    units = score if within == "row" else score.reshape(1, -1)
-    gone = round(ratio * units.shape[1])
-    if gone >= units.shape[1]:
-        from harness.errors import CellFailed
-
+        groups = score.reshape(score.shape[0], -1, group_size)
+        best = groups.topk(kept_of_group, dim=-1).indices
+        mask = torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True)
+        return mask.reshape(score.shape)
+    compared = score if compare == "row" else score.reshape(1, -1)
+    num_pruned = round(ratio * compared.shape[1])
+    if num_pruned >= compared.shape[1]:
         raise CellFailed(
-            f"ratio {ratio} leaves nothing of a layer with {units.shape[1]} weights a unit; give a "
-            "smaller one"
+            f"ratio {ratio} prunes all {compared.shape[1]} weights of a {compare}; give a smaller "
+            "ratio"
         )
-    order = units.argsort(dim=-1, stable=True)
-    stays = torch.ones_like(units, dtype=torch.bool).scatter_(-1, order[:, :gone], False)
-    return stays.reshape(score.shape)
+    order = compared.argsort(dim=-1, stable=True)
+    mask = torch.ones_like(compared, dtype=torch.bool).scatter_(-1, order[:, :num_pruned], False)
+    return mask.reshape(score.shape)
 
 
 def wanda_score(w: "Tensor", squares: "Tensor") -> "Tensor":
-    """Return `|W_ij| * ||x_j||_2` (Sun et al., 2024, Wanda), squares being the sums of x_j^2;
-    compared within an output's row.
+    """Return Wanda's score of every weight, `|W_ij| * ||x_j||_2` (Sun et al., 2024), (O, I).
+
+    `squares` are the sums of x_j^2, (I,). Scores are compared within the row of an output.
     """
     return w.abs().float() * squares.sqrt()
 
@@ -177,72 +173,70 @@ def sparse_gpt(
     *,
     ratio: float,
     pattern: str,
-    damp: float,
+    dampening: float,
     columns: int = 128,
-    stays: "Tensor | None" = None,
+    keep_mask: "Tensor | None" = None,
 ) -> "Tensor":
-    """Return W with zeros, each cut made up for in the columns after it (Frantar and Alistarh,
-    2023, SparseGPT).
+    """Prune column by column; the columns after each compensate its error (SparseGPT).
 
-    A weight's error is `w_j^2 / [H^-1]_jj^2` by the factor's diagonal; masks are chosen for each
-    part of `columns` columns (and for each group of a pattern) when its first column comes. Where
-    `stays` (O, I) is false a weight is zero already and remains so.
+    Frantar and Alistarh, 2023. `gram` is X^T X of the layer's inputs, (I, I). Weight j costs
+    `w_j^2 / [H^-1]_jj^2`, by the factor's diagonal. The mask of each part of `columns` columns, or
+    of each group of a pattern, is chosen when its first column is reached. A weight is zero before,
+    and stays so, where `keep_mask` (O, I) is False. Returns W with zeros, fp32.
     """
     import torch
 
-    from methods.compression.rounding import inverse_cholesky
+    from methods.compression.rounding import inverse_cholesky, subtract_correction
 
     w = w.float().clone()
-    factor, dead = inverse_cholesky(gram, damp)
+    width = w.shape[1]
+    factor, dead = inverse_cholesky(gram, dampening)
     w[:, dead] = 0
-    of = int(pattern.split(":")[1]) if pattern != "unstructured" else 0
-    for start in range(0, w.shape[1], columns):
-        stop = min(start + columns, w.shape[1])
-        part, inside = w[:, start:stop], factor[start:stop, start:stop]
-        spread = inside.diagonal()
+    group_size = int(pattern.split(":")[1]) if pattern != "unstructured" else 0
+    for start in range(0, width, columns):
+        stop = min(start + columns, width)
+        part, diagonal = w[:, start:stop], factor.diagonal()[start:stop]
         errors = torch.zeros_like(part)
-        chosen = torch.ones_like(part, dtype=torch.bool)
-        if not of:
-            chosen = pruning_mask(
-                part.square() / spread.square(), ratio=ratio, pattern="unstructured", within="layer"
-            )
-        for at in range(stop - start):
-            if of and at % of == 0:
-                score = part[:, at : at + of].square() / spread[at : at + of].square()
-                chosen[:, at : at + of] = pruning_mask(
-                    score, ratio=ratio, pattern=pattern, within="row"
-                )
-            kept = part[:, at] * chosen[:, at]
-            errors[:, at] = (part[:, at] - kept) / spread[at]
-            part[:, at] = kept
-            part[:, at + 1 :] -= errors[:, at : at + 1] * inside[at : at + 1, at + 1 :]
-            if stays is not None:
-                part[:, at + 1 :] *= stays[:, start + at + 1 : stop]
-        part.mul_(chosen)
-        w[:, stop:] -= errors @ factor[start:stop, stop:]
-        if stays is not None:
-            w[:, stop:] *= stays[:, stop:]
+        mask = torch.ones_like(part, dtype=torch.bool)
+        if not group_size:
+            costs = part.square() / diagonal.square()
+            mask = pruning_mask(costs, ratio=ratio, pattern="unstructured", compare="layer")
+        for column in range(start, stop):
+            offset = column - start
+            if group_size and offset % group_size == 0:
+                group = slice(offset, offset + group_size)
+                costs = part[:, group].square() / diagonal[group].square()
+                mask[:, group] = pruning_mask(costs, ratio=ratio, pattern=pattern, compare="row")
+            pruned = w[:, column] * mask[:, offset]
+            errors[:, offset] = (w[:, column] - pruned) / diagonal[offset]
+            w[:, column] = pruned
+            correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
+            subtract_correction(w, column + 1, stop, correction, keep_mask)
+        part.mul_(mask)
+        subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
     return w
 
 
 def count_zeros(layers: "dict[str, nn.Linear]") -> int:
-    """Return how many weights are zero: a file of few bits, unpacked, has some before anything is
-    pruned.
+    """Return how many weights of the layers are zero.
+
+    Some are before anything is pruned, in a file of few bits that was unpacked.
     """
     return sum(int((layer.weight == 0).sum()) for layer in layers.values())
 
 
-def sparsity_notes(layers: "dict[str, nn.Linear]", before: int) -> dict[str, Any]:
-    """Return the share of zeros over all layers, and its extremes: what was done, counted in the
-    weights themselves.
+def sparsity_notes(layers: "dict[str, nn.Linear]", zeros_before: int) -> dict[str, Any]:
+    """Return the share of zeros over all layers, and the lowest and highest of a layer.
+
+    Both are counted in the weights themselves. Raises `CellFailed` where no weight was pruned.
     """
     shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
     total = sum(layer.weight.numel() for layer in layers.values())
     zeros = count_zeros(layers)
-    if zeros <= before:
+    if zeros <= zeros_before:
         from harness.errors import CellFailed
 
-        raise CellFailed("no weight became zero that was not; give a larger ratio")
+        raise CellFailed("no weight was pruned; give a larger ratio")
     low, high = min(shares.values()), max(shares.values())
     return {
         "zeros": round(zeros / total, 5),

@@ -83,7 +83,9 @@ def encode(
         if len(prompt_ids) + len(completion_ids) + 1 > longest:
             too_long += 1
             continue
-        rows.append(TokenRow((*prompt_ids, *completion_ids, eos_id), len(prompt_ids), *tag))
+        # nothing stands before a text's first token, so nothing predicts it
+        trained_from = max(1, len(prompt_ids))
+        rows.append(TokenRow((*prompt_ids, *completion_ids, eos_id), trained_from, *tag))
     return rows, too_long
 
 

@@ -13,7 +13,7 @@ class TrainingLog:
     """The log of one training. A resumed one is first cut back to the step of its saved state."""
 
     def __init__(self, path: Path, *, keep_until: int, tracker: Any = None) -> None:
-        lines = read_json_lines(path, torn=True) if path.exists() else ()
+        lines = read_json_lines(path, skip_torn=True) if path.exists() else ()
         kept = (line for line in lines if isinstance(line, dict) and _stays(line, keep_until))
         write_atomically(path, "".join(json_line(line) for line in kept))
         self._stream = path.open("a", encoding="utf-8")

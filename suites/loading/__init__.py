@@ -1,18 +1,19 @@
-"""Where tasks come from: lm-eval's definitions, YAML files of the user's, generators, and
-extractors of answers.
+"""Where tasks come from: lm-eval's definitions, users' YAML files, generators, answer extractors.
 
-A task builds lm-eval's own task objects by `lm_eval`, grades by `numbers`, and is made by
-`generated` where it is no benchmark from outside; `outside.OutsideTask` is any task that lm-eval
-knows.
+A task of ours builds lm-eval's task objects by `lm_eval` and grades by `numbers`; a generated task
+makes its items by `generated`. `outside.LmEvalTask` is any task that lm-eval knows.
 """
 
 __all__ = [
+    "building",
     "definition",
     "generated",
     "gold",
+    "grading",
     "inputs",
     "lm_eval",
     "numbers",
     "outside",
-    "statement",
+    "splits",
+    "summary",
 ]

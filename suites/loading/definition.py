@@ -1,5 +1,6 @@
-"""Where lm-eval's tasks and the user's YAML files are defined: names, members, and how a group
-averages them.
+"""Where tasks of lm-eval and of the user's YAML files are defined, and what their files say.
+
+A name stands for one task, or for a group or tag with several member tasks.
 """
 
 import difflib
@@ -8,13 +9,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import HarnessError, in_one_line, unknown
 from suites.loading.lm_eval import read_yaml
 
 LM_EVAL_PREFIX = "lm-eval:"
-# Readers of files, no names on the Hub.
+# Readers of local files; any other `dataset_path` that is no folder is a name on the Hub.
 LOCAL_FORMATS = frozenset(
     {"json", "csv", "parquet", "text", "arrow", "pandas", "xml", "webdataset"}
 )
@@ -32,12 +33,12 @@ def full_name(name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskDefinition:
-    """One task without children: where it is defined and what the groups above it change."""
+    """One task: the YAML file that defines it, and what the groups above it change."""
 
     name: str
     path: Path
     changes: Mapping[str, Any]
-    local: bool  # from the user's folder, so its text is part of its version
+    local: bool  # from the user's folder, so that its files are part of its version
 
     @property
     def full_name(self) -> str:
@@ -45,95 +46,91 @@ class TaskDefinition:
         return full_name(self.name)
 
     def settings(self, *, functions: bool = False) -> dict[str, Any]:
-        """Return the YAML with the groups' changes and with local data as absolute paths;
-        `datasets` would use the working directory.
+        """Return the YAML with the groups' changes, and local data as absolute paths.
+
+        `datasets` would look for relative paths in the working directory. `functions`: import the
+        functions that the YAML names, else keep them as text.
         """
         config = (
             read_yaml(self.path, functions=functions) | dict(self.changes) | {"task": self.name}
         )
-        given = dict(config.get("dataset_kwargs") or {})
-        if (
-            isinstance(config.get("dataset_path"), str)
-            and config["dataset_path"] not in LOCAL_FORMATS
-        ):
-            config["dataset_path"] = self._existing(config["dataset_path"])
+        data = dict(config.get("dataset_kwargs") or {})
+        dataset = config.get("dataset_path")
+        if isinstance(dataset, str) and dataset not in LOCAL_FORMATS:
+            config["dataset_path"] = self._absolute_if_local(dataset)
         if reads_local_files(config):
-            if "data_files" in given:
-                given["data_files"] = self._absolute(
-                    given["data_files"], Path(self._root(config)) / str(given.get("data_dir") or "")
-                )
-            if isinstance(given.get("data_dir"), str):
-                given["data_dir"] = self._existing(given["data_dir"])
-        return config | ({"dataset_kwargs": given} if given else {})
+            if "data_files" in data:
+                folder = Path(self._data_root(config)) / str(data.get("data_dir") or "")
+                data["data_files"] = self._absolute(data["data_files"], folder)
+            if isinstance(data.get("data_dir"), str):
+                data["data_dir"] = self._absolute_if_local(data["data_dir"])
+        return config | ({"dataset_kwargs": data} if data else {})
 
-    def _root(self, config: Mapping[str, Any]) -> Path:
-        """Return what data files are named from: a data set's own folder, else the YAML's."""
-        stated = Path(str(config.get("dataset_path") or ""))
-        return stated if stated.is_absolute() and stated.is_dir() else self.path.parent
+    def _data_root(self, config: Mapping[str, Any]) -> Path:
+        """Return the folder that data files are relative to: the data set's, else the YAML's."""
+        dataset = Path(str(config.get("dataset_path") or ""))
+        return dataset if dataset.is_absolute() and dataset.is_dir() else self.path.parent
 
-    def _existing(self, stated: str) -> str:
-        """Return an absolute path where a name stands for a file or folder beside the YAML, else
-        the name.
-        """
-        beside = self.path.parent / stated
-        return (
-            str(beside.resolve()) if "://" not in stated and stated and beside.exists() else stated
-        )
+    def _absolute_if_local(self, name: str) -> str:
+        """Return the absolute path of a file or folder beside the YAML; any other name as it is."""
+        path = self.path.parent / name
+        return str(path.resolve()) if "://" not in name and name and path.exists() else name
 
-    def _absolute(self, files: Any, root: Path) -> Any:
+    def _absolute(self, files: Any, folder: Path) -> Any:
+        """Return file names, also nested in lists and by split, as paths in `folder`."""
         if isinstance(files, Mapping):
-            return {split: self._absolute(given, root) for split, given in files.items()}
+            return {split: self._absolute(names, folder) for split, names in files.items()}
         if isinstance(files, list):
-            return [self._absolute(given, root) for given in files]
-        return files if "://" in str(files) else str(root / files)
+            return [self._absolute(names, folder) for names in files]
+        return files if "://" in str(files) else str(folder / files)
 
     def data_files(self) -> list[Path]:
-        """Return the local data files that the task names, in name order: every file of a
-        folder.
+        """Return the local data files that the task names, in name order; of folders every file.
+
+        Raises `HarnessError` for a file that does not exist.
         """
         config = self.settings()
-        given = config.get("dataset_kwargs") or {}
+        data = config.get("dataset_kwargs") or {}
         if not reads_local_files(config):
             return []
-        found: set[Path] = set()
-        for file in (Path(one) for one in strings_in(given.get("data_files")) if "://" not in one):
-            matches = list(file.parent.glob(file.name))  # a pattern stands for several files
+        files: set[Path] = set()
+        for name in strings_in(data.get("data_files")):
+            if "://" in name:
+                continue
+            path = Path(name)
+            matches = list(path.parent.glob(path.name))  # a pattern stands for several files
             if not matches:
                 raise HarnessError(
-                    f"{self.full_name}: no data file {file}, which {self.path} names; correct "
-                    "data_files or add the file"
+                    f"{self.full_name}: {self.path} names the data file {path}, which does not "
+                    "exist; correct data_files or add the file"
                 )
-            found.update(matches)
-        for folder in (
-            Path(str(given.get("data_dir") or "")),
-            Path(str(config.get("dataset_path") or "")),
-        ):
+            files.update(matches)
+        for folder_name in (data.get("data_dir"), config.get("dataset_path")):
+            folder = Path(str(folder_name or ""))
             if folder.is_absolute():
-                found.update(files_below(folder))
-        return sorted(found)
+                files.update(files_below(folder))
+        return sorted(files)
 
 
 def reads_local_files(settings: Mapping[str, Any]) -> bool:
-    """Tell whether a task's data set is read from this machine's files."""
+    """Tell whether a task's data set is read from files of this machine."""
     path = settings.get("dataset_path")
     return path in LOCAL_FORMATS or (isinstance(path, str) and Path(path).is_absolute())
 
 
-def files_below(place: Path) -> list[Path]:
-    """Return a file, or every file of a folder at any depth, hidden ones left out, in name
-    order.
-    """
-    if place.is_file():
-        return [place]
+def files_below(path: Path) -> list[Path]:
+    """Return a file itself, or all files below a folder but hidden ones, in name order."""
+    if path.is_file():
+        return [path]
     return sorted(
-        one
-        for one in place.rglob("*")
-        if one.is_file() and not any(part.startswith(".") for part in one.relative_to(place).parts)
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
     )
 
 
 def strings_in(value: Any) -> Iterator[str]:
-    """Yield every text in a value of nested mappings and lists."""
+    """Yield every string of nested mappings and lists."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping | list):
@@ -142,15 +139,13 @@ def strings_in(value: Any) -> Iterator[str]:
 
 
 def metrics_of(settings: Mapping[str, Any], kind: str) -> list[str]:
-    """Return the names of a task's metrics in its own order; of a function its own name, as lm-eval
-    calls it.
-    """
-    listed = settings.get("metric_list")
-    names = (
-        [str(getattr(one["metric"], "__name__", one["metric"])) for one in listed]
-        if listed
-        else DEFAULT_METRICS[kind]
-    )
+    """Return the names of a task's metrics in its own order; of a function, the function's name."""
+    metrics = settings.get("metric_list")
+    if not metrics:
+        names = DEFAULT_METRICS[kind]
+    else:
+        names = [str(getattr(entry["metric"], "__name__", entry["metric"])) for entry in metrics]
+    # lm-eval names a metric that is a path by the last part
     return [name.rpartition(".")[2] if "/" in name or "\\" in name else name for name in names]
 
 
@@ -159,13 +154,14 @@ class GroupAverage:
     """How a group's own file averages a metric over its tasks."""
 
     metric: str
-    by_size: bool
+    by_size: bool  # every item counts alike, else every task
 
 
 @lru_cache(maxsize=8)
 def _task_index(include_path: str | None, defaults: bool) -> dict[str, Any]:
-    """Return lm-eval's index of names; with its own tasks it takes about 20 s, so once per
-    process.
+    """Return lm-eval's index of names; `defaults` adds lm-eval's own tasks.
+
+    That takes about 20 s, so it is done once per process.
     """
     from lm_eval.tasks import TaskManager
 
@@ -184,14 +180,15 @@ def _task_index(include_path: str | None, defaults: bool) -> dict[str, Any]:
 def _definitions_of(
     index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None
 ) -> Iterator[TaskDefinition]:
-    """Yield the tasks behind a name: itself, or a group's or tag's, in lm-eval's order. Raises
-    `KeyError` for an unknown member.
+    """Yield the tasks that a name stands for, in lm-eval's order.
+
+    Raises `KeyError` for an unknown member, `HarnessError` for a task that is a Python class.
     """
     entry = index[name]
     kind = entry.kind.name
     if kind == "TAG":
-        for child in sorted(entry.tags):
-            yield from _definitions_of(index, child, changes, folder)
+        for member in sorted(entry.tags):
+            yield from _definitions_of(index, member, changes, folder)
     elif kind == "GROUP":
         yield from _definitions_of_group(index, read_yaml(entry.yaml_path), changes, folder)
     elif kind == "TASK":
@@ -210,66 +207,74 @@ def _definitions_of_group(
     changes: Mapping[str, Any],
     folder: Path | None,
 ) -> Iterator[TaskDefinition]:
+    """Yield the tasks of a group, each with what this group and the groups above it change."""
     from dataclasses import fields
 
     from lm_eval.config.group import GroupConfig
 
-    structural = {field.name for field in fields(GroupConfig)}
-    passed = {key: value for key, value in group.items() if key not in structural} | dict(changes)
+    group_keys = {field.name for field in fields(GroupConfig)}
+    inherited = {key: value for key, value in group.items() if key not in group_keys}
+    inherited |= dict(changes)
     members = group["task"] if isinstance(group["task"], list) else [group["task"]]
     for member in members:
         if isinstance(member, str):
-            yield from _definitions_of(index, member, passed, folder)
+            yield from _definitions_of(index, member, inherited, folder)
         elif "group" in member and member["group"] not in index:
-            yield from _definitions_of_group(index, member, passed, folder)
+            yield from _definitions_of_group(index, member, inherited, folder)
         else:
             name = member.get("group") or member["task"]
-            own = {key: value for key, value in member.items() if key not in {"group", "task"}}
-            yield from _definitions_of(index, name, passed | own, folder)
+            overrides = {
+                key: value for key, value in member.items() if key not in {"group", "task"}
+            }
+            yield from _definitions_of(index, name, inherited | overrides, folder)
 
 
 def _group_averages(entry: Any) -> list[GroupAverage]:
-    """Return what a group's file states under `aggregate_metric_list`; nothing for tasks
-    and tags.
-    """
+    """Return what a group's file states under `aggregate_metric_list`; [] for tasks and tags."""
     if entry.kind.name != "GROUP":
         return []
-    stated = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
-    listed = stated if isinstance(stated, list) else [stated]
+    aggregates = read_yaml(entry.yaml_path, functions=False).get("aggregate_metric_list") or []
+    averages = aggregates if isinstance(aggregates, list) else [aggregates]
     return [
-        GroupAverage(str(one["metric"]), bool(one.get("weight_by_size", True))) for one in listed
+        GroupAverage(str(average["metric"]), bool(average.get("weight_by_size", True)))
+        for average in averages
     ]
 
 
-def find_definitions(
-    name: str, include_path: Path | None
-) -> tuple[list[TaskDefinition], list[GroupAverage]]:
-    """Return the tasks behind a name, from the user's folder if it is known there, else from
-    lm-eval's own, and a group's averages.
+class FoundTasks(NamedTuple):
+    """The tasks that a name stands for, and how a group of that name averages them."""
+
+    definitions: list[TaskDefinition]
+    averages: list[GroupAverage]
+
+
+def find_tasks(name: str, include_path: Path | None) -> FoundTasks:
+    """Find the tasks that a name stands for, in the user's folder first, then in lm-eval's own.
+
+    Raises `HarnessError` for an unknown name, and for a group with an unknown member.
     """
-    given = str(include_path) if include_path else None
-    # the user's folder alone takes a moment, lm-eval's own 20 s
-    for defaults in (False, True) if given else (True,):
-        index = _task_index(given, defaults)
+    folder = str(include_path) if include_path else None
+    # the user's folder alone is read in a moment, lm-eval's own tasks in 20 s
+    for defaults in (False, True) if folder else (True,):
+        index = _task_index(folder, defaults)
         if name in index:
             try:
-                return list(_definitions_of(index, name, {}, include_path)), _group_averages(
-                    index[name]
-                )
+                definitions = list(_definitions_of(index, name, {}, include_path))
+                return FoundTasks(definitions, _group_averages(index[name]))
             except KeyError as missing:  # a group of the user's may name tasks of lm-eval
                 if defaults:
                     raise HarnessError(
                         f"{full_name(name)} names {missing}, which lm-eval does not know; "
                         "correct the group"
                     ) from missing
-    names = _task_index(given, False) if given else index
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    if near or given:
+    names = _task_index(folder, False) if folder else index
+    similar = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if similar or folder:
         raise unknown(
             "lm-eval task",
             name,
             names,
-            hint=f"(in {given})" if given else "(type: lm-eval ls tasks)",
+            hint=f"(in {folder})" if folder else "(type: lm-eval ls tasks)",
         )
     raise HarnessError(
         f"unknown lm-eval task {name!r}; type: lm-eval ls tasks, or give --include-path the folder "

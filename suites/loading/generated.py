@@ -1,8 +1,7 @@
-"""Fixed, disjoint splits for tasks whose items are made by a seeded generator.
+"""Fixed, disjoint splits for tasks whose items a seeded generator makes.
 
-An item belongs to the split that the digest of its own text names, so two splits cannot share an
-item whatever the generator does; a split is the first `size` distinct items of its bucket in a
-seeded stream.
+The digest of an item's text decides its split, so that two splits never share an item, whatever the
+generator does. A split is the first `size` distinct items of its buckets in a seeded stream.
 """
 
 import hashlib
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
-# Buckets of 32: 26 train, 2 validation, 3 test, 1 dev (few-shot examples).
+# 32 buckets: 26 train, 2 validation, 3 test, 1 dev (few-shot examples).
 _BUCKETS = {
     "train": range(26),
     "validation": range(26, 28),
@@ -37,19 +36,19 @@ def generate_split(
 ) -> Iterator[Item]:
     """Yield the items of split `name`, lazily and always in the same order.
 
-    `identity` is the text by which two items are the same question; it decides the bucket and drops
-    repeats.
+    Two items with the same `identity` text are the same question: it decides the bucket, and the
+    second one is dropped.
     """
-    wanted = _BUCKETS[name]
+    buckets = _BUCKETS[name]
     stream = random.Random(f"{seed}/{name}")
-    seen: set[str] = set()
+    yielded: set[str] = set()
 
     def items() -> Iterator[Item]:
         while True:
             item = generate(stream)
             text = identity(item)
-            if bucket(text) in wanted and text not in seen:
-                seen.add(text)
+            if bucket(text) in buckets and text not in yielded:
+                yielded.add(text)
                 yield item
 
     return islice(items(), sizes[name])

@@ -1,15 +1,13 @@
-"""Reads GSM8K's gold answers: the number behind `####`, and the worked solution without its
-calculator marks.
-"""
+"""Reads GSM8K's gold answers: the number after `####`, and the solution without marks."""
 
 import re
 
 
 def final_number(answer: str) -> str:
-    """Return what stands after `####` in a gold answer."""
+    """Return the number after `####` of a gold answer, as text."""
     return answer.rpartition("#### ")[2].strip()
 
 
 def without_marks(answer: str) -> str:
-    """Drop the `<<...>>` calculator marks: the form in which rationales are trained and written."""
+    """Drop the `<<...>>` calculator marks; students train on this form and write it."""
     return re.sub(r"<<[^>]*>>", "", answer)

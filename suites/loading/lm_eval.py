@@ -1,8 +1,7 @@
-"""Builds lm-eval's own task objects from the YAML that lm-eval ships, fed with our items or the
-Hub's.
+"""Builds lm-eval's own task objects from the YAML that lm-eval ships, with our items or the Hub's.
 
-Prompt, filters, metric and stop strings stay upstream's; only the data set, the name and what a
-task states beside it are ours. No file is written.
+Prompt, filters, metric and stop strings stay lm-eval's. Ours are the data set, the name, and what a
+task states as a change. No file is written.
 """
 
 import copy
@@ -14,50 +13,55 @@ from typing import Any
 
 from harness.errors import HarnessError, in_one_line
 from harness.files.untrusted import Limits, read_text_file
+from harness.renames.modules import by_old_name
 
-_YAML_LIMITS = Limits(bytes=8 * 2**20)  # shots may stand in it
-_MAX_VALUES = 200_000  # values of one file
+_YAML_LIMITS = Limits(bytes=8 * 2**20)  # it may hold the shots
+_MAX_VALUES = 200_000  # of one file
 
 Rows = Iterable[Mapping[str, Any]]
 
 
 def read_yaml(path: Path, *, functions: bool = True) -> dict[str, Any]:
-    """Read a task's YAML as lm-eval does: `include` merged in, `!function` imported, or kept as
-    text if not `functions`.
+    """Read a task's YAML as lm-eval does, with `include` merged in.
+
+    `functions`: import what `!function` names, else keep it as text. Raises `HarnessError` for a
+    file that is no YAML or no task.
     """
     from lm_eval.tasks._yaml_loader import load_yaml
     from yaml import YAMLError
 
     read_text_file(path, _YAML_LIMITS)
     try:
-        found = dict(load_yaml(path, resolve_func=functions))
+        config = dict(load_yaml(path, resolve_func=functions))
     except (YAMLError, RecursionError) as problem:
         raise HarnessError(f"{path} is no YAML ({in_one_line(problem)}); correct it") from problem
     except (AttributeError, LookupError, OSError, TypeError, ValueError) as problem:
         if functions:
-            raise  # a function's own module: whoever builds the task says so
+            raise  # an error of a function's module: building the task explains it
         raise HarnessError(
             f"{path} is no task of lm-eval ({in_one_line(problem)}); correct it"
         ) from problem
-    _refuse_large(found, path)
-    return found
+    _refuse_large(config, path)
+    return config
 
 
 def _refuse_large(value: Any, path: Path) -> None:
-    """Refuse a YAML that a few aliases blow up, or that holds itself: whoever walks it would not
-    come back.
+    """Raise `HarnessError` for a YAML with too many values, or one that contains itself.
+
+    A few aliases can make it so large that walking it would not end.
     """
-    waiting, count = [value], 0
-    while waiting:
-        part = waiting.pop()
+    queue, count = [value], 0
+    while queue:
+        part = queue.pop()
         count += 1
         if count > _MAX_VALUES:
             raise HarnessError(
                 f"{path} holds more than {_MAX_VALUES:,} values with aliases expanded; correct it"
             )
-        waiting += (
-            [*part.values()] if isinstance(part, dict) else part if isinstance(part, list) else []
-        )
+        if isinstance(part, dict):
+            queue += part.values()
+        elif isinstance(part, list):
+            queue += part
 
 
 def builtin_path(relative: str) -> Path:
@@ -75,22 +79,18 @@ def read_builtin(relative: str) -> dict[str, Any]:
 def build_task_over_rows(
     base: Mapping[str, Any], *, rows: Callable[[str], Rows], splits: Iterable[str], **changes: Any
 ) -> Any:
-    """Return a `ConfigurableTask` with `base`'s definition, `changes` applied, over `rows(split)`
-    for each split.
-    """
+    """Return a `ConfigurableTask` like `base` with `changes`, over `rows(split)` of each split."""
     from datasets import Dataset
 
     data = {name: Dataset.from_list([dict(row) for row in rows(name)]) for name in splits}
-    kept = {
+    without_data = {
         key: value for key, value in base.items() if key not in {"dataset_path", "dataset_name"}
     }
-    return build_task(kept, custom_dataset=lambda **_: data, **changes)
+    return build_task(without_data, custom_dataset=lambda **_: data, **changes)
 
 
 def build_task(base: Mapping[str, Any], **changes: Any) -> Any:
-    """Return a `ConfigurableTask` with `base`'s definition and `changes` applied; it loads `base`'s
-    own data set.
-    """
+    """Return a `ConfigurableTask` like `base` with `changes`; it loads the data set of `base`."""
     from lm_eval.api.task import ConfigurableTask
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns about every custom data set
@@ -103,7 +103,7 @@ def build_task(base: Mapping[str, Any], **changes: Any) -> Any:
 
 
 def hub_rows(path: str, name: str, split: str) -> Iterable[dict[str, Any]]:
-    """Return one split of a data set of the Hub; use it inside `from_hub`."""
+    """Return one split of a data set of the Hub; use it inside `explaining_hub_errors`."""
     from datasets import load_dataset
 
     rows: Iterable[dict[str, Any]] = load_dataset(path, name, split=split)
@@ -111,22 +111,25 @@ def hub_rows(path: str, name: str, split: str) -> Iterable[dict[str, Any]]:
 
 
 def data_dir_hint(files: Sequence[str]) -> str:
-    """Say what to do where the Hub cannot be reached."""
+    """Return what to do where the Hub cannot be reached."""
     return f"give --data-dir a folder with {' and '.join(files)}"
 
 
 @contextmanager
 def explaining_hub_errors(task: str, remedy: str) -> Iterator[None]:
-    """Turn whatever stops a download into one `HarnessError` that says `remedy`."""
+    """Turn whatever stops a download into one `HarnessError` that ends in `remedy`."""
     from datasets.exceptions import DatasetsError
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         yield
     except (OSError, ValueError, DatasetsError, *HfHubHTTPError.__bases__) as problem:
-        # a half-filled cache reads as a ValueError; the bases are the HTTP client's own errors,
-        # whichever client that is
-        told = next(iter(str(problem).splitlines()), "") or type(problem).__name__
+        # a half-filled cache raises a ValueError; the bases are the errors of the HTTP client that
+        # huggingface_hub uses
+        reason = next(iter(str(problem).splitlines()), "") or type(problem).__name__
         raise HarnessError(
-            f"{task}: the Hugging Face Hub could not be reached ({told[:120]}); {remedy}"
+            f"{task}: the Hugging Face Hub could not be reached ({reason[:120]}); {remedy}"
         ) from problem
+
+
+__getattr__ = by_old_name(__name__)

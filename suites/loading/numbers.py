@@ -1,6 +1,4 @@
-"""Reads numbers out of model answers: lm-eval's two GSM8K extractors and a numeric one, as pure
-functions.
-"""
+"""Reads numbers out of model answers: lm-eval's two GSM8K extractors, and a numeric one of ours."""
 
 import re
 from fractions import Fraction
@@ -8,11 +6,11 @@ from fractions import Fraction
 from harness.contract import Grade
 
 HASHES = re.compile(r"#### (\-?[0-9\.\,]+)")  # `strict-match` of lm-eval's gsm8k
-# of its gsm8k-cot; without a period after it the last digit is lost, as there
+# `strict-match` of its gsm8k-cot; as there, the last digit is lost where no period follows
 SENTENCE = re.compile(r"The answer is (\-?[0-9\.\,]+).")
 _FLEXIBLE = re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
-# A sign (also the typographic minus) before or behind a currency, digits with or without a whole
-# part, and a fraction's denominator.
+# A sign (also the typographic minus) before or after a currency, digits with or without a whole
+# part, and the denominator of a fraction.
 _AMOUNT = (
     r"(?P<sign>[-\u2212]?)(?:[$€£]\s*)?(?P<minus>[-\u2212]?)(?P<digits>[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)"
     r"(?P<below>\s*/\s*[1-9][0-9]*(?![0-9.,/]*[0-9/]))?"
@@ -30,77 +28,75 @@ def _normalise(text: str) -> str:
     return text.lower()
 
 
-def strict_match(text: str, stated: re.Pattern[str] = HASHES) -> str | None:
-    """Return the first number that stands in the form `stated`, as lm-eval's `strict-match` filters
-    do.
-    """
-    found = stated.findall(text)
-    return found[0].strip() if found else None
+def strict_match(text: str, pattern: re.Pattern[str] = HASHES) -> str | None:
+    """Return the first number in the form of `pattern`, as lm-eval's `strict-match` filters do."""
+    numbers = pattern.findall(text)
+    return numbers[0].strip() if numbers else None
 
 
 def flexible_extract(text: str) -> str | None:
-    """Return the last number-like run, as lm-eval's `flexible-extract` filter does."""
-    found = _FLEXIBLE.findall(text)
-    return next(part for part in found[-1] if part).strip() if found else None
+    """Return the last number-like part, as lm-eval's `flexible-extract` filter does."""
+    matches = _FLEXIBLE.findall(text)
+    return next(group for group in matches[-1] if group).strip() if matches else None
 
 
 def stated_number(text: str) -> str | None:
-    """Return the number that an answer states: the first of `####`, boxed, "answer is", else its
-    last number.
+    """Return the number that an answer states: after `####`, "answer is" or boxed, else the last.
 
-    Unlike the two of lm-eval it is compared as a number, so `$18.00` and `18` are equal and format
-    drift is told apart from lost ability.
+    It is compared as a number, so that `$18.00` and `18` are equal. This separates a change of form
+    from a loss of ability, which lm-eval's two extractors do not.
     """
     text = _DATE.sub(lambda date: date[0].replace("/", " "), text)
     for pattern in (_STATED, _BOXED):
-        found = pattern.search(text)
-        if found:
-            return _plain_number(found)
-    every = list(_NUMBER.finditer(text))
-    return _plain_number(every[-1]) if every else None
+        match = pattern.search(text)
+        if match:
+            return _plain_number(match)
+    matches = list(_NUMBER.finditer(text))
+    return _plain_number(matches[-1]) if matches else None
 
 
-def _plain_number(found: re.Match[str]) -> str:
+def _plain_number(match: re.Match[str]) -> str:
     """Return a number without its currency, with a plain minus."""
-    sign = "-" if found["sign"] or found["minus"] else ""
-    return f"{sign}{found['digits']}{''.join((found['below'] or '').split())}"
+    sign = "-" if match["sign"] or match["minus"] else ""
+    return f"{sign}{match['digits']}{''.join((match['below'] or '').split())}"
 
 
 def _read_number(text: str) -> Fraction | None:
-    """Read a number as it is written: 1,800.50, .5, -3, 1/2; None where it is none."""
-    found = _NUMBER.fullmatch(text.strip().rstrip("."))
-    if found is None:
+    """Read a number such as 1,800.50, .5, -3 or 1/2; None for any other text."""
+    match = _NUMBER.fullmatch(text.strip().rstrip("."))
+    if match is None:
         return None
-    above, _, below = _plain_number(found).replace(",", "").partition("/")
-    return Fraction(above) / Fraction(below or "1")
+    numerator, _, denominator = _plain_number(match).replace(",", "").partition("/")
+    return Fraction(numerator) / Fraction(denominator or "1")
 
 
-def _equal_numbers(left: str | None, right: str) -> bool:
-    value = None if left is None else _read_number(left)
-    return value is not None and value == _read_number(right)
+def _equal_numbers(answer: str | None, gold: str) -> bool:
+    """Tell whether two texts are the same number."""
+    value = None if answer is None else _read_number(answer)
+    return value is not None and value == _read_number(gold)
 
 
-def grade_number(gold: str, text: str, *, stated: re.Pattern[str] = HASHES) -> tuple[Grade, ...]:
-    """Grade one answer with the three extractors; strict, the score's own, first. `stated` is the
-    strict one's pattern.
+def grade_number(
+    gold: str, text: str, *, strict_pattern: re.Pattern[str] = HASHES
+) -> tuple[Grade, ...]:
+    """Grade an answer with the three extractors; strict, the one of the score, comes first.
+
+    `strict_pattern` is that of the strict one.
     """
-    found_strict, found_flexible, found_number = (
-        strict_match(text, stated),
+    strict, flexible, number = (
+        strict_match(text, strict_pattern),
         flexible_extract(text),
         stated_number(text),
     )
     return (
+        Grade(extractor="strict-match", extracted=strict, correct=_equal_texts(strict, gold)),
         Grade(
-            extractor="strict-match",
-            extracted=found_strict,
-            correct=found_strict is not None and _normalise(found_strict) == _normalise(gold),
+            extractor="flexible-extract", extracted=flexible, correct=_equal_texts(flexible, gold)
         ),
-        Grade(
-            extractor="flexible-extract",
-            extracted=found_flexible,
-            correct=found_flexible is not None and _normalise(found_flexible) == _normalise(gold),
-        ),
-        Grade(
-            extractor="numeric", extracted=found_number, correct=_equal_numbers(found_number, gold)
-        ),
+        Grade(extractor="numeric", extracted=number, correct=_equal_numbers(number, gold)),
     )
+
+
+def _equal_texts(answer: str | None, gold: str) -> bool:
+    """Tell whether two texts are equal, as lm-eval's gsm8k compares them."""
+    return answer is not None and _normalise(answer) == _normalise(gold)

@@ -77,7 +77,7 @@ def _remember_items(task: Any) -> None:
     """Draw a task's items once: every process of a cell would draw the same ones, which takes
     longer than all that it computes.
     """
-    draw = task.split
+    draw = task.generate_split
     held: dict[str, list[dict[str, Any]]] = {}
 
     def split(name: str, **how: Any) -> Iterator[dict[str, Any]]:
@@ -85,7 +85,7 @@ def _remember_items(task: Any) -> None:
             held[name] = list(draw(name, **how))
         return (dict(item) for item in held[name])
 
-    task.split = split
+    task.generate_split = split
     for name in task.SIZES:
         list(task.generated_items(name))
 

@@ -67,7 +67,7 @@ def test_packed_lines_blank_lines_and_torn_ones(tmp_path):
     assert (
         list(read_json_lines(tmp_path / "a.jsonl"))
         == [{"a": 1}, [2]]
-        == list(read_json_lines(packed, torn=True))
+        == list(read_json_lines(packed, skip_torn=True))
     )
     with pytest.raises(ValueError, match="Expecting value"):
         list(read_json_lines(packed))

@@ -172,7 +172,7 @@ def test_a_packed_file_of_lines_that_is_cut_is_said(tmp_path):
     path.write_bytes(b"no gzip")
     with pytest.raises(Unreadable, match=r"a\.jsonl\.gz"):
         list(read_json_lines(path))
-    assert list(read_json_lines(path, torn=True)) == []
+    assert list(read_json_lines(path, skip_torn=True)) == []
 
 
 def test_a_signed_file_is_read_back_and_any_change_is_seen(tmp_path):

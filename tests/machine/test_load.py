@@ -14,11 +14,12 @@ from harness.machine.load import (
     waiting_policy,
     waiting_variables,
 )
+from harness.machine.processor import CpuSeconds
 
 
-def readings(*busy):
-    told = iter(busy)
-    return lambda cpus: next(told)
+def readings(*pairs):
+    readings_left = iter(pairs)
+    return lambda cpus: CpuSeconds(*next(readings_left))
 
 
 @pytest.mark.parametrize(

@@ -442,17 +442,17 @@ def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", nvml(processes, held))
     found = energy.NvmlReader.open()
     before = found.sample()
-    assert found.complaints(before, found.sample(), {1, 2}) == [] and found.joules() == 5.0
+    assert found.interference(before, found.sample(), {1, 2}) == [] and found.joules() == 5.0
     processes.append(999)
     held[1] += 2_500_000_000
-    assert found.complaints(before, found.sample(), {1, 2}) == [
+    assert found.interference(before, found.sample(), {1, 2}) == [
         "heat held the GPU back for 2.5 s",
         "1 other processes were on the GPU",
     ]
     # in a container the numbers are the host's: ours are among them, none is known by name
     held[1] = 10
-    assert found.complaints(before, before, {70, 71}) == []
-    assert found.complaints(before, found.sample(), {70, 71}) == [
+    assert found.interference(before, before, {70, 71}) == []
+    assert found.interference(before, found.sample(), {70, 71}) == [
         "1 other processes were on the GPU"
     ]
     assert energy.EnergyMeter("cuda").source == "NVML"

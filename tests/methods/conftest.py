@@ -45,8 +45,8 @@ def other_tokenizer(tmp_path_factory):
         vocab_size=300, special_tokens=["<end>"], initial_alphabet=alphabet, show_progress=False
     )
     texts = [
-        one.completion
-        for one in islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 50)
+        example.completion
+        for example in islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 50)
     ]
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

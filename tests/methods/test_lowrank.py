@@ -72,16 +72,16 @@ def test_energy_gives_ranks_where_it_is_and_keeps_the_total():
 
 @pytest.mark.slow
 def test_a_student_opens_again_packs_and_trains_and_holds_what_it_says(compress, tiny):
-    made, told = compress("lowrank", {"keep": 0.6})
+    student, notes = compress("lowrank", {"keep": 0.6})
     # keys and values stay whole
-    assert told["matrices"] == 40 and told["kept_of_them"] == pytest.approx(0.6, abs=0.02)
-    opened = open_model(made)
-    one = opened.model.model.layers[2].mlp.gate_proj
-    assert one.weight.shape == (57, 128) and one.up.weight.shape == (384, 57)
-    trained, _ = compress("response", base=made)
+    assert notes["matrices"] == 40 and notes["kept_of_them"] == pytest.approx(0.6, abs=0.02)
+    opened = open_model(student)
+    projection = opened.model.model.layers[2].mlp.gate_proj
+    assert projection.weight.shape == (57, 128) and projection.up.weight.shape == (384, 57)
+    trained, _ = compress("response", base=student)
     assert open_model(trained).model.model.layers[2].mlp.gate_proj.up.weight.shape == (384, 57)
-    packed, told = compress("int8", base=trained)
-    assert told["packed_layers"] == 96  # both factors of 40, and 16 whole ones
+    packed, notes = compress("int8", base=trained)
+    assert notes["packed_layers"] == 96  # both factors of 40, and 16 whole ones
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
         gap = (
@@ -100,17 +100,17 @@ def test_a_student_answers_as_its_teacher_with_the_products_in_place_of_the_matr
     """
     from safetensors.torch import load_file
 
-    made, _ = compress("lowrank", {"keep": 0.6})
-    plain, held = open_model(tiny).model, load_file(made.path / "model.safetensors")
-    for name, tensor in held.items():
+    student, _ = compress("lowrank", {"keep": 0.6})
+    plain, teacher_model = open_model(tiny).model, load_file(student.path / "model.safetensors")
+    for name, tensor in teacher_model.items():
         if name.endswith(".up.weight"):
             owner = name.removesuffix(".up.weight")
             plain.get_submodule(owner).weight.data = (
-                tensor.float() @ held[f"{owner}.weight"].float()
+                tensor.float() @ teacher_model[f"{owner}.weight"].float()
             )
     ids = torch.arange(2, 40)[None]
     with torch.inference_mode():
-        assert torch.allclose(open_model(made).model(ids).logits, plain(ids).logits, atol=2e-4)
+        assert torch.allclose(open_model(student).model(ids).logits, plain(ids).logits, atol=2e-4)
 
 
 @pytest.mark.slow
@@ -125,12 +125,12 @@ def test_the_control_of_ranks_by_energy_has_the_same_ranks(compress):
     handed = Registry("method", METHODS).build("lowrank", given).control_settings()
     assert {name: handed[name] for name in given} == given
     for name, settings in (("lowrank", given), ("lowrank-plain", handed)):
-        made, _ = compress(name, settings)
-        modules = json.loads((made.path / "config.json").read_text())["quantization_config"][
+        student, _ = compress(name, settings)
+        modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
             "modules"
         ]
         ranks.append(
-            {one: spec["shape"][0] for one, spec in modules.items() if spec.get("factors")}
+            {name: spec["shape"][0] for name, spec in modules.items() if spec.get("factors")}
         )
     assert ranks[0] == ranks[1] and len(set(ranks[0].values())) > 5
 

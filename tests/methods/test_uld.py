@@ -19,25 +19,31 @@ def test_equal_tokenizers_align_every_position(tiny):
     pairs = full_solution_pairs(islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 5))
     rows, _ = aligned_rows(tokenizer, tokenizer, pairs, longest=512)
     assert all(
-        row.teacher_tokens.pairs == tuple((at, at) for at in range(row.trained_tokens))
+        row.teacher_tokens.pairs
+        == tuple((position, position) for position in range(row.trained_tokens))
         for row in rows
     )
 
 
 def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, other_tokenizer):
-    ours = open_model(tiny).tokenizer
+    tokenizer = open_model(tiny).tokenizer
     text = " Mia hat 3 Äpfel – und 12 €.\n#### 12"
-    [row], _ = aligned_rows(ours, other_tokenizer, [("Frage:", text)], longest=512)
+    [row], _ = aligned_rows(tokenizer, other_tokenizer, [("Frage:", text)], longest=512)
     assert len(row.teacher_tokens.pairs) > 5
-    for mine, theirs in row.teacher_tokens.pairs:
-        read = [
+    for position, teacher_position in row.teacher_tokens.pairs:
+        texts = [
             tokenizer.decode(list(ids[start : start + count]), clean_up_tokenization_spaces=False)
             for tokenizer, ids, start, count in (
-                (ours, row.ids, row.trained_from, mine),
-                (other_tokenizer, row.teacher_tokens.ids, row.teacher_tokens.trained_from, theirs),
+                (tokenizer, row.ids, row.trained_from, position),
+                (
+                    other_tokenizer,
+                    row.teacher_tokens.ids,
+                    row.teacher_tokens.trained_from,
+                    teacher_position,
+                ),
             )
         ]
-        assert read[0] == read[1] and text.startswith(read[0])
+        assert texts[0] == texts[1] and text.startswith(texts[0])
     assert row.teacher_tokens.pairs[0] == (0, 0) and row.teacher_tokens.pairs[-1] == (
         row.trained_tokens - 1,
         len(row.teacher_tokens.ids) - row.teacher_tokens.trained_from - 1,
@@ -49,23 +55,23 @@ def test_aligned_positions_stand_behind_the_same_text_in_both_tokenizers(tiny, o
 def test_a_student_of_another_tokenizer_is_trained_by_both_ways_out(
     method, tiny, foreign, tmp_path
 ):
-    given = job(
+    first_job = job(
         [tiny], tmp_path / "x", student=str(foreign.path), student_base=foreign, tokens=6_000
     )
-    made = REGISTRY.build(method, {"batch_size": 4, "learning_rate": 1e-2}).compress(given)
+    student = REGISTRY.build(method, {"batch_size": 4, "learning_rate": 1e-2}).compress(first_job)
     cost = json.loads((tmp_path / "x" / "cost.json").read_text())
     lines = [
         json.loads(line) for line in (tmp_path / "x" / "training.jsonl").read_text().splitlines()
     ]
-    held = [line["validation_ce"] for line in lines if "validation_ce" in line]
-    assert held[-1] < math.log(300) - 0.5 and made.digest != foreign.digest
+    losses = [line["validation_ce"] for line in lines if "validation_ce" in line]
+    assert losses[-1] < math.log(300) - 0.5 and student.digest != foreign.digest
     if method == "uld":
-        again = job(
+        second_job = job(
             [tiny], tmp_path / "y", student=str(foreign.path), student_base=foreign, tokens=6_000
         )
         REGISTRY.build(
             method, {"batch_size": 4, "micro_batch_size": 1, "learning_rate": 1e-2}
-        ).compress(again)
+        ).compress(second_job)
         split = json.loads((tmp_path / "y" / "cost.json").read_text())["notes"]["terms"]
         assert split["uld"]["last"] == pytest.approx(
             cost["notes"]["terms"]["uld"]["last"], rel=1e-3

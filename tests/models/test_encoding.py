@@ -166,9 +166,9 @@ def test_two_tokenizers_meet_at_the_ends_of_words(other, tokenizers):
     [row], _ = aligned_rows(
         tokenizers["prepend"], tokenizers[other], [("the red fox", " walks over")], longest=500
     )
-    assert (0, 0) in row.other.pairs and len(row.other.pairs) >= 2
+    assert (0, 0) in row.teacher_tokens.pairs and len(row.teacher_tokens.pairs) >= 2
     # behind the last token before EOS both have read it all
-    assert row.other.pairs[-1][0] == row.trained - 1
+    assert row.teacher_tokens.pairs[-1][0] == row.trained_tokens - 1
 
 
 def test_a_continuation_without_a_token_is_refused_by_its_item(opened):

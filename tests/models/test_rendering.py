@@ -40,3 +40,45 @@ def test_a_template_that_writes_the_date_writes_the_same_one_every_day(template,
     )
     _, show = rendering_of(Prompting(chat=True), opened.checkpoint)
     assert show(opened.tokenizer, "2 and 2?") == f"{told}<user>2 and 2?"
+
+
+TEMPLATE = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+
+
+def example_of(**fields):
+    from harness.contract import Example
+
+    filled = {"task": "own:x", "prompt": "", "completion": " B", "answer": "", "gold": ""} | fields
+    return Example(**filled)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_conversation_is_shown_in_the_template_and_a_text_never_is(chat, small, monkeypatch):
+    from harness.contract import Prompting
+    from harness.models import language_model
+    from harness.models.rendering import rendering_of
+
+    opened = small("Llama")
+    opened.tokenizer.chat_template = TEMPLATE
+    monkeypatch.setattr(language_model, "student_tokenizer", lambda base: opened.tokenizer)
+    render, _ = rendering_of(Prompting(chat=chat), opened.checkpoint)
+    talk = render(example_of(conversation=(("system", "S"), ("user", "Q")), prompt="S Q"))
+    assert (talk.prompt, talk.completion, talk.plain) == ("<system>S<user>Q", "B", "S Q")
+    text = render(example_of(completion="A text."))
+    assert (text.prompt, text.completion) == ("", "A text.")
+    pair = render(example_of(prompt="Q"))
+    assert (pair.prompt, pair.completion) == (("<user>Q", "B") if chat else ("Q", " B"))
+
+
+def test_a_conversation_without_a_template_is_refused_with_what_to_give(small, monkeypatch):
+    from harness.contract import Prompting
+    from harness.errors import CellFailed
+    from harness.models import language_model
+    from harness.models.rendering import rendering_of
+
+    opened = small("Llama")
+    opened.tokenizer.chat_template = None
+    monkeypatch.setattr(language_model, "student_tokenizer", lambda base: opened.tokenizer)
+    render, _ = rendering_of(Prompting(), opened.checkpoint)
+    with pytest.raises(CellFailed, match=r"own:x holds messages.*give prompt and completion"):
+        render(example_of(conversation=(("user", "Q"),)))

@@ -172,7 +172,7 @@ def test_a_file_that_is_written_at_once_has_no_torn_last_line(tmp_path):
     path = tmp_path / "samples.jsonl"
     path.write_text((signed_line({"a": 1}) + signed_line({"a": 2}))[:-5])
     assert read_signed_lines(path) == ([{"a": 1}], [])
-    values, wrong = read_signed_lines(path, whole=True)
+    values, wrong = read_signed_lines(path, complete=True)
     assert values == [{"a": 1}] and wrong[0].startswith("line 2: ")
 
 

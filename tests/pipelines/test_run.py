@@ -542,7 +542,7 @@ def test_no_wait_leaves_a_busy_cell_and_says_who_has_it(finished):
     finally:
         (store.cell(key) / "aside.json").rename(store.record_path(key))
     assert result.returncode == 1
-    assert f"untouched: left, computed by process {os.getpid()}" in result.stderr
+    assert f"untouched: not waited for, computed by process {os.getpid()}" in result.stderr
 
 
 def test_readers_of_a_store_survive_a_damaged_student(finished):

@@ -17,6 +17,7 @@ from harness.records.baseline import FrozenRow, freeze_record
 from harness.records.conditions import (
     BaselineText,
     Conditions,
+    DataReference,
     MayDiffer,
     ModelReference,
     MustAgree,
@@ -202,6 +203,8 @@ CHANGED = {
     "budget_rows": 20,
     "tuned": True,
     "teacher_weights": (0.7, 0.3),
+    "train_data": (DataReference(name="own:a.jsonl", digest="d", examples=9),),
+    "calibration_data": DataReference(name="own:b.jsonl", digest="d", examples=9),
 }
 
 
@@ -325,7 +328,7 @@ def test_a_file_has_the_conditions_among_its_fields_in_every_schema(tmp_path):
     whole = make("sft", Conditions(**PLAIN, limit={"gsm8k": 400}), seed=1)
     records.write_record(tmp_path / "a.json", whole)
     data = json.loads((tmp_path / "a.json").read_text())
-    assert data["schema"] == records.SCHEMA == 9 and "conditions" not in data
+    assert data["schema"] == records.SCHEMA == 10 and "conditions" not in data
     assert (data["limit"], data["limited"], data["device"]) == ({"gsm8k": 400}, True, "cpu")
     assert records.read_record(tmp_path / "a.json") == whole
 

@@ -209,14 +209,14 @@ def test_an_oracle_scores_one(source, no_network):
         == 1.0
     )
     for name in ("mmlu", "mmlu-cloze"):
-        chosen = {
+        choices = {
             row["question"]: {
                 " "
                 + (row["answer"] if name == "mmlu" else row["choices"]["ABCD".index(row["answer"])])
             }
             for row in mmlu_rows("test", 8)
         }
-        results = evaluated(suites.load(name).lm_eval_tasks(source), chosen)["results"]
+        results = evaluated(suites.load(name).lm_eval_tasks(source), choices)["results"]
         assert len(results) == 2 and all(result["acc,none"] == 1.0 for result in results.values())
     assert not no_network
 
@@ -251,18 +251,20 @@ def test_a_letter_in_prose_is_trained_as_the_task_grades_it(source):
 
     example = next(one for one in suites.load("mmlu").examples("dev", source) if one.gold == "B")
     examples = [replace(example, prompt=f"Question {n}?") for n in range(5)]
-    said = [
+    answers = [
         "(B)",
         "It is Lima. Answer: B",
         "It is Lima.\nThe answer is (B).",
         "The answer is C.",
         "B. Lima",
     ]
-    given = SimpleNamespace(
+    job = SimpleNamespace(
         tasks={"mmlu": suites.load("mmlu")}, source=source, seed=1, progress=lambda one: None
     )
-    kept, counts = filter_traces(examples, [[Generation(text, 9, "eos")] for text in said], given)
-    assert [text for _, text in kept] == [
+    traces, counts = filter_traces(
+        examples, [[Generation(text, 9, "eos")] for text in answers], job
+    )
+    assert [text for _, text in traces] == [
         " B",
         "It is Lima. Answer: B",
         "It is Lima.\nThe answer is (B).\nB",
@@ -320,7 +322,7 @@ def change(path, row, **values):
     rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
     rows[row] |= values
     write_rows(
-        path, [{key: value for key, value in one.items() if value is not ...} for one in rows]
+        path, [{key: value for key, value in row.items() if value is not ...} for row in rows]
     )
 
 
@@ -330,13 +332,13 @@ def test_answers_by_position_and_files_with_a_byte_order_mark_are_read(folder, s
         for task in suites.load("mmlu").lm_eval_tasks(source).values()
         for doc in task.eval_docs
     ]
-    found = mmlu_rows("test", 8)
-    odd = [
-        row | {"answer": (n, str(n), row["answer"])[at % 3]}
-        for at, row in enumerate(found)
+    rows = mmlu_rows("test", 8)
+    mixed = [
+        row | {"answer": (n, str(n), row["answer"])[position % 3]}
+        for position, row in enumerate(rows)
         for n in ["ABCD".index(row["answer"])]
     ]
-    text = "\ufeff" + "".join(json.dumps(row) + "\n" for row in odd)
+    text = "\ufeff" + "".join(json.dumps(row) + "\n" for row in mixed)
     (folder / "mmlu/test.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     assert [
         dict(doc)
@@ -364,7 +366,7 @@ def test_missing_files_are_named(folder, source):
 
 def test_bad_rows_are_named_by_file_and_line(folder, source):
     path, mmlu = folder / "mmlu/test.jsonl.gz", suites.load("mmlu")
-    for values, told in (
+    for values, message in (
         ({"answer": "E"}, "A, B, C, D, given 'E'"),
         ({"answer": 4}, "given 4"),
         ({"answer": True}, "given True"),
@@ -376,7 +378,7 @@ def test_bad_rows_are_named_by_file_and_line(folder, source):
     ):
         write_rows(path, mmlu_rows("test", 8))
         change(path, 2, **values)
-        refused(lambda: mmlu.lm_eval_tasks(source), f"{path}, line 3: ", told)
+        refused(lambda: mmlu.lm_eval_tasks(source), f"{path}, line 3: ", message)
     path = folder / "gsm8k/test.jsonl"
     gsm8k = suites.load("gsm8k")
     path.write_text('{"question": "a", "answer": "#### 1"}\n\n{"question": \n', encoding="utf-8")
@@ -427,7 +429,7 @@ def test_subjects_are_checked(folder, source):
     refused(lambda: mmlu.lm_eval_tasks(source), "mmlu/test.jsonl", "did you mean 'anatomy'")
     write_rows(folder / "mmlu/test.jsonl.gz", mmlu_rows("test", 8))
     write_rows(folder / "mmlu/dev.jsonl.gz", mmlu_rows("dev", 3))
-    refused(lambda: mmlu.lm_eval_tasks(source), "3 rows of anatomy and 5 are shown")
+    refused(lambda: mmlu.lm_eval_tasks(source), "3 rows of anatomy, and 5 are shown")
 
 
 def test_splits_that_do_not_exist_are_refused(source):
@@ -450,7 +452,7 @@ def test_splits_that_do_not_exist_are_refused(source):
 
 @pytest.mark.parametrize("name", REAL)
 def test_without_folder_and_network_one_line_comes_at_once(name, no_network):
-    began = time.monotonic()
+    start = time.monotonic()
     task = suites.load(name)
     refused(
         lambda: task.lm_eval_tasks(LocalOrHubData()),
@@ -458,7 +460,7 @@ def test_without_folder_and_network_one_line_comes_at_once(name, no_network):
         "Hub could not be reached",
         f"give --data-dir a folder with {' and '.join(task.files)}",
     )
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - start < 15
 
 
 # Suites
@@ -476,11 +478,11 @@ def test_suites_of_ones_own(tmp_path):
         'measure = false\nhelp = "x"\ninclude_path = "mine"\n'
     )
     names = [str(file), "math"]
-    found = suites.resolve(names, embedded=True)
+    resolved = suites.resolve(names, embedded=True)
     assert (
-        list(found) == ["math", "own"]
-        and found["own"].tasks == ("lm-eval:svamp_style", "gsm8k-mini")
-        and not found["own"].measure
+        list(resolved) == ["math", "own"]
+        and resolved["own"].tasks == ("lm-eval:svamp_style", "gsm8k-mini")
+        and not resolved["own"].measure
     )
     assert (
         suites.include_path_of(names) == tmp_path / "mine"
@@ -543,7 +545,8 @@ def test_published_items_are_all_there(published, no_network):
         sum(1 for _ in task.examples(split, published)) for split in ("train", "validation")
     ] == [6_973, 500]
     assert all(
-        task.grade(one.gold, one.completion)[0].correct for one in task.examples("train", published)
+        task.grade(example.gold, example.completion)[0].correct
+        for example in task.examples("train", published)
     )
     assert training_examples({"gsm8k": task}, published, rows=200)
     assert not no_network
@@ -552,9 +555,9 @@ def test_published_items_are_all_there(published, no_network):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mmlu", "mmlu-cloze"])
 def test_published_mmlu_is_whole_and_its_golds_are_choices(name, published):
-    began = time.monotonic()
+    start = time.monotonic()
     tasks = suites.load(name).lm_eval_tasks(published)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - start < 10
     assert len(tasks) == 57 and sum(len(task.eval_docs) for task in tasks.values()) == 14_042
     for task in tasks.values():
         for doc in list(task.eval_docs)[:20]:
@@ -566,11 +569,11 @@ def test_published_mmlu_is_whole_and_its_golds_are_choices(name, published):
                 and task.process_results(doc, right)["acc"] == 1.0
             )
         context = task.fewshot_context(task.eval_docs[0], num_fewshot=5)
-        shown = [
+        prompts = [
             row["choices"][row["answer"]] if name == "mmlu-cloze" else "ABCD"[row["answer"]]
             for row in task.dataset["dev"]
         ]
-        assert len(shown) == 5 and all(f"\nAnswer: {answer}\n\n" in context for answer in shown)
+        assert len(prompts) == 5 and all(f"\nAnswer: {answer}\n\n" in context for answer in prompts)
 
 
 @pytest.mark.parametrize("name", ["gsm8k", "gsm8k-cot", "mmlu", "mmlu-cloze", "wikitext"])
@@ -589,15 +592,15 @@ def test_offline_and_item_by_item_what_lm_evals_own_backend_answers(
     for task in suites.load(name).lm_eval_tasks(source).values():
         task.build_all_requests(limit=3, rank=0, world_size=1)
         requests += task.instances
-    theirs = HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=1)
-    ours = HarnessLM(opened)
+    upstream_model = HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=1)
+    our_model = HarnessLM(opened)
     kind = requests[0].request_type
-    left, right = getattr(ours, kind)(requests), getattr(theirs, kind)(requests)
+    answers, expected = getattr(our_model, kind)(requests), getattr(upstream_model, kind)(requests)
     if kind == "generate_until":
-        assert left == right and len(left) == 3
+        assert answers == expected and len(answers) == 3
     elif kind == "loglikelihood":
-        assert [one[0] for one in left] == pytest.approx([one[0] for one in right], abs=1e-4)
-        assert [one[1] for one in left] == [one[1] for one in right]
+        assert [one[0] for one in answers] == pytest.approx([one[0] for one in expected], abs=1e-4)
+        assert [one[1] for one in answers] == [one[1] for one in expected]
     else:
-        assert left == pytest.approx(right, rel=1e-5)
-    assert ours.requests == len(requests) and not no_network
+        assert answers == pytest.approx(expected, rel=1e-5)
+    assert our_model.requests == len(requests) and not no_network

@@ -25,23 +25,30 @@ from methods.compression.layers import layers_of
 
 @pytest.mark.slow
 def test_text_comes_from_train_is_named_and_hashed_and_the_same_every_time(compress):
-    told = [
+    descriptions = [
         compress("prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64})[1][
             "calibration"
         ]
         for _ in range(2)
     ]
-    assert told[0] == told[1] and told[0]["name"] == "train split of gsm8k-mini"
-    assert (told[0]["sequences"], told[0]["tokens_each"]) == (6, 64) and len(
-        told[0]["digest"]
+    assert (
+        descriptions[0] == descriptions[1]
+        and descriptions[0]["name"] == "train split of gsm8k-mini"
+    )
+    assert (descriptions[0]["sequences"], descriptions[0]["tokens_each"]) == (6, 64) and len(
+        descriptions[0]["digest"]
     ) == 64
     assert (
-        told[0]["compared_with"] == ["gsm8k-mini"] and told[0]["dropped_for_evaluation_text"] == 0
+        descriptions[0]["compared_with"] == ["gsm8k-mini"]
+        and descriptions[0]["dropped_for_evaluation_text"] == 0
     )
-    other = compress(
+    of_mmlu = compress(
         "prune-wanda", {"num_calibration_samples": 6, "max_seq_length": 64}, tasks=("mmlu-mini",)
     )[1]["calibration"]
-    assert other["digest"] != told[0]["digest"] and other["name"] == "train split of mmlu-mini"
+    assert (
+        of_mmlu["digest"] != descriptions[0]["digest"]
+        and of_mmlu["name"] == "train split of mmlu-mini"
+    )
 
 
 def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_path):
@@ -65,21 +72,24 @@ def test_a_task_without_train_reads_c4_and_says_what_is_missing(compress, tmp_pa
     )
     (tmp_path / "wikitext2" / "wiki.test.raw.gz").write_bytes(gzip.compress(page.encode()))
     few = {"num_calibration_samples": 4, "max_seq_length": 64}
-    told = compress(
+    notes = compress(
         "prune-wanda", few, tasks=("wikitext",), source=LocalOrHubData(folder=tmp_path)
     )[1]
-    assert told["calibration"]["name"] == "C4 sample"
+    assert notes["calibration"]["name"] == "C4 sample"
     assert (
-        told["calibration"]["compared_with"] == ["wikitext"]
-        and told["calibration"]["dropped_for_evaluation_text"] == 1
+        notes["calibration"]["compared_with"] == ["wikitext"]
+        and notes["calibration"]["dropped_for_evaluation_text"] == 1
     )
 
 
 def test_text_that_holds_an_evaluation_question_is_dropped_in_data_from_outside():
     run = " ".join(f"w{number}" for number in range(13))
-    held = [Example(task="t", prompt=f"before {run} after", completion="", answer="", gold="")]
+    evaluated = [Example(task="t", prompt=f"before {run} after", completion="", answer="", gold="")]
     task = SimpleNamespace(
-        name="t", kind="generate", files=("a.jsonl",), examples=lambda split, source: iter(held)
+        name="t",
+        kind="generate",
+        files=("a.jsonl",),
+        examples=lambda split, source: iter(evaluated),
     )
     texts = [f"Here {run.upper()} there", "nothing of it", run.rpartition(" ")[0]]
     assert contaminated_texts(texts, {"t": task}, LocalOrHubData()) == ({0}, ["t"])
@@ -102,18 +112,18 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
         embedded.model(input_ids=ids, use_cache=False)
     for tokens in (24, 48, 1_000):  # one at a time; two, and one left over; all at once
         monkeypatch.setattr(calibration, "TOKENS_PER_BATCH", tokens)
-        found = {}
+        sums = {}
         visit_blocks(
             embedded,
             CalibrationData(ids, {}),
             layers,
             kind="gram",
-            visit=lambda block, flow, found=found: found.update(flow.sums),
+            visit=lambda block, flow, sums=sums: sums.update(flow.sums),
         )
-        assert found.keys() == plain.sums.keys()
-        for name in found:
+        assert sums.keys() == plain.sums.keys()
+        for name in sums:
             assert torch.allclose(
-                found[name],
+                sums[name],
                 plain.sums[name],
                 rtol=1e-3,
                 atol=1e-3 * float(plain.sums[name].abs().max()),
@@ -126,13 +136,13 @@ def test_tokens_count_alike_whatever_their_size():
     larger = rows * torch.logspace(-2, 4, 40)[:, None]
     for kind in ("gram", "squares"):
         sums = {}
-        for name, x, alike in (
+        for name, x, normalized in (
             ("plain", rows, True),
             ("sized", larger, True),
             ("raw", larger, False),
             ("zero", torch.zeros(1, 6), True),
         ):
-            flow = InputStatistics(kind, alike)
+            flow = InputStatistics(kind, normalized)
             flow.add("x", x)
             sums[name] = flow.sums["x"]
         assert torch.allclose(sums["plain"], sums["sized"], atol=1e-5)
@@ -153,13 +163,13 @@ def test_a_token_that_outweighs_all_others_does_not_decide_how_they_are_rounded(
     sink[:, 5] = 30_000
     w = torch.randn(24, 32)
     errors = {}
-    for name, alike in (("alike", True), ("raw", False)):
-        flow = InputStatistics("gram", alike)
+    for name, normalized in (("alike", True), ("raw", False)):
+        flow = InputStatistics("gram", normalized)
         flow.add("w", torch.cat([sink, x]))
-        found = round_with_gptq(w, flow.sums["w"], bits=4, group=16).dequantized()
-        errors[name] = float(((w - found) @ x.T).square().sum())
+        rounded = round_with_gptq(w, flow.sums["w"], bits=4, group_size=16).dequantized()
+        errors[name] = float(((w - rounded) @ x.T).square().sum())
     nearest = float(
-        ((w - round_to_nearest(w, bits=4, group=16).dequantized()) @ x.T).square().sum()
+        ((w - round_to_nearest(w, bits=4, group_size=16).dequantized()) @ x.T).square().sum()
     )
     assert errors["alike"] < 0.7 * errors["raw"] and errors["alike"] < 0.7 * nearest
 
@@ -198,20 +208,20 @@ class Decoder(torch.nn.Module):
 def test_what_a_model_hands_a_block_by_place_goes_along():
     torch.manual_seed(0)
     model, data = Decoder(by_place=True), CalibrationData(torch.randint(0, 50, (2, 16)), {})
-    layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
-    seen, now = {}, InputStatistics("squares")
+    layers = {f"layers.{number}.linear": block.linear for number, block in enumerate(model.layers)}
+    sums, expected = {}, InputStatistics("squares")
     visit_blocks(
         SimpleNamespace(model=model),
         data,
         layers,
         kind="squares",
-        visit=lambda name, flow: seen.update(flow.sums),
+        visit=lambda name, flow: sums.update(flow.sums),
     )
-    with torch.no_grad(), recording_inputs(now, layers):
+    with torch.no_grad(), recording_inputs(expected, layers):
         model(data.ids)
     assert (
-        all(torch.allclose(seen[name], now.sums[name], rtol=1e-4) for name in layers)
-        and len(seen) == 3
+        all(torch.allclose(sums[name], expected.sums[name], rtol=1e-4) for name in layers)
+        and len(sums) == 3
     )
 
 
@@ -222,9 +232,9 @@ def test_a_block_that_takes_something_from_elsewhere_is_refused_before_anything_
 
     torch.manual_seed(0)
     model, data = Decoder(), CalibrationData(torch.randint(0, 50, (2, 16)), {})
-    layers = {f"layers.{at}.linear": block.linear for at, block in enumerate(model.layers)}
+    layers = {f"layers.{number}.linear": block.linear for number, block in enumerate(model.layers)}
     refused = pytest.raises(
-        CellFailed, match="Decoder: block 0 run by itself gives other states than inside the model"
+        CellFailed, match="Decoder: block 0 run alone returns other states than inside the model"
     )
     with refused:
         visit_blocks(
@@ -262,20 +272,23 @@ def test_a_block_sees_what_was_done_to_the_blocks_before_it(tiny):
     opened = open_model(tiny)
     layers = layers_of(opened.model, method="test").linear
     ids = torch.randint(3, 1000, (2, 16))
-    seen = {}
+    sums = {}
 
     def visit(block, flow):
-        seen[block] = flow.sums[f"{block}.self_attn.q_proj"].clone()
+        sums[block] = flow.sums[f"{block}.self_attn.q_proj"].clone()
         if block.endswith(".0"):
             with torch.no_grad():
                 opened.model.model.layers[0].mlp.down_proj.weight.zero_()
 
     visit_blocks(opened, CalibrationData(ids, {}), layers, kind="squares", visit=visit)
-    now = InputStatistics("squares")
-    with torch.no_grad(), recording_inputs(now, layers):
+    expected = InputStatistics("squares")
+    with torch.no_grad(), recording_inputs(expected, layers):
         opened.model(input_ids=ids, use_cache=False)
     assert torch.allclose(
-        seen["model.layers.1"], now.sums["model.layers.1.self_attn.q_proj"], rtol=1e-3, atol=1e-2
+        sums["model.layers.1"],
+        expected.sums["model.layers.1.self_attn.q_proj"],
+        rtol=1e-3,
+        atol=1e-2,
     )
 
 
@@ -284,7 +297,7 @@ def test_layers_that_read_one_tensor_share_one_sum(embedded):
     flow = InputStatistics("gram")
     with torch.no_grad(), recording_inputs(flow, layers):
         embedded.model(input_ids=torch.arange(3, 20)[None], use_cache=False)
-    one = [flow.sums[f"model.layers.0.self_attn.{part}_proj"] for part in "qkv"]
-    assert one[0] is one[1] is one[2]
+    sums = [flow.sums[f"model.layers.0.self_attn.{part}_proj"] for part in "qkv"]
+    assert sums[0] is sums[1] is sums[2]
     assert flow.sums["model.layers.0.mlp.gate_proj"] is flow.sums["model.layers.0.mlp.up_proj"]
     assert len(block_influence(embedded, CalibrationData(torch.arange(3, 20)[None], {}))) == 8

@@ -97,11 +97,11 @@ def planted(tmp_path, monkeypatch):
         (folder / name / "__init__.py").write_text(text)
     monkeypatch.syspath_prepend(str(folder))
     # what an earlier test has loaded hides the stand-ins
-    theirs = ("bitsandbytes", "optimum", "torchao")
+    packages = ("bitsandbytes", "optimum", "torchao")
     loaded = {
         name: sys.modules.pop(name)
         for name in list(sys.modules)
-        if name.partition(".")[0] in theirs
+        if name.partition(".")[0] in packages
     }
     import transformers
 
@@ -123,7 +123,7 @@ def planted(tmp_path, monkeypatch):
 
     yield packing
     for name in list(sys.modules):
-        if name.partition(".")[0] in theirs:
+        if name.partition(".")[0] in packages:
             del sys.modules[name]
     sys.modules.update(loaded)
 
@@ -134,14 +134,16 @@ def test_whatever_a_library_raises_while_packing_is_one_line(name, kind, planted
     planted(RAISED[kind])
     with pytest.raises(CellFailed) as caught:
         REGISTRY.build(name, {}).compress(job)
-    told = str(caught.value)
-    assert "\n" not in told and len(told) < 500 and not isinstance(caught.value, Skipped)
+    message = str(caught.value)
+    assert "\n" not in message and len(message) < 500 and not isinstance(caught.value, Skipped)
     # what it was given
-    assert told.startswith(name) and LIBRARIES[name] in told and "failed on random (" in told
-    assert type(RAISED[kind]).__name__ in told and told.endswith(
+    assert (
+        message.startswith(name) and LIBRARIES[name] in message and "failed on random (" in message
+    )
+    assert type(RAISED[kind]).__name__ in message and message.endswith(
         ("use int8 or int4", "use int8 or int4, which need no library")
     )
-    assert ("pip install --upgrade 'compression-harness[quant]'" in told) == isinstance(
+    assert ("pip install --upgrade 'compression-harness[quant]'" in message) == isinstance(
         RAISED[kind], ImportError
     )
     assert not (Path(job.workdir) / "student").exists()

@@ -67,8 +67,8 @@ def test_our_graders_agree_with_lm_evals_filters(name, stated, source):
             "numeric",
         ]
         for grade in grades[:2]:
-            theirs = instance.filtered_resps[grade.extractor]
-            assert (theirs, bool(task.process_results(doc, [theirs])["exact_match"])) == (
+            filtered = instance.filtered_resps[grade.extractor]
+            assert (filtered, bool(task.process_results(doc, [filtered])["exact_match"])) == (
                 grade.extracted or "[invalid]",
                 grade.correct,
             )

@@ -28,7 +28,7 @@ def test_local_yaml_tasks_resolve_their_data_beside_them(
     arc, svamp = (task.lm_eval_tasks(LocalOrHubData()) for task in outside.values())
     assert list(arc) == ["arc_style"] and list(svamp) == ["svamp_style"]
     assert len(arc["arc_style"].eval_docs) == len(svamp["svamp_style"].eval_docs) == 12
-    assert [(one.kind, one.chance, one.primary, one.domain) for one in outside.values()] == [
+    assert [(task.kind, task.chance, task.primary, task.domain) for task in outside.values()] == [
         ("choose", 0.25, "acc", "other"),
         ("generate", 0.0, "last-number", "other"),
     ]
@@ -43,14 +43,14 @@ def test_local_yaml_tasks_grade_and_train(outside, no_network):
             and examples[0].task == task.name
             and examples[0].prompt.endswith("Answer:")
         )
-        held = {
-            split: {one.prompt for one in task.examples(split, LocalOrHubData())}
+        prompts = {
+            split: {example.prompt for example in task.examples(split, LocalOrHubData())}
             for split in ("train", "validation", "test")
         }
         assert (
-            held["validation"]
-            and not held["train"] & held["validation"]
-            and len(held["test"]) == 12
+            prompts["validation"]
+            and not prompts["train"] & prompts["validation"]
+            and len(prompts["test"]) == 12
         )
         for example in task.examples("test", LocalOrHubData()):
             assert (
@@ -69,12 +69,12 @@ def test_local_yaml_tasks_grade_and_train(outside, no_network):
 
 def test_an_oracle_scores_one_on_local_yaml_tasks(outside):
     arc = outside["arc_style"]
-    right = {
+    answers = {
         example.prompt.removeprefix("Question: ").partition("\n")[0]: {example.completion}
         for example in arc.examples("test", LocalOrHubData())
     }
     assert (
-        evaluated(arc.lm_eval_tasks(LocalOrHubData()), right)["results"]["arc_style"]["acc,none"]
+        evaluated(arc.lm_eval_tasks(LocalOrHubData()), answers)["results"]["arc_style"]["acc,none"]
         == 1.0
     )
 
@@ -109,7 +109,7 @@ CODE = {
     "named": ("FILE.read_text()", "golds.json", ""),
     "folder": ("[one.read_text() for one in Path('data').glob('*.json')]", "data/golds.json", ""),
     "imported": ("deeper.read()", "golds.json", ""),
-    "put together": ("open('gold' + str(1) + '.json').read()", "", "only running it tells"),
+    "put together": ("open('gold' + str(1) + '.json').read()", "", "known only when it runs"),
     "environment": ("open(os.environ['GOLDS']).read()", "", "os.environ"),
     "address": ("urllib.request.urlopen('http://x.y/z').read()", "", "urlopen"),
 }
@@ -137,14 +137,12 @@ def test_what_code_reads_is_in_the_version_or_said_to_be_unknown(form, tmp_path)
     )
     task = suites.load("lm-eval:arc_style", include_path=place)
     assert why in task.unknown_inputs and bool(task.unknown_inputs) == bool(why)
-    assert not why or any(
-        "nothing of this task is kept from run to run" in note for note in task.notes
-    )
+    assert not why or any("so no result of this task is reused" in note for note in task.notes)
     for changed in filter(None, (file, "code.py", "deeper.py")):
         (place / changed).write_text((place / changed).read_text() + "\n", encoding="utf-8")
-        fresh = suites.load("lm-eval:arc_style", include_path=place)
-        assert fresh.version != task.version, changed
-        task = fresh
+        task_after = suites.load("lm-eval:arc_style", include_path=place)
+        assert task_after.version != task.version, changed
+        task = task_after
 
 
 @pytest.mark.parametrize(
@@ -185,7 +183,7 @@ def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     from harness.planning.config import build_config
 
     place = shutil.copytree(LOCAL, tmp_path / "place")
-    asked = {
+    options = {
         "suite": ("lm-eval:arc_style",),
         "methods": ("int8",),
         "include_path": place,
@@ -193,7 +191,7 @@ def test_tasks_of_unknown_inputs_are_planned_anew_every_time(tmp_path):
     }
 
     def keys():
-        return [cell.key for cell in harness.api.plan_run(build_config(asked)).cells]
+        return [cell.key for cell in harness.api.plan_run(build_config(options)).cells]
 
     assert keys() == keys()
     (place / "code.py").write_text(
@@ -266,7 +264,8 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
     )
     refused(lambda: suites.load("lm-eval:plain", include_path=place), "output_type loglikelihood")
     refused(
-        lambda: suites.load("lm-eval:gone", include_path=place), f"no data file {place}/no.jsonl"
+        lambda: suites.load("lm-eval:gone", include_path=place),
+        f"names the data file {place}/no.jsonl, which does not exist",
     )
     write_yaml(
         place,
@@ -277,9 +276,9 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
         doc_to_target="x",
         **base,
     )
-    odd = suites.load("lm-eval:odd", include_path=place)
+    odd_task = suites.load("lm-eval:odd", include_path=place)
     refused(
-        lambda: odd.lm_eval_tasks(LocalOrHubData()),
+        lambda: odd_task.lm_eval_tasks(LocalOrHubData()),
         "lm-eval:odd cannot be built",
         "correct",
         "odd.yaml",

@@ -1,0 +1,129 @@
+"""Grades answers to items of lm-eval's tasks by the tasks' own filters and metrics."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+from harness.contract import Grade
+from harness.errors import HarnessError
+from harness.statistics.figures import as_number
+
+
+class ItemGold(str):
+    """A gold answer that knows its item.
+
+    An answer is graded by that item, and not by the first item with the same gold answer.
+    """
+
+    __slots__ = ("doc", "task")
+    task: Any
+    doc: Mapping[str, Any]
+
+    @classmethod
+    def of_item(cls, text: str, task: Any, doc: Mapping[str, Any]) -> "ItemGold":
+        """Return a gold answer that carries its task and item."""
+        gold = cls(text)
+        gold.task, gold.doc = task, doc
+        return gold
+
+
+class RightAnswer(NamedTuple):
+    """The right answer of an item."""
+
+    gold: str  # what a grader compares with
+    text: str  # as a student writes it
+
+
+class _Item(NamedTuple):
+    """An item, with the task of lm-eval that it belongs to."""
+
+    task: Any
+    doc: Mapping[str, Any]
+
+
+class AnswerGrader:
+    """Grades answers to the items of a task or group.
+
+    `tasks` returns the tasks of lm-eval by name; they are built only when an answer has to be
+    compared with their items.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        kind: str,
+        metric: str,
+        primary: str,
+        tasks: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self.name, self.kind, self.metric, self.primary = name, kind, metric, primary
+        self._tasks = tasks
+        self._items: dict[str, _Item] = {}  # by their gold answers
+
+    def right_answer(self, task: Any, doc: Mapping[str, Any]) -> RightAnswer:
+        """Return the right answer of an item."""
+        target = task.doc_to_target(doc)
+        first = target[0] if isinstance(target, list) and target else target
+        if task.config.doc_to_choice is not None and isinstance(first, int):
+            text = str(task.doc_to_choice(doc)[first])
+        else:
+            text = str(first)
+        return RightAnswer(text if self.kind == "choose" else str(target), text)
+
+    def grades(self, gold: str, text: str) -> Iterator[Grade]:
+        """Yield the grades of an answer: one of each filter, the primary one first.
+
+        A choice has one grade, by its text; perplexity has none.
+        """
+        if self.kind == "perplexity":
+            return
+        if self.kind == "choose":
+            choice = text.strip() or None
+            yield Grade(extractor=self.primary, extracted=choice, correct=choice == gold.strip())
+            return
+        item = _Item(gold.task, gold.doc) if isinstance(gold, ItemGold) else self._item_with(gold)
+        filters = sorted(item.task._filters, key=lambda steps: steps.name != self.primary)
+        for steps in filters:
+            yield self._grade_filtered(steps, item, text)
+
+    def _item_with(self, gold: str) -> _Item:
+        """Return the first item with a gold answer. Raises `HarnessError` where there is none."""
+        if gold.strip() not in self._items:
+            for task in self._tasks().values():
+                for doc in task.eval_docs:
+                    key = self.right_answer(task, doc).gold.strip()
+                    self._items.setdefault(key, _Item(task, doc))
+        if gold.strip() not in self._items:
+            raise HarnessError(
+                f"{self.name} has no item with the gold answer {gold[:40]!r}; grade answers to its "
+                "own items"
+            )
+        return self._items[gold.strip()]
+
+    def _grade_filtered(self, steps: Any, item: _Item, text: str) -> Grade:
+        """Grade an answer as lm-eval does, by one of its filters (a chain of steps) and metric."""
+        from lm_eval.api.instance import Instance
+
+        instance = Instance(
+            request_type="generate_until",
+            doc=item.doc,
+            arguments=("", {}),
+            idx=0,
+            metadata=(item.task.task_name, 0, 1),
+            resps=[text],
+        )
+        steps.apply([instance])
+        filtered = instance.filtered_resps[steps.name]
+        results = item.task.process_results(item.doc, [filtered])
+        metric = self.metric if self.metric in results else next(iter(results), "")
+        value = as_number(results.get(metric))
+        lower_is_better = item.task.higher_is_better().get(metric) is False
+        answers = [filtered] if isinstance(filtered, str) else filtered or []
+        extracted = next((str(answer) for answer in answers), "")
+        return Grade(
+            extractor=steps.name,
+            # "[invalid]": lm-eval's word for no match
+            extracted=None if extracted.strip() in {"", "[invalid]"} else extracted,
+            # correct: full marks
+            correct=value is not None and (value <= 0 if lower_is_better else value >= 1),
+        )
