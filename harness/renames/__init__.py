@@ -3,8 +3,8 @@
 This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods,
 `labels` rows of older records, `options` flags, keys of run files and arguments of `harness.run`,
 `modules` what programs import, `arguments` what they call it with, `columns` headers that are
-typed, and `notice` says each old name once. To rename something, add it here and rename it there:
-nothing else knows the old name.
+typed, and `notice` warns of each old name once. To rename something, add it here and rename it
+there: nothing else knows the old name.
 """
 
 __all__ = ["arguments", "columns", "labels", "modules", "notice", "options", "settings"]
