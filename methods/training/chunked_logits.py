@@ -2,9 +2,9 @@
 
 The logits of 1,024 positions at a vocabulary of 152k are 600 MB, and losses keep several such
 tensors. Here the body of the model runs once, and the head runs on a few positions at a time: each
-part's loss is computed, its gradient goes into the hidden states and the head's weight, and its
-logits are let go. Then one backward pass through the body follows. The gradient is the same as that
-of the whole, because every loss term is a sum over positions.
+part's loss is computed, its gradient is added to those of the hidden states and of the head's
+weight, and its logits are freed. One backward pass through the body follows. The gradient equals
+that of all positions at once, because every loss term is a sum over positions.
 
 Legend: N trained positions, C of one part, H hidden width, V vocabulary.
 """
@@ -108,22 +108,24 @@ class ChunkedLoss:
         """
         leaf_NH = hidden_NH.detach()
         gradient_NH = torch.zeros_like(leaf_NH)
-        of_head: list[Tensor | None] = [None] * len(parameters)
+        head_gradients: list[Tensor | None] = [None] * len(parameters)
         for part in parts(len(leaf_NH), self.size):
             part_CH = leaf_NH[part].requires_grad_()
             value = loss(part, self._logits(part_CH)).get(name)
             if value is None or not value.requires_grad:
                 continue
-            found = torch.autograd.grad(value, [part_CH, *parameters], allow_unused=True)
-            if found[0] is not None:
-                gradient_NH[part] = found[0]
-            of_head = [_sum(*pair) for pair in zip(of_head, found[1:], strict=True)]
+            gradients = torch.autograd.grad(value, [part_CH, *parameters], allow_unused=True)
+            if gradients[0] is not None:
+                gradient_NH[part] = gradients[0]
+            head_gradients = [
+                _sum(*pair) for pair in zip(head_gradients, gradients[1:], strict=True)
+            ]
         if not hidden_NH.requires_grad:
-            return of_head
-        of_body = torch.autograd.grad(
+            return head_gradients
+        body_gradients = torch.autograd.grad(
             hidden_NH, parameters, grad_outputs=gradient_NH, retain_graph=True, allow_unused=True
         )
-        return [_sum(*pair) for pair in zip(of_head, of_body, strict=True)]
+        return [_sum(*pair) for pair in zip(head_gradients, body_gradients, strict=True)]
 
     def _logits(self, hidden_CH: Tensor) -> Tensor:
         return self._tail(self._head_output(hidden_CH, with_graph=True))
