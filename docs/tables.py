@@ -38,24 +38,26 @@ def filled(page: str) -> str:
         return f"<!-- table: {match[1]} -->\n\n{text}\n\n<!-- end -->"
 
     def figures(match: re.Match[str]) -> str:
-        found = json.loads(
+        document = json.loads(
             (ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8")
         )
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
-        every = found if isinstance(found, list) else [found]
-        for one in (one for one in every if not match[2] or match[2].strip() in one["name"]):
+        entries = document if isinstance(document, list) else [document]
+        for entry in (
+            entry for entry in entries if not match[2] or match[2].strip() in entry["name"]
+        ):
             # A name that goes on from another's is a rival of that figure: the target is not its
             # own.
-            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
+            ours = not any(entry["name"].startswith(f"{other['name']}:") for other in entries)
             aim = (
-                f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}"
-                if one["target"] is not None
+                f"{'>=' if entry['better'] == 'higher' else '<='} {entry['target']:g}"
+                if entry["target"] is not None
                 else ""
             )
             target = aim if ours else ""
-            lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
-            if one["peer"] and ours:
-                lines.append(f"| beside it | {one['peer']} | |")
+            lines.append(f"| `{entry['name']}` | {entry['value']:.4g} {entry['unit']} | {target} |")
+            if entry["peer"] and ours:
+                lines.append(f"| beside it | {entry['peer']} | |")
         return (
             f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n"
             + "\n".join(lines)
@@ -124,7 +126,7 @@ def traits_in_words(method: Method) -> str:
     before = Shape.of_folder(ROOT / "harness" / "embedded" / "tiny")
     after = method.resulting_shape(before)
     reads = method.trains and method.needs_same_vocabulary
-    known = {
+    holds_by_words = {
         "writes first, kept": method.writes_traces,
         "each read once, kept": method.needs_several_teachers,
         "beside the student": method.reads_teacher_live,
@@ -140,7 +142,7 @@ def traits_in_words(method: Method) -> str:
         "one row a seed": method.draws_random_numbers,
         "reads text": method.calibrates,
     }
-    return ", ".join(word for word, holds in known.items() if holds)
+    return ", ".join(word for word, holds in holds_by_words.items() if holds)
 
 
 if __name__ == "__main__":

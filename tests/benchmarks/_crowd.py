@@ -25,7 +25,7 @@ class Crowd:
     wrong: tuple[str, ...]
 
 
-def crowd(root: Path, rows: Sequence[str], whole: Reference) -> Crowd:
+def crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> Crowd:
     """Start the command once for each of `rows` at the same moment; say what is not as it should
     be.
     """
@@ -40,23 +40,25 @@ def crowd(root: Path, rows: Sequence[str], whole: Reference) -> Crowd:
             wrong.append(f"start {at} ended with {ended.code}: {last[0][:200]}")
     ours = records(root)
     wrong += _computed(root, ours) + _listed(root, len(rows))
-    for name in {*ours, *whole.records} if len(set(rows)) == 1 else {*ours} & {*whole.records}:
-        if said := difference(ours.get(name), whole.records.get(name)):
-            wrong.append(f"cell {name}: {said}")
+    for name in (
+        {*ours, *undisturbed.records} if len(set(rows)) == 1 else {*ours} & {*undisturbed.records}
+    ):
+        if text := difference(ours.get(name), undisturbed.records.get(name)):
+            wrong.append(f"cell {name}: {text}")
     return Crowd(len(rows), len(ours), tuple(wrong + [f"{name} stays" for name in litter(root)]))
 
 
 def _computed(root: Path, ours: Mapping[str, object]) -> list[str]:
     """Name the cells and students that were not made exactly once."""
-    seen = Counter((event[2], event[3]) for event in events(root) if event[1] == "renamed")
+    writes = Counter((event[2], event[3]) for event in events(root) if event[1] == "renamed")
     wrong = [
         f"{path} was written {times} times"
-        for (kind, path), times in seen.items()
+        for (kind, path), times in writes.items()
         if kind in ("record", "done", "job", "samples", "traces", "teacher cache")
         and times != 1
         and ".part" not in path
     ]
-    jobs = {Path(path).parent.name for kind, path in seen if kind == "job"}
+    jobs = {Path(path).parent.name for kind, path in writes if kind == "job"}
     return wrong + [f"cell {name} was never started" for name in ours if name not in jobs]
 
 
@@ -65,8 +67,8 @@ def _listed(root: Path, starts: int) -> list[str]:
     lists = sorted((root / "store" / "runs").glob("*.json"))
     wrong = [] if len(lists) == starts else [f"{len(lists)} lists of {starts} runs"]
     for path in lists:
-        found, problems = read_records(path)
-        wrong += problems or ([] if found else [f"{path.name} lists nothing"])
+        records, problems = read_records(path)
+        wrong += problems or ([] if records else [f"{path.name} lists nothing"])
     return wrong
 
 

@@ -138,13 +138,13 @@ class _Watch:
         kind, process = kind_of(inside), process_name()
         self.note(process, operation, kind, path)
         fault = self.fault
-        wanted = fault and (
+        matches = fault and (
             fault.process in (ANY, process)
             and fault.operation in (ANY, operation)
             and fault.kind in (ANY, kind)
             and fault.path in ("", plain(inside))
         )
-        if fault is None or not wanted:
+        if fault is None or not matches:
             return False
         self.seen += 1
         if self.seen == fault.number or (fault.lasting and self.seen > fault.number):
@@ -174,8 +174,8 @@ def process_name() -> str:
 def from_environment() -> None:
     """Watch what the environment names; nothing where it names nothing."""
     if root := os.environ.get(ROOT):
-        told = os.environ.get(FAULT)
-        watch(Path(root), Fault(**json.loads(told)) if told else None)
+        fault_json = os.environ.get(FAULT)
+        watch(Path(root), Fault(**json.loads(fault_json)) if fault_json else None)
 
 
 def watch(root: Path, fault: Fault | None) -> None:
@@ -195,8 +195,8 @@ def _below(path: object) -> Path | None:
     """Return an absolute path that lies below the watched folder, None for any other."""
     if _watch is None or not isinstance(path, (str, os.PathLike)):
         return None
-    whole = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100  links are not followed
-    return whole if _watch.root in whole.parents else None
+    absolute = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100  links are not followed
+    return absolute if _watch.root in absolute.parents else None
 
 
 def _path_of(descriptor: int) -> Path | None:
@@ -392,8 +392,10 @@ def _watch_libraries() -> None:
     if "torch" in sys.modules:
         import torch as whole
 
-        said = "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"
-        whole.save = _library(whole.save, lambda number: RuntimeError(said))
+        message = (
+            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"
+        )
+        whole.save = _library(whole.save, lambda number: RuntimeError(message))
 
 
 def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> Callable[..., None]:

@@ -78,12 +78,12 @@ def _remember_items(task: Any) -> None:
     longer than all that it computes.
     """
     draw = task.generate_split
-    held: dict[str, list[dict[str, Any]]] = {}
+    items_by_split: dict[str, list[dict[str, Any]]] = {}
 
     def split(name: str, **how: Any) -> Iterator[dict[str, Any]]:
-        if name not in held:
-            held[name] = list(draw(name, **how))
-        return (dict(item) for item in held[name])
+        if name not in items_by_split:
+            items_by_split[name] = list(draw(name, **how))
+        return (dict(item) for item in items_by_split[name])
 
     task.generate_split = split
     for name in task.SIZES:
@@ -120,11 +120,11 @@ def _fork() -> int:
     return os.fork()
 
 
-def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -> None:
+def _stand(stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]) -> None:
     """Take the standard streams and the environment of a new process; let go of every other file
     and of the parent's handlers.
     """
-    for place, number in enumerate((given, said, errors)):
+    for place, number in enumerate((stdin, stdout, stderr)):
         os.dup2(number, place)
     os.closerange(3, _FILES)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
@@ -158,17 +158,19 @@ class Cell:
     def __init__(
         self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any
     ) -> None:
-        heard, said = os.pipe()
+        read_end, write_end = os.pipe()
         self.returncode: int | None = None
         self.pid = _fork()
         if not self.pid:
-            _ended(lambda: self._run(command, said, stderr.fileno(), env))
-        os.close(said)
-        self.stdout = os.fdopen(heard, encoding="utf-8", errors="replace")
+            _ended(lambda: self._run(command, write_end, stderr.fileno(), env))
+        os.close(write_end)
+        self.stdout = os.fdopen(read_end, encoding="utf-8", errors="replace")
 
     @staticmethod
-    def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:
-        _stand(os.open(os.devnull, os.O_RDONLY), said, errors, environment)
+    def _run(
+        command: Sequence[str], stdout: int, stderr: int, environment: Mapping[str, str]
+    ) -> int:
+        _stand(os.open(os.devnull, os.O_RDONLY), stdout, stderr, environment)
         sys.argv = ["cell.py", *command[-2:]]
         from harness.running import cell
 

@@ -83,11 +83,11 @@ def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     (RESULTS / "README.md").write_text(
         f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8"
     )
-    for one in figures:
-        verdict = {True: "met", False: "NOT met", None: "none"}[one["met"]]
+    for entry in figures:
+        verdict = {True: "met", False: "NOT met", None: "none"}[entry["met"]]
         print(
-            f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target "
-            f"{one['target']}: {verdict}"
+            f"{entry['name']}: {entry['value']} {entry['unit']} [{entry['low']}, {entry['high']}], target "
+            f"{entry['target']}: {verdict}"
         )
 
 
@@ -99,13 +99,13 @@ def table() -> str:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         body = json.loads(path.read_text(encoding="utf-8"))
-        for one in body if isinstance(body, list) else [body]:
-            sign = ">=" if one["better"] == "higher" else "<="
-            target = "-" if one["target"] is None else f"{sign} {one['target']:g}"
-            met = {True: "yes", False: "no", None: "-"}[one["met"]]
+        for entry in body if isinstance(body, list) else [body]:
+            sign = ">=" if entry["better"] == "higher" else "<="
+            target = "-" if entry["target"] is None else f"{sign} {entry['target']:g}"
+            met = {True: "yes", False: "no", None: "-"}[entry["met"]]
             lines.append(
-                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to "
-                f"{one['high']:g} | {target} | "
-                f"{met} | {one['machine']} | {one['date']} |"
+                f"| {entry['name']} | {entry['value']:g} {entry['unit']} | {entry['low']:g} to "
+                f"{entry['high']:g} | {target} | "
+                f"{met} | {entry['machine']} | {entry['date']} |"
             )
     return "\n".join(lines)

@@ -81,7 +81,7 @@ def command(*arguments: object) -> str:
     """Run the command in this process; return what it printed, raise what a user would see as a
     traceback.
     """
-    done = CliRunner().invoke(app, [str(one) for one in arguments], standalone_mode=False)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], standalone_mode=False)
     if (
         done.exception is not None
         and not isinstance(done.exception, SystemExit)
@@ -93,8 +93,8 @@ def command(*arguments: object) -> str:
 
 
 def _refuse_raw(text: str) -> None:
-    if found := _UNSHOWN.search(text):
-        raise Raw(f"{found[0]!r} in {text[max(0, found.start() - 60) : found.end() + 20]!r}")
+    if match := _UNSHOWN.search(text):
+        raise Raw(f"{match[0]!r} in {text[max(0, match.start() - 60) : match.end() + 20]!r}")
 
 
 @contextmanager
@@ -122,27 +122,27 @@ def fuzz(
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = target.make(folder)
-    whole = path.read_bytes()
+    original = path.read_bytes()
     truth = json.loads(json.dumps(target.read(folder, path), default=str))
     assert truth, f"{target.name}: the whole file is not believed"
-    found = Found()
+    result = Found()
     for number in range(count):
         draw = random.Random(f"{seed}/{target.name}/{number}")
-        path.write_bytes(_harmed(target, whole, draw))
-        found.tried += 1
-        _judge(target, folder, path, truth, found, f"{target.name} {seed}/{number}", seconds)
+        path.write_bytes(_harmed(target, original, draw))
+        result.tried += 1
+        _judge(target, folder, path, truth, result, f"{target.name} {seed}/{number}", seconds)
         if not path.parent.is_dir():
             target.make(folder)
-    return found
+    return result
 
 
-def _harmed(target: Target, whole: bytes, draw: random.Random) -> bytes:
+def _harmed(target: Target, original: bytes, draw: random.Random) -> bytes:
     """Return harmed bytes; a mutation that needs a form that the file has lost gives way to
     another.
     """
     while True:
         try:
-            return draw.choice(target.mutations)(whole, draw)
+            return draw.choice(target.mutations)(original, draw)
         except (ValueError, LookupError, TypeError, RecursionError):
             continue
 
@@ -152,7 +152,7 @@ def _judge(
     folder: Path,
     path: Path,
     truth: Believed,
-    found: Found,
+    result: Found,
     name: str,
     seconds: float,
 ) -> None:
@@ -160,33 +160,33 @@ def _judge(
         with within(seconds):
             believed = json.loads(json.dumps(target.read(folder, path), default=str))
     except Hang:
-        found.hangs.append(name)
+        result.hangs.append(name)
     except (HarnessError, CellFailed, BadRecord) as problem:
-        found.refused += 1
+        result.refused += 1
         if (
             "\n" in str(problem)
             or _UNSHOWN.search(str(problem))
             or len(str(problem)) > 3_000
             or not str(problem)
         ):
-            found.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
+            result.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
     except Raw as problem:
-        found.silent.append(f"{name}: raw: {problem}")
+        result.silent.append(f"{name}: raw: {problem}")
     except Exception as problem:  # noqa: BLE001  any other is what is looked for
         place = traceback.extract_tb(problem.__traceback__)[-1]
-        found.tracebacks.append(
+        result.tracebacks.append(
             f"{name}: {type(problem).__name__}: {str(problem)[:120]} "
             f"({Path(place.filename).name}:{place.lineno})"
         )
     else:
-        found.refused += not believed
+        result.refused += not believed
         lies = (
             [key for key, value in believed.items() if truth.get(key) != value]
             if target.signed
             else []
         )
         if lies:
-            found.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
+            result.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
 
 
 # Records, baselines, run files
@@ -202,15 +202,15 @@ def _records(folder: Path) -> list[Any]:
 
 
 def _study(folder: Path) -> Path:
-    for one in _records(folder):
-        write_record(folder / "study" / "records" / f"{one.label}.json", one)
+    for record in _records(folder):
+        write_record(folder / "study" / "records" / f"{record.label}.json", record)
     return folder / "study" / "records" / "cot.json"
 
 
 def _read_record(folder: Path, path: Path) -> Believed:
     command("report", folder / "study", "--out", folder / "tables", "--forms", "md,tex,csv,json")
-    for made in (folder / "tables").iterdir():
-        _refuse_raw(made.read_text(encoding="utf-8"))
+    for table in (folder / "tables").iterdir():
+        _refuse_raw(table.read_text(encoding="utf-8"))
     return {"record": read_record(path).model_dump(mode="json")}
 
 
@@ -230,15 +230,17 @@ def _read_baseline(folder: Path, path: Path) -> Believed:
 def _run(folder: Path) -> Path:
     store = Store(folder / "store")
     store.prepare()
-    for one in _records(folder):
-        write_record(store.record_path(one.key), one)
-    return store.write_run({"methods": ["cot"], "seeds": 1}, [one.key for one in _records(folder)])
+    for record in _records(folder):
+        write_record(store.record_path(record.key), record)
+    return store.write_run(
+        {"methods": ["cot"], "seeds": 1}, [record.key for record in _records(folder)]
+    )
 
 
 def _read_run(folder: Path, path: Path) -> Believed:
     command("report", path, "--out", folder / "tables")
     records, problems = read_records(path)
-    return {} if problems else {"cells": [one.key for one in records]}
+    return {} if problems else {"cells": [record.key for record in records]}
 
 
 # What a person types
@@ -291,11 +293,14 @@ def _read_suite(folder: Path, path: Path) -> Believed:
 
 
 def _measured(folder: Path) -> Path:
-    one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
+    measurement = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
     write_atomically(
         folder / "measured.json",
         json.dumps(
-            {"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]}
+            {
+                "environment": {},
+                "models": [{"name": name, "measurements": [measurement]} for name in "ab"],
+            }
         ),
     )
     _study(folder)
@@ -377,12 +382,12 @@ def _samples(folder: Path) -> Path:
 
 
 def _read_samples(folder: Path, path: Path) -> Believed:
-    shown = {f"shown {one['item']}": one for one in Evidence(path, None).answers()}
+    answers = {f"shown {answer['item']}": answer for answer in Evidence(path, None).answers()}
     rows = {
         f"row {row.item}": [row.text, row.correct, row.log_probabilities, row.tokens]
         for row in read_rows(path)
     }
-    return {**shown, **rows}
+    return {**answers, **rows}
 
 
 def _training(folder: Path) -> Path:
@@ -409,14 +414,14 @@ def _answers(folder: Path) -> Path:
 
 
 def _read_answers(folder: Path, path: Path) -> Believed:
-    said = command("cache", "verify", "--cache", folder / "cache")
+    output = command("cache", "verify", "--cache", folder / "cache")
     cache = AnswerCache(path)
-    if cache.dropped and "DAMAGED" not in said:
-        return {"verify": said}
+    if cache.dropped and "DAMAGED" not in output:
+        return {"verify": output}
     return {
-        key: held
-        for key, held in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
-        if held is not None
+        key: answer
+        for key, answer in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
+        if answer is not None
     }
 
 
@@ -438,8 +443,8 @@ def _done(folder: Path) -> Path:
 def _read_done(folder: Path, path: Path) -> Believed:
     from harness.running.student import _valid_mark
 
-    told = _valid_mark(folder, lambda one: None)
-    return {} if told is None else told.model_dump(mode="json")
+    mark = _valid_mark(folder, lambda line: None)
+    return {} if mark is None else mark.model_dump(mode="json")
 
 
 def _cost(folder: Path) -> Path:
@@ -545,14 +550,14 @@ def _read_model(folder: Path, path: Path) -> Believed:
     refuse_damaged(place)
     shape = Shape.of_folder(place)
     tokens = token_map(place)
-    told = [
+    facts = [
         shape.parameters,
         parameters_on_disk(place),
         weight_bytes(place, "float32"),
         quantized_by(place),
         has_chat_template(place),
     ]
-    return {"model": [*told, len(tokens or ())]}
+    return {"model": [*facts, len(tokens or ())]}
 
 
 def _gguf(folder: Path) -> Path:

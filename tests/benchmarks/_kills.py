@@ -81,9 +81,9 @@ def environment(root: Path, fault: Fault | None) -> dict[str, str]:
     """Return what a command is told: the watched folder, the fault, and to keep the state of every
     training step.
     """
-    kept = {name: value for name, value in os.environ.items() if name != FAULT}
+    inherited = {name: value for name, value in os.environ.items() if name != FAULT}
     return {
-        **kept,
+        **inherited,
         ROOT: str(root),
         STATES: "0",
         **({FAULT: fault.as_json()} if fault else {}),
@@ -104,9 +104,9 @@ def end(root: Path, number: int, name: str = "") -> Ended:
     _, status = os.waitpid(number, 0)
     call_off()
     output = root.with_name(f"{root.name}{name}.out")
-    said = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     struck = any(event[1] == STRUCK for event in events(root))
-    return Ended(os.waitstatus_to_exitcode(status), said, _outlived(number), struck)
+    return Ended(os.waitstatus_to_exitcode(status), text, _outlived(number), struck)
 
 
 def _killed_late(number: int) -> Callable[[], None]:
@@ -128,14 +128,12 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
     preload = root.with_name(f"{root.name}.preload")
     preload.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
-    here = Path(__file__).parent
-    text = (
-        f"import sys\nsys.path.append({str(here)!r})\nimport _faults\n_faults.from_environment()\n"
-    )
+    folder = Path(__file__).parent
+    text = f"import sys\nsys.path.append({str(folder)!r})\nimport _faults\n_faults.from_environment()\n"
     (preload / "sitecustomize.py").write_text(text, encoding="utf-8")
-    found = environment(root, fault)
-    found["PYTHONPATH"] = os.pathsep.join(
-        [str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")]
+    variables = environment(root, fault)
+    variables["PYTHONPATH"] = os.pathsep.join(
+        [str(preload), str(folder.parents[1]), variables.get("PYTHONPATH", "")]
     )
     output = root.with_name(f"{root.name}.out")
     with output.open("wb") as stream:
@@ -144,7 +142,7 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env=found,
+            env=variables,
             start_new_session=True,
         )
     return end(root, process.pid)
@@ -155,9 +153,9 @@ def _outlived(group: int) -> int:
     a moment.
     """
     until = time.monotonic() + ORPHANS
-    while (left := len(_members(group))) and time.monotonic() < until:
+    while (count := len(_members(group))) and time.monotonic() < until:
         time.sleep(0.02)
-    return left
+    return count
 
 
 def _members(group: int) -> list[int]:
@@ -194,8 +192,8 @@ class Reference:
         return _count(self.events, operation, kind)
 
 
-def _count(found: Iterable[Sequence[str]], operation: str, kind: str) -> int:
-    return sum(event[1] == operation and event[2] == kind for event in found)
+def _count(events: Iterable[Sequence[str]], operation: str, kind: str) -> int:
+    return sum(event[1] == operation and event[2] == kind for event in events)
 
 
 def reference(root: Path) -> Reference:
@@ -210,26 +208,29 @@ def records(root: Path) -> dict[str, Any]:
     """Return every record that succeeded, by its cell's folder, without what two runs may differ
     in.
     """
-    whole: dict[str, Any] = {}
+    records_by_cell: dict[str, Any] = {}
     for path in sorted((root / "store" / "cells").glob("*/record.json")):
         try:
             record = read_record(path)
         except BadRecord as problem:
-            whole[path.parent.name] = {"unreadable": str(problem)}
+            records_by_cell[path.parent.name] = {"unreadable": str(problem)}
         else:
-            whole[path.parent.name] = comparable(record)
-    return whole
+            records_by_cell[path.parent.name] = comparable(record)
+    return records_by_cell
 
 
 def comparable(record: RunRecord) -> Any:
     """Return a record without times, energy and peaks of memory."""
-    told = record.model_dump(mode="json")
-    told["measurements"] = [
-        each
-        for each in told["measurements"]
-        if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
+    fields = record.model_dump(mode="json")
+    fields["measurements"] = [
+        measurement
+        for measurement in fields["measurements"]
+        if not any(
+            word in measurement["name"] or word in measurement["unit"]
+            for word in (*_TIMES, "bytes")
+        )
     ]
-    return _timeless(told)
+    return _timeless(fields)
 
 
 def _timeless(value: Any) -> Any:
@@ -254,30 +255,37 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
     else:
         text = f"{where.lstrip('.')}: {str(ours)[:60]} is {str(theirs)[:60]} undisturbed"
         return "" if ours == theirs else text
-    return next((said for at, left, right in pairs if (said := difference(left, right, at))), "")
+    return next(
+        (
+            text
+            for at, our_part, their_part in pairs
+            if (text := difference(our_part, their_part, at))
+        ),
+        "",
+    )
 
 
 def finished(root: Path) -> dict[str, Any]:
     """Return what is finished and whole, each with what changes when it is computed again."""
     store, cache = root / "store", root / "cache"
-    whole: dict[str, Any] = {}
+    stamps: dict[str, Any] = {}
     for path in (store / "cells").glob("*/record.json"):
         if _succeeded(path):
             # stages that are scored later are filled in
-            whole[f"record {path.parent.name}"] = read_record(path).seconds
+            stamps[f"record {path.parent.name}"] = read_record(path).seconds
     for path in (store / "students").glob("*/done.json"):
         if _student_is_whole(path):
-            whole[f"student {path.parent.name}"] = path.stat().st_mtime_ns
+            stamps[f"student {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "traces").glob("*.json"):
         if _traces_are_whole(path):
-            whole[f"traces {path.name}"] = path.stat().st_mtime_ns
+            stamps[f"traces {path.name}"] = path.stat().st_mtime_ns
     for path in (cache / "teachers").glob("*/meta.json"):
         if not path.parent.name.startswith(".") and not folder_damage(path.parent):
-            whole[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
+            stamps[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "answers").rglob("*.jsonl"):
         for line in read_signed_lines(path)[0]:
-            whole[f"answer {path.stem} {line[0]}"] = json.dumps(line)
-    return whole
+            stamps[f"answer {path.stem} {line[0]}"] = json.dumps(line)
+    return stamps
 
 
 def _succeeded(path: Path) -> bool:
@@ -289,8 +297,8 @@ def _succeeded(path: Path) -> bool:
     samples = path.with_name("samples.jsonl")
     values, wrong = read_signed_lines(samples)
     complete = not wrong and len(values) == sum(score.n for score in record.scores)
-    whole = record.label != "teacher" or complete
-    return record.status == "success" and whole and not _lacks_teacher(record)
+    rows_stand = record.label != "teacher" or complete
+    return record.status == "success" and rows_stand and not _lacks_teacher(record)
 
 
 def _lacks_teacher(record: RunRecord) -> bool:
@@ -314,8 +322,8 @@ def _incomplete(root: Path) -> int:
 
 def _student_is_whole(path: Path) -> bool:
     try:
-        told = read_signed(path)
-        return describe(path.parent / told["path"], name="").digest == told["digest"]
+        mark = read_signed(path)
+        return describe(path.parent / mark["path"], name="").digest == mark["digest"]
     except (Unreadable, OSError, LookupError):
         return False
 
@@ -333,14 +341,14 @@ def litter(root: Path) -> list[str]:
     """Name what a killed process has left: half-written files, notes of locks, locks, states of
     finished trainings.
     """
-    left = []
+    names = []
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
         if path.suffix == ".lock":
-            left += [f"{inside} is locked"] if _held(path) else []
+            names += [f"{inside} is locked"] if _held(path) else []
         elif _is_litter(path):
-            left.append(inside)
-    return left
+            names.append(inside)
+    return names
 
 
 def _is_litter(path: Path) -> bool:
@@ -418,13 +426,13 @@ def aimed(reference: Reference, at: int, deed: str, **more: Any) -> Aimed:
     comes for the first time.
     """
     process, operation, kind, path = reference.events[at]
-    own = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
+    own_path = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
     same = (process, operation, kind)
     number = sum(
-        tuple(event[:3]) == same and own in ("", plain(Path(event[3])))
+        tuple(event[:3]) == same and own_path in ("", plain(Path(event[3])))
         for event in reference.events[: at + 1]
     )
-    return Aimed(at, Fault(deed, operation, kind, process, own, number, **more))
+    return Aimed(at, Fault(deed, operation, kind, process, own_path, number, **more))
 
 
 def _drawn(reference: Reference, draw: random.Random, operation: str, kind: str) -> int | None:
@@ -484,9 +492,9 @@ def refusals(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
     """
     for turn, kind in enumerate(_kinds(reference)):
         operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
-        places = ((each, _drawn(reference, draw, each, kind)) for each in operations)
+        places = ((operation, _drawn(reference, draw, operation, kind)) for operation in operations)
         operation, at = next(
-            ((each, place) for each, place in places if place is not None), ("", None)
+            ((operation, place) for operation, place in places if place is not None), ("", None)
         )
         if at is not None:
             deed = draw.choice(REFUSALS[operation])
@@ -508,37 +516,37 @@ def cases(reference: Reference, seed: int) -> list[Case]:
     events.
     """
     draw = random.Random(f"kills/{seed}")
-    every = [
+    faults = [
         *kills(reference, draw),
         *tears(reference, draw),
         *moments(reference, draw, MOMENTS),
         *refusals(reference, draw),
     ]
     chains: list[list[Aimed]] = []
-    for each in sorted(every, key=lambda each: each.at):
-        free = [chain for chain in chains if _goes_on(chain, each)]
+    for fault in sorted(faults, key=lambda fault: fault.at):
+        free = [chain for chain in chains if _goes_on(chain, fault)]
         if not free:
-            chains.append([each])
+            chains.append([fault])
         else:
             shortest = min(map(len, free))
-            draw.choice([chain for chain in free if len(chain) == shortest]).append(each)
+            draw.choice([chain for chain in free if len(chain) == shortest]).append(fault)
     draw.shuffle(chains)
     chains.sort(key=len, reverse=True)
     return [
-        Case(number, tuple(each.fault for each in chain), fresh=number % 20 == 7)
+        Case(number, tuple(fault.fault for fault in chain), fresh=number % 20 == 7)
         for number, chain in enumerate(chains, 1)
     ]
 
 
 def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
-    own = after.fault.process
-    struck = any(each.fault.process == own for each in chain if own != "command")
+    process = after.fault.process
+    struck = any(earlier.fault.process == process for earlier in chain if process != "command")
     return (
         not struck and not chain[-1].ends and chain[-1].at < after.at and len(chain) < LONGEST_CHAIN
     )
 
 
-def tried(case: Case, root: Path, whole: Reference) -> Outcome:
+def tried(case: Case, root: Path, undisturbed: Reference) -> Outcome:
     """Strike a fresh store, type the command until it is through, and compare what stands with the
     undisturbed run.
     """
@@ -563,7 +571,7 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
     else:
         last = ended.said.strip().splitlines()[-1:] or [""]
         outcome.lost.append(f"it never ends well: {last[0][:200]}")
-    _compare(outcome, root, whole)
+    _compare(outcome, root, undisturbed)
     return outcome
 
 
@@ -573,12 +581,12 @@ def _after_an_attempt(
     """Look at what an attempt has left: what was finished before must stand, and nothing must live
     on.
     """
-    now = finished(root)
+    stamps = finished(root)
     torn = fault is not None and fault.deed in _DAMAGE
     for name, value in before.items():
-        if now.get(name) != value and not torn:
+        if stamps.get(name) != value and not torn:
             outcome.lost.append(
-                f"{name} was finished and is {'made again' if name in now else 'gone'}"
+                f"{name} was finished and is {'made again' if name in stamps else 'gone'}"
             )
     if ended.orphans:
         outcome.left.append(f"{ended.orphans} processes live on")
@@ -586,27 +594,27 @@ def _after_an_attempt(
         outcome.left.append(f"a traceback: {ended.said.strip().splitlines()[-1][:200]}")
     if ended.code not in (0, 1, 2, -signal.SIGKILL):
         outcome.left.append(f"it ended with {ended.code}: {ended.said.strip()[-200:]}")
-    return now
+    return stamps
 
 
-def _compare(outcome: Outcome, root: Path, whole: Reference) -> None:
+def _compare(outcome: Outcome, root: Path, undisturbed: Reference) -> None:
     ours = records(root)
-    for name, record in whole.records.items():
+    for name, record in undisturbed.records.items():
         if name not in ours:
             outcome.lost.append(f"cell {name} has no record")
-        elif said := difference(ours[name], record):
-            outcome.different.append(f"{record['label']} {said}")
+        elif text := difference(ours[name], record):
+            outcome.different.append(f"{record['label']} {text}")
     if not any(fault.deed in _DAMAGE for fault in outcome.struck):
-        _again(outcome, events(root), whole)
+        _again(outcome, events(root), undisturbed)
     outcome.left += _remaining(root)
 
 
-def _again(outcome: Outcome, seen: Sequence[Sequence[str]], whole: Reference) -> None:
+def _again(outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Reference) -> None:
     """Count steps of training and answers that were computed again: a fault may cost the one that
     it struck.
     """
     for operation, kind in (("renamed", "state"), ("write", "answers"), ("renamed", "samples")):
-        excess = _count(seen, operation, kind) - whole.count(operation, kind)
+        excess = _count(logged, operation, kind) - undisturbed.count(operation, kind)
         if excess > len(outcome.struck) + outcome.incomplete * (kind == "samples"):
             outcome.lost.append(f"{excess} of {kind} were computed again")
 

@@ -160,13 +160,13 @@ def _json(data: bytes) -> Any:
 
 def _changed(data: bytes, draw: random.Random, change: Callable[[Any, Any], None]) -> bytes:
     """Change one part of a JSON text: `change(parent, name)`."""
-    whole = _json(data)
-    places = [path for path in _places(whole) if path]
+    document = _json(data)
+    places = [path for path in _places(document) if path]
     if not places:
         return b"[]"
     path = draw.choice(places)
-    change(_at(whole, path[:-1]), path[-1])
-    return json.dumps(whole).encode()
+    change(_at(document, path[:-1]), path[-1])
+    return json.dumps(document).encode()
 
 
 def retype(data: bytes, draw: random.Random) -> bytes:
@@ -212,12 +212,12 @@ def double(data: bytes, draw: random.Random) -> bytes:
     text = json.dumps(_json(data)).encode()
     if not fields:
         return b'{"a": 1, "a": 2}'
-    found = draw.choice(fields)
+    match = draw.choice(fields)
     return (
-        text[: found.start()]
-        + found[0]
+        text[: match.start()]
+        + match[0]
         + draw.choice([b"0, ", b'"x", ', b"null, "])
-        + text[found.start() :]
+        + text[match.start() :]
     )
 
 

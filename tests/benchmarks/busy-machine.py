@@ -41,9 +41,9 @@ def burning(count: int) -> Iterator[None]:
             measure_load(SETTLED)
         yield
     finally:
-        for one in burners:
-            one.kill()
-            one.wait()
+        for process in burners:
+            process.kill()
+            process.wait()
 
 
 def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
@@ -75,17 +75,17 @@ def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
         "--out",
         str(place),
     ]
-    own = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in ("OMP_NUM_THREADS", *PASSIVE_WAITING)
     }
     done = subprocess.run(
-        line, env={**own, **settings}, capture_output=True, text=True, check=False
+        line, env={**inherited, **settings}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(done.stderr)
-    [record] = [one for one in read_records(place)[0] if one.label == "sft"]
+    [record] = [record for record in read_records(place)[0] if record.label == "sft"]
     assert record.environment is not None
     return {
         "tokens_per_second": round(record.cost.seen_tokens / record.cost.seconds, 1),
@@ -105,7 +105,7 @@ def refuse_a_busy_machine() -> None:
 def main() -> None:
     """Measure by turns: before, one thread, ours, and ours beside burners."""
     cores = len(allowed_cpus())
-    told: dict[str, list[dict[str, object]]] = {
+    runs: dict[str, list[dict[str, object]]] = {
         "before": [],
         "one thread": [],
         "idle": [],
@@ -115,16 +115,16 @@ def main() -> None:
         folder = Path(name)
         refuse_a_busy_machine()
         for _ in range(ROUNDS):
-            told["before"].append(trained(folder, {"OMP_NUM_THREADS": str(cores)}))
-            told["one thread"].append(trained(folder, {"OMP_NUM_THREADS": "1"}))
-            told["idle"].append(trained(folder, {}))
+            runs["before"].append(trained(folder, {"OMP_NUM_THREADS": str(cores)}))
+            runs["one thread"].append(trained(folder, {"OMP_NUM_THREADS": "1"}))
+            runs["idle"].append(trained(folder, {}))
             with burning(BURNERS):
-                told["busy"].append(trained(folder, {}))
+                runs["busy"].append(trained(folder, {}))
     speeds = {
-        who: [float(str(one["tokens_per_second"])) for one in all_] for who, all_ in told.items()
+        who: [float(str(run["tokens_per_second"])) for run in all_] for who, all_ in runs.items()
     }
-    fair = [one * min(cores / (BURNERS + 1), 1.0) for one in speeds["one thread"]]
-    details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": told}
+    fair = [speed * min(cores / (BURNERS + 1), 1.0) for speed in speeds["one thread"]]
+    details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": runs}
     write(
         Path(__file__).stem,
         [
@@ -138,7 +138,12 @@ def main() -> None:
             ),
             figure(
                 "busy-machine:idle",
-                [now / then for now, then in zip(speeds["idle"], speeds["before"], strict=True)],
+                [
+                    idle_speed / earlier_speed
+                    for idle_speed, earlier_speed in zip(
+                        speeds["idle"], speeds["before"], strict=True
+                    )
+                ],
                 unit="of the speed before",
                 better="higher",
                 target=0.95,

@@ -15,13 +15,13 @@ STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 def cpu(*arguments: str, runs: int = 7) -> list[float]:
     """Return the CPU seconds of several runs of a command."""
-    found = []
+    values = []
     for _ in range(runs):
         _, seconds, done = timed([sys.executable, "-P", "-m", "harness.cli", *arguments])
         if done.returncode:
             sys.exit(done.stderr)
-        found.append(seconds)
-    return found
+        values.append(seconds)
+    return values
 
 
 def main() -> None:

@@ -100,13 +100,13 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="a folder that stays: a run that was stopped goes on there"
     )
-    asked = parser.parse_args()
-    place = asked.keep or Path(tempfile.mkdtemp())
+    options = parser.parse_args()
+    place = options.keep or Path(tempfile.mkdtemp())
     try:
         data = (
-            subset(asked.data_dir, place / "data", asked.subjects.split(","))
-            if asked.subjects
-            else asked.data_dir
+            subset(options.data_dir, place / "data", options.subjects.split(","))
+            if options.subjects
+            else options.data_dir
         )
         began = time.monotonic()
         done = harness.run(
@@ -115,7 +115,7 @@ def main() -> None:
             teacher=str(random_teacher(place / "teacher")),
             controls=False,
             grid="none",
-            limit=asked.limit,
+            limit=options.limit,
             noise=0,
             data_dir=data,
             out=place / "runs",
@@ -123,23 +123,23 @@ def main() -> None:
         )
         for record in done.records:
             score = record.score("mmlu")
-            told = (
+            text = (
                 f"{100 * score.value:.1f} % of {score.n:,}, {len(score.groups)} subjects, "
                 f"{score.seconds:.0f} s"
                 if score
                 else record.reason
             )
-            print(f"{record.label}: {record.status}: {told}", flush=True)
+            print(f"{record.label}: {record.status}: {text}", flush=True)
         print(
             f"{time.monotonic() - began:.0f} s; "
             f"{'every row scored' if done.succeeded else 'A ROW FAILED'}"
         )
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
-        if not asked.subjects and not asked.limit:
+        if not options.subjects and not options.limit:
             write("full-mmlu", [_figure(done)])
     finally:
-        if asked.keep is None:
+        if options.keep is None:
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -90,15 +90,15 @@ def claimed(table: Counts) -> CheckResult:
 
 def against(table: Counts) -> CheckResult:
     """Check a draw's rows against their frozen outcomes."""
-    then = [
+    before = [
         with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row])
         for at, row in enumerate(table)
     ]
-    now = [
+    after = [
         with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row])
         for at, row in enumerate(table)
     ]
-    return check(now, Rules(), frozen(*then))
+    return check(after, Rules(), frozen(*before))
 
 
 def said(checked: CheckResult, row: str = "") -> Verdict:
@@ -106,7 +106,9 @@ def said(checked: CheckResult, row: str = "") -> Verdict:
     layers = ("claim", "pooled", "frozen", "pooled frozen")
     return CheckResult(
         findings=tuple(
-            one for one in checked.findings if one.layer in layers and row in ("", one.row)
+            finding
+            for finding in checked.findings
+            if finding.layer in layers and row in ("", finding.row)
         ),
         notes=(),
         rules=checked.rules,
@@ -116,9 +118,9 @@ def said(checked: CheckResult, row: str = "") -> Verdict:
 def passes_any(checked: CheckResult) -> bool:
     """Tell whether any claim passed, by task or pooled."""
     return any(
-        one.verdict is Verdict.passed
-        for one in checked.findings
-        if one.layer in ("claim", "pooled")
+        finding.verdict is Verdict.passed
+        for finding in checked.findings
+        if finding.layer in ("claim", "pooled")
     )
 
 
@@ -128,22 +130,22 @@ def share(
     """Return how often each answer is given; tables that are alike in the `cells` on which it hangs
     are judged once.
     """
-    known: dict[bytes, object] = {}
+    answer_of_key: dict[bytes, object] = {}
     answers = []
     for table in tables:
         key = table[..., cells].tobytes()
-        if key not in known:
-            known[key] = judge(table)
-        answers.append(known[key])
+        if key not in answer_of_key:
+            answer_of_key[key] = judge(table)
+        answers.append(answer_of_key[key])
     return {answer: answers.count(answer) / len(answers) for answer in set(answers)}
 
 
 LOST_AND_WON = slice(1, 3)  # all that a verdict on frozen items hangs on
 
 
-def tensorrt(then: Counts, now: Counts, n: int) -> Flags:
+def tensorrt(before: Counts, after: Counts, n: int) -> Flags:
     """One-sided two-sample z test with sigma .5 and alpha .05."""
-    return (now - then) / n < NormalDist().inv_cdf(0.05) * (2 * 0.5**2 / n) ** 0.5
+    return (after - before) / n < NormalDist().inv_cdf(0.05) * (2 * 0.5**2 / n) ** 0.5
 
 
 PEERS: Mapping[str, Rule] = {
@@ -160,9 +162,14 @@ def peers(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]
     """Return how often each rule calls a check (or one row of it) regressed: any task of
     any row.
     """
-    seen = tables if row is None else tables[:, row : row + 1]
-    then, now = seen[..., 0] + seen[..., 1], seen[..., 0] + seen[..., 2]
-    return {name: float(rule(then, now, n).any(axis=(1, 2)).mean()) for name, rule in PEERS.items()}
+    judged_tables = tables if row is None else tables[:, row : row + 1]
+    before, after = (
+        judged_tables[..., 0] + judged_tables[..., 1],
+        judged_tables[..., 0] + judged_tables[..., 2],
+    )
+    return {
+        name: float(rule(before, after, n).any(axis=(1, 2)).mean()) for name, rule in PEERS.items()
+    }
 
 
 def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
@@ -171,10 +178,10 @@ def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
     """
 
     def drops(tables: Counts) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = (
+        largest: npt.NDArray[np.int64] = (
             (tables[..., 1] - tables[..., 2]).reshape(len(tables), -1).max(axis=1)
         )
-        return found
+        return largest
 
     alarms, catches = drops(same), drops(lower[:, :1])
     limit = int(
@@ -209,7 +216,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
         drawn(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
         for drop, seed in ((0.05, 3), (0.03, 4))
     )
-    kept = share(margin, lambda table: passes_any(claimed(table)))
+    claim_passes = share(margin, lambda table: passes_any(claimed(table)))
     unchanged = share(same, lambda table: said(against(table)), cells=LOST_AND_WON)
     caught, small = (
         share(tables, lambda table: said(against(table), "row-0"), cells=LOST_AND_WON)
@@ -225,7 +232,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
     return [
         figure(
             f"gate-oc:margin-pass-{n}{name}",
-            [kept.get(True, 0.0)],
+            [claim_passes.get(True, 0.0)],
             unit=f"of checks pass a row exactly at the margin, {what}",
             better="lower",
             target=0.06,
@@ -273,10 +280,10 @@ def main() -> None:
     write(
         Path(__file__).stem,
         [
-            one
+            result
             for name, shape in SHAPES.items()
             for n in SIZES
-            for one in figures_of(name, shape, n)
+            for result in figures_of(name, shape, n)
         ],
     )
 

@@ -27,7 +27,7 @@ def main() -> None:
             costs[name] = made(name, {"group": 64}, folder / name)
             read[name] = perplexity(folder / name / "student")
         timed = speeds(folder / "int4" / "student", teacher)
-    details = {"perplexity": read, "told": {name: one["told"] for name, one in costs.items()}}
+    details = {"perplexity": read, "told": {name: cost["told"] for name, cost in costs.items()}}
     ratio = read["int4-calibrated"] / read["int4"]
     figures = [
         figure(

@@ -23,7 +23,7 @@ def main() -> None:
             "few rows": perplexity(student, by_the_kernel_that_decodes=True),
         }
     ratio = read["few rows"] / read["base"]
-    told = figure(
+    result = figure(
         "int8-few-rows",
         [ratio],
         unit="times the base's perplexity",
@@ -32,7 +32,7 @@ def main() -> None:
         peer="the fp32 base",
         details=read,
     )
-    write(Path(__file__).stem, [told])
+    write(Path(__file__).stem, [result])
 
 
 if __name__ == "__main__":

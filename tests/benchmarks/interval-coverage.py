@@ -33,10 +33,10 @@ def tables(
 ) -> Iterator[tuple[Pairs, float]]:
     """Yield tables with their probabilities: all that matter, or those of many draws."""
     if n > EXACT:
-        drawn = np.random.default_rng(seed).multinomial(
+        tables_drawn = np.random.default_rng(seed).multinomial(
             n, [both, lost, won, max(0.0, 1 - both - lost - won)], size=DRAWS
         )
-        for cells, count in zip(*np.unique(drawn, axis=0, return_counts=True), strict=True):
+        for cells, count in zip(*np.unique(tables_drawn, axis=0, return_counts=True), strict=True):
             yield Pairs(*map(int, cells)), count / DRAWS
         return
     for b, pb in _masses(n, lost):
@@ -57,8 +57,12 @@ def holds(counts: Pairs, truth: float, chance: float) -> bool:
     """
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0 or (student == 0 and not chance):
-        found = stats.retention_interval(counts)
-        return found.low is not None and found.high is not None and found.low <= truth <= found.high
+        interval = stats.retention_interval(counts)
+        return (
+            interval.low is not None
+            and interval.high is not None
+            and interval.low <= truth <= interval.high
+        )
     return abs(stats.score_z(counts, stats.ratio_weights(truth, chance))) < Z95
 
 
@@ -91,33 +95,37 @@ def main() -> None:
             continue
         truth = (student - chance) / (teacher - chance)
         label = f"n={n} p={teacher} flips={flips} losses={share} chance={chance}"
-        held = kept = total = 0.0
+        ours_holds = usual_holds = total = 0.0
         checked = 0
         for counts, weight in tables(n, max(0.0, both), lost, won, number):
             inside = holds(counts, truth, chance)
             if checked < 200:  # the test and the printed ends are the same statement
-                found = (
+                interval = (
                     stats.above_chance_interval(counts, chance)
                     if chance
                     else stats.retention_interval(counts)
                 )
                 if (
-                    found.low is not None
-                    and found.high is not None
-                    and min(abs(found.low - truth), abs(found.high - truth)) > 1e-9
+                    interval.low is not None
+                    and interval.high is not None
+                    and min(abs(interval.low - truth), abs(interval.high - truth)) > 1e-9
                 ):
-                    assert inside == (found.low <= truth <= found.high), (label, counts, found)
+                    assert inside == (interval.low <= truth <= interval.high), (
+                        label,
+                        counts,
+                        interval,
+                    )
                 checked += 1
-            held += weight * inside
-            kept += 0.0 if chance else weight * wald(counts, truth)
+            ours_holds += weight * inside
+            usual_holds += 0.0 if chance else weight * wald(counts, truth)
             total += weight
-        ours[label] = round(held / total, 4)
+        ours[label] = round(ours_holds / total, 4)
         if not chance:
-            usual[label] = round(kept / total, 4)
+            usual[label] = round(usual_holds / total, 4)
         print(label, ours[label], usual.get(label, ""), file=sys.stderr)
     worst, worst_usual = (
-        min(ours, key=lambda one: ours[one]),
-        min(usual, key=lambda one: usual[one]),
+        min(ours, key=lambda case: ours[case]),
+        min(usual, key=lambda case: usual[case]),
     )
     details = {
         "worst": worst,

@@ -269,19 +269,21 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
     heads = [
-        TrainedPositionLogits(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval())
-        for one in (out, folder / "teacher")
+        TrainedPositionLogits(
+            AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+        )
+        for model_folder in (out, folder / "teacher")
     ]
-    found = {"ce": 0.0, "kl": 0.0}
+    sums = {"ce": 0.0, "kl": 0.0}
     count = 0
     for start in range(0, len(rows), 16):
         batch = batch_of(rows[start : start + 16], 1)
         with torch.no_grad():
             student, teacher = (head(batch) for head in heads)
-        found["ce"] += float(cross_entropy(student, batch.labels_N).sum())
-        found["kl"] += float(forward_kl(student, teacher).sum())
+        sums["ce"] += float(cross_entropy(student, batch.labels_N).sum())
+        sums["kl"] += float(forward_kl(student, teacher).sum())
         count += int(batch.mask.sum())
-    return {name: round(value / count, 5) for name, value in found.items()}
+    return {name: round(value / count, 5) for name, value in sums.items()}
 
 
 PARTS = {
@@ -325,15 +327,18 @@ def main() -> None:
                 if kind == "cold":
                     shutil.rmtree(folder / "cache", ignore_errors=True)
                 shutil.rmtree(folder / kind, ignore_errors=True)
-                found = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
-                speeds[kind].append(found["tokens"] / found["seconds"])
-                rises[kind].append(found["rise"] / 2**20)
-                print(kind, found, file=sys.stderr)
+                result = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
+                speeds[kind].append(result["tokens"] / result["seconds"])
+                rises[kind].append(result["rise"] / 2**20)
+                print(kind, result, file=sys.stderr)
             for kind in ("warm", "trl"):
                 read[kind].append(part("evaluate", folder, kind))
     losses = {
-        kind: {name: round(fmean(one[name] for one in found), 5) for name in ("ce", "kl")}
-        for kind, found in read.items()
+        kind: {
+            name: round(fmean(evaluation[name] for evaluation in evaluations), 5)
+            for name in ("ce", "kl")
+        }
+        for kind, evaluations in read.items()
     }
     gaps = [
         ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)
@@ -341,11 +346,12 @@ def main() -> None:
     error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
     details = {
         "trl": metadata.version("trl"),
-        "tokens a second": {k: [round(one) for one in v] for k, v in speeds.items()},
-        "rise, MiB": {k: [round(one) for one in v] for k, v in rises.items()},
+        "tokens a second": {k: [round(value) for value in v] for k, v in speeds.items()},
+        "rise, MiB": {k: [round(value) for value in v] for k, v in rises.items()},
         "held-out, nats a token, mean over rounds": losses,
         "held-out cross-entropy by seed": {
-            kind: [one["ce"] for one in found] for kind, found in read.items()
+            kind: [evaluation["ce"] for evaluation in evaluations]
+            for kind, evaluations in read.items()
         },
         "ours less trl's, and its standard error": [round(fmean(gaps), 5), round(error, 5)],
         "validation cross-entropy at least as good": "yes"

@@ -80,20 +80,20 @@ class Turn:
             self.since = time.monotonic()
 
 
-def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
     """Return the cases that were asked for."""
     numbers = {int(text) for text in options.only.split(",") if text}
-    some = [case for case in every if not numbers or case.number in numbers]
+    some = [case for case in cases if not numbers or case.number in numbers]
     return some[: options.first] if options.first else some
 
 
-def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> Outcome:
+def struck(case: Case, root: Path, undisturbed: Reference, progress: Path | None) -> Outcome:
     """Try a case, unless it was tried; print a line for every fault and for everything that is
     wrong.
     """
-    held = _held(progress)
-    outcome = held[case.number] if case.number in held else tried(case, root, whole)
-    if progress is not None and case.number not in held:
+    earlier = _held(progress)
+    outcome = earlier[case.number] if case.number in earlier else tried(case, root, undisturbed)
+    if progress is not None and case.number not in earlier:
         with progress.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"case": case.number, **asdict(outcome)}) + "\n")
     wrong = [f"{name}: {line}" for name in UNITS for line in getattr(outcome, name)]
@@ -108,24 +108,24 @@ def _held(progress: Path | None) -> dict[int, Outcome]:
         progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
     )
     outcomes = {}
-    for held in map(json.loads, lines):
-        faults = [Fault(**fault) for fault in held.pop("struck")]
-        number = held.pop("case")
-        outcomes[number] = Outcome(struck=faults, **held)
+    for fields in map(json.loads, lines):
+        faults = [Fault(**fault) for fault in fields.pop("struck")]
+        number = fields.pop("case")
+        outcomes[number] = Outcome(struck=faults, **fields)
     return outcomes
 
 
-def crowds(folder: Path, count: int, whole: Reference, turn: Turn) -> list[Crowd]:
+def crowds(folder: Path, count: int, undisturbed: Reference, turn: Turn) -> list[Crowd]:
     """Start many at once: the same run, then two different ones."""
-    gathered = []
+    results = []
     for name, rows in (("same", same(count)), ("two", two(count))) if count else ():
         turn.take()
-        gathered.append(crowd(folder / name, rows, whole))
-        last = gathered[-1]
+        results.append(crowd(folder / name, rows, undisturbed))
+        last = results[-1]
         print(f"{last.starts} starts at once ({name}): {last.cells} cells, {len(last.wrong)} wrong")
         for line in last.wrong:
             print(f"  {line}", flush=True)
-    return gathered
+    return results
 
 
 def main() -> int:
@@ -138,23 +138,25 @@ def main() -> int:
         turn.take()
         _forked.load()
         began = time.monotonic()
-        whole = reference(folder / "whole")
-        every = cases(whole, options.seed)[: options.stores]
-        total = sum(len(case.faults) for case in every)
+        undisturbed = reference(folder / "whole")
+        all_cases = cases(undisturbed, options.seed)[: options.stores]
+        total = sum(len(case.faults) for case in all_cases)
         print(
-            f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores",
+            f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(all_cases)} stores",
             flush=True,
         )
         outcomes = []
-        for case in chosen(every, options):
+        for case in chosen(all_cases, options):
             turn.take()
-            outcomes.append(struck(case, folder / f"case-{case.number}", whole, options.progress))
-        gathered = crowds(folder, options.crowds, whole, turn)
+            outcomes.append(
+                struck(case, folder / f"case-{case.number}", undisturbed, options.progress)
+            )
+        crowd_results = crowds(folder, options.crowds, undisturbed, turn)
     print(json.dumps(_details(outcomes, options.seed)["kinds"]))
     if not options.only and not options.first:
-        write(Path(__file__).stem, _figures(outcomes, gathered, options.seed))
+        write(Path(__file__).stem, _figures(outcomes, crowd_results, options.seed))
     wrong = sum(len(getattr(outcome, name)) for outcome in outcomes for name in UNITS)
-    return int(bool(wrong + sum(len(each.wrong) for each in gathered)))
+    return int(bool(wrong + sum(len(result.wrong) for result in crowd_results)))
 
 
 def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
@@ -173,10 +175,12 @@ def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
 
 
 def _figures(
-    outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int
+    outcomes: Sequence[Outcome], crowd_results: Sequence[Crowd], seed: int
 ) -> list[dict[str, object]]:
     details = _details(outcomes, seed)
-    lines = {name: [line for each in outcomes for line in getattr(each, name)] for name in UNITS}
+    lines = {
+        name: [line for outcome in outcomes for line in getattr(outcome, name)] for name in UNITS
+    }
     figures = [
         figure(
             f"kills:{name}",
@@ -188,8 +192,8 @@ def _figures(
         )
         for name, unit in UNITS.items()
     ]
-    wrong = [line for each in gathered for line in each.wrong]
-    starts = [{"starts": each.starts, "cells": each.cells} for each in gathered]
+    wrong = [line for result in crowd_results for line in result.wrong]
+    starts = [{"starts": result.starts, "cells": result.cells} for result in crowd_results]
     unit = "of cells made twice, exits, lists or records, many starts at once"
     figures.append(
         figure(

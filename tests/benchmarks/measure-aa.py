@@ -23,7 +23,7 @@ RUNS = 20
 def main() -> None:
     """Measure the embedded teacher against itself RUNS times beside a burning process."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    found: dict[str, list[tuple[float, float, float]]] = {
+    intervals: dict[str, list[tuple[float, float, float]]] = {
         "prefill": [],
         "decode": [],
         "end_to_end": [],
@@ -35,30 +35,32 @@ def main() -> None:
         )
         try:
             with tempfile.TemporaryDirectory() as folder:
-                told = measured(Path(folder))
+                measurements = measured(Path(folder))
         finally:
             burning.kill()
             burning.wait()
-        for name, each in found.items():
-            one = next(m for m in told if m.name == f"{name}_speedup")
-            each.append((one.low, one.value, one.high))
-        remarks.append(next(m for m in told if m.name == "decode_speedup").remark)
-        low, value, high = found["decode"][-1]
+        for name, values in intervals.items():
+            speedup = next(m for m in measurements if m.name == f"{name}_speedup")
+            values.append((speedup.low, speedup.value, speedup.high))
+        remarks.append(next(m for m in measurements if m.name == "decode_speedup").remark)
+        low, value, high = intervals["decode"][-1]
         print(
             f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {remarks[-1]}",
             flush=True,
         )
-    held = {name: sum(low <= 1 <= high for low, _, high in each) for name, each in found.items()}
+    holding = {
+        name: sum(low <= 1 <= high for low, _, high in values) for name, values in intervals.items()
+    }
     widths = {
-        name: round(median((high - low) / 2 for low, _, high in each), 4)
-        for name, each in found.items()
+        name: round(median((high - low) / 2 for low, _, high in values), 4)
+        for name, values in intervals.items()
     }
     details = {
-        "intervals that hold 1.0": held,
+        "intervals that hold 1.0": holding,
         "of": runs,
         "median half-width": widths,
         "runs marked dirty": sum(map(bool, remarks)),
-        "decode": [[round(part, 4) for part in one] for one in found["decode"]],
+        "decode": [[round(part, 4) for part in interval] for interval in intervals["decode"]],
     }
     print(details)
     target = round(17 * runs / RUNS)
@@ -67,7 +69,7 @@ def main() -> None:
         [
             figure(
                 "measure-aa",
-                [held["decode"]],
+                [holding["decode"]],
                 unit=f"of {runs} intervals",
                 better="higher",
                 target=target,

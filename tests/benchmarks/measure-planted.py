@@ -29,21 +29,21 @@ def main() -> None:
     intervals = []
     for number in range(runs):
         with tempfile.TemporaryDirectory() as folder:
-            told = measured(Path(folder), wrap="_wrapped:slower")
-        one = next(m for m in told if m.name == "decode_speedup")
-        intervals.append([round(part, 4) for part in (one.low, one.value, one.high)])
+            measurements = measured(Path(folder), wrap="_wrapped:slower")
+        speedup = next(m for m in measurements if m.name == "decode_speedup")
+        intervals.append([round(part, 4) for part in (speedup.low, speedup.value, speedup.high)])
         print(
-            f"run {number + 1}: decode x {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] "
-            f"{one.remark}",
+            f"run {number + 1}: decode x {speedup.value:.3f} [{speedup.low:.3f}, {speedup.high:.3f}] "
+            f"{speedup.remark}",
             flush=True,
         )
-    found = sum(high < 1 for _, _, high in intervals)
+    slower_runs = sum(high < 1 for _, _, high in intervals)
     bytes_of = {}
     for name, wrap in (("plain", ""), ("heavier", "_wrapped:heavier")):
         with tempfile.TemporaryDirectory() as folder:
-            told = measured(Path(folder), wrap=wrap, rounds=1)
-        bytes_of[name] = {m.name: m.value for m in told if m.unit == "bytes"}
-        remark = next(m.remark for m in told if m.name == "weight_bytes_resident")
+            measurements = measured(Path(folder), wrap=wrap, rounds=1)
+        bytes_of[name] = {m.name: m.value for m in measurements if m.unit == "bytes"}
+        remark = next(m.remark for m in measurements if m.name == "weight_bytes_resident")
     more = {
         name: round((bytes_of["heavier"][name] - bytes_of["plain"][name]) / MIB, 2)
         for name in bytes_of["plain"]
@@ -55,7 +55,7 @@ def main() -> None:
         [
             figure(
                 "measure-planted",
-                [found],
+                [slower_runs],
                 unit=f"of {runs} found",
                 better="higher",
                 target=round(18 * runs / RUNS),

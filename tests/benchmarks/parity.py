@@ -30,9 +30,9 @@ ROOT = Path(__file__).parents[2]
 
 def kept() -> Path:
     """Name the file of finished cells: by all code that a cell's outcome depends on."""
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     files = [*sorted((ROOT / "harness").glob("*.py")), *sorted((ROOT / "suites").glob("*.py"))]
-    files += [here / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]
+    files += [folder / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]
     key = digest_of([(path.name, file_digest(path)) for path in files])[:16]
     return Path(os.environ.get("HARNESS_CACHE", ROOT / "results/runs")) / "parity" / f"{key}.jsonl"
 
@@ -71,23 +71,23 @@ def main() -> None:
     )
 
 
-def report(outcomes: list[dict[str, Any]], whole: int) -> None:
+def report(outcomes: list[dict[str, Any]], design_size: int) -> None:
     """Print what differs, and write the figures of a whole design."""
-    refused = [one for one in outcomes if one["refused"]]
-    answered = [one for one in outcomes if not one["refused"]]
-    for one in refused:
-        print(f"refused: {one['name']}: {one['refused']}")
-    for one in answered:
-        if one["alike"] < one["items"]:
+    refused = [outcome for outcome in outcomes if outcome["refused"]]
+    answered = [outcome for outcome in outcomes if not outcome["refused"]]
+    for outcome in refused:
+        print(f"refused: {outcome['name']}: {outcome['refused']}")
+    for outcome in answered:
+        if outcome["alike"] < outcome["items"]:
             print(
-                f"differs: {one['name']}: {one['items'] - one['alike']} of {one['items']}: "
-                f"{'; '.join(one['differs'])[:600]}"
+                f"differs: {outcome['name']}: {outcome['items'] - outcome['alike']} of {outcome['items']}: "
+                f"{'; '.join(outcome['differs'])[:600]}"
             )
-    items, alike = (sum(one[key] for one in answered) for key in ("items", "alike"))
+    items, alike = (sum(outcome[key] for outcome in answered) for key in ("items", "alike"))
     print(
-        f"{len(outcomes)} of {whole} cells, {alike} of {items} items alike, {len(refused)} refused"
+        f"{len(outcomes)} of {design_size} cells, {alike} of {items} items alike, {len(refused)} refused"
     )
-    if len(outcomes) < whole:
+    if len(outcomes) < design_size:
         return
     factors = dict(
         zip(
@@ -97,11 +97,11 @@ def report(outcomes: list[dict[str, Any]], whole: int) -> None:
         )
     )
     details = {
-        "cells": whole,
+        "cells": design_size,
         "items": items,
         **factors,
-        "widest gap of a log-probability": max(one["gap"] for one in answered),
-        "refusals": sorted({one["refused"] for one in refused}),
+        "widest gap of a log-probability": max(outcome["gap"] for outcome in answered),
+        "refusals": sorted({outcome["refused"] for outcome in refused}),
     }
     peer = "lm-eval simple_evaluate, hf backend, float32, batch 1"
     figures = [
@@ -116,7 +116,7 @@ def report(outcomes: list[dict[str, Any]], whole: int) -> None:
         ),
         figure(
             "parity:refused",
-            [len(refused) / whole],
+            [len(refused) / design_size],
             unit="of the cells",
             better="lower",
             target=0.05,

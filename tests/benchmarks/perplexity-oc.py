@@ -62,16 +62,16 @@ def coverage(
     """Return how often the interval holds the truth, how often the old one does, and how often a
     student at the limit passes.
     """
-    held, before, passed = 0, 0, 0
+    holds, before, passed = 0, 0, 0
     for _ in range(draws):
         student, teacher = drawn(count, spread, generator)
         ratio = means.perplexity_ratio_interval([student], [teacher])
         assert ratio.low is not None and ratio.high is not None
-        held += ratio.low <= LIMIT <= ratio.high
+        holds += ratio.low <= LIMIT <= ratio.high
         low, high = old_interval(student, teacher)
         before += low <= LIMIT <= high
         passed += ratio_test(ratio, LIMIT)[0] <= 0.05
-    return {"held": held / draws, "normal": before / draws, "passes at the limit": passed / draws}
+    return {"held": holds / draws, "normal": before / draws, "passes at the limit": passed / draws}
 
 
 def main() -> None:
@@ -82,8 +82,8 @@ def main() -> None:
     generator = np.random.default_rng(62)
     figures = []
     for count in DOCUMENTS:
-        told = {spread: coverage(count, spread, draws, generator) for spread in SPREADS}
-        worst = min(told.values(), key=lambda one: one["held"])
+        shares_by_spread = {spread: coverage(count, spread, draws, generator) for spread in SPREADS}
+        worst = min(shares_by_spread.values(), key=lambda shares: shares["held"])
         name = f"perplexity-oc:coverage:{count}"
         target = None if count == 2 else 0.93
         figures.append(
@@ -93,10 +93,10 @@ def main() -> None:
                 unit=f"coverage of a 95 % interval, {count} documents, the lowest",
                 better="higher",
                 target=target,
-                details={"draws": draws, "by spread of lengths": told},
+                details={"draws": draws, "by spread of lengths": shares_by_spread},
             )
         )
-        before = min(one["normal"] for one in told.values())
+        before = min(shares["normal"] for shares in shares_by_spread.values())
         figures.append(
             figure(
                 f"{name}:normal",

@@ -40,8 +40,8 @@ def main() -> None:
         )
     records, _ = read_records(STUDY)
     details, factors = {}, []
-    for name, asked in RUNS.items():
-        [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **asked)  # type: ignore[arg-type]
+    for name, settings in RUNS.items():
+        [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **settings)  # type: ignore[arg-type]
         planned = {
             "seconds": sum(
                 stage.seconds for stage in plan.stages if stage.name != "score the teacher"
@@ -57,9 +57,9 @@ def main() -> None:
                 controls=False,
                 noise=0,
                 chat_template="off",
-                **asked,
+                **settings,
             )
-        record = next(one for one in done.records if one.label == "response")
+        record = next(row for row in done.records if row.label == "response")
         if record.status != "success":
             sys.exit(record.reason)
         peak = record.measured("peak_process_bytes")
@@ -71,7 +71,7 @@ def main() -> None:
             "planned": planned,
             "measured": measured,
             "planned / measured": ratios,
-            "asked": {**asked, "teacher": name},
+            "asked": {**settings, "teacher": name},
         }
         print(
             name,

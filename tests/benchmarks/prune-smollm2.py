@@ -30,15 +30,15 @@ def main() -> None:
         for label, name, settings in CUTS:
             costs[label] = made(name, settings, folder / label)
             student = folder / label / "student"
-            left = parameters_on_disk(student)
+            remaining = parameters_on_disk(student)
             read[label] = perplexity(student)
             timed = speeds(student, teacher)
-            assert costs[label]["told"]["parameters"] == [count, left], (
+            assert costs[label]["told"]["parameters"] == [count, remaining], (
                 "not the count that the formula says"
             )
-            smaller = count / left
+            smaller = count / remaining
             details = {
-                "parameters": [count, left],
+                "parameters": [count, remaining],
                 "speed": timed,
                 "perplexity": read,
                 "told": costs[label]["told"],
@@ -46,7 +46,7 @@ def main() -> None:
             figures.append(
                 figure(
                     f"prune-smollm2:{label}",
-                    [one / smaller for one in timed["decode"]],
+                    [speedup / smaller for speedup in timed["decode"]],
                     unit="decode speedup over parameter ratio",
                     better="higher",
                     target=0.9,

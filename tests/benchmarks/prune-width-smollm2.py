@@ -22,20 +22,20 @@ def main() -> None:
     figures = []
     with workplace() as folder:
         for label, settings in CUTS:
-            told = made("prune-width", settings, folder / label)["told"]
+            notes = made("prune-width", settings, folder / label)["told"]
             student = folder / label / "student"
-            left = parameters_on_disk(student)
-            assert told["parameters"] == [count, left], "not the count that the formula says"
+            remaining = parameters_on_disk(student)
+            assert notes["parameters"] == [count, remaining], "not the count that the formula says"
             timed = speeds(student, teacher)
             figures.append(
                 figure(
                     f"prune-width-smollm2:{label}",
-                    [one * left / count for one in timed["decode"]],
+                    [speedup * remaining / count for speedup in timed["decode"]],
                     unit="decode speedup over parameter ratio",
                     better="higher",
                     target=0.9,
                     peer="the fp32 base, by turns",
-                    details={"parameters": [count, left], "speed": timed},
+                    details={"parameters": [count, remaining], "speed": timed},
                 )
             )
     write(Path(__file__).stem, figures)

@@ -24,7 +24,9 @@ def marks(share: float, n: int, draw: random.Random) -> str:
 
 def flipped(before: str, share: float, draw: random.Random) -> str:
     """Return outcomes of which some were flipped over."""
-    return "".join(("0" if one == "1" else "1") if draw.random() < share else one for one in before)
+    return "".join(
+        ("0" if mark == "1" else "1") if draw.random() < share else mark for mark in before
+    )
 
 
 def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
@@ -56,14 +58,16 @@ def main() -> None:
                 scored(f"response[temperature={at}]", flipped(teacher, 0.1 + at / 2000, draw), seed)
                 for seed in (1, 2, 3)
             ]
-        for at, one in enumerate(many):
-            write_record(folder / "report" / f"{at}.json", one)
+        for at, record in enumerate(many):
+            write_record(folder / "report" / f"{at}.json", record)
         base = marks(0.6, 14_042, draw)
         rows = [scored(f"method{at}", flipped(base, 0.05, draw)) for at in range(50)]
         write_baseline(folder / "baseline.json", frozen(scored("teacher", base), *rows))
-        for at, one in enumerate([scored("teacher", base), *rows]):
-            now = scored(one.label, flipped(one.scores[0].outcomes["strict-match"], 0.02, draw))
-            write_record(folder / "check" / f"{at}.json", now)
+        for at, record in enumerate([scored("teacher", base), *rows]):
+            changed = scored(
+                record.label, flipped(record.scores[0].outcomes["strict-match"], 0.02, draw)
+            )
+            write_record(folder / "check" / f"{at}.json", changed)
         size = (folder / "baseline.json").stat().st_size
         small = [scored(f"method{at}", flipped(teacher, 0.05, draw)) for at in range(10)]
         write_baseline(folder / "small.json", frozen(scored("teacher", teacher), *small))
@@ -75,14 +79,18 @@ def main() -> None:
             run("check", str(folder / "check"), "--baseline", str(folder / "baseline.json"))
             for _ in range(3)
         ]
-    details = {"records": len(many), "items": 1319, "peak MiB": max(one[1] for one in reports)}
+    details = {
+        "records": len(many),
+        "items": 1319,
+        "peak MiB": max(sample[1] for sample in reports),
+    }
     more = {"rows": 50, "items": 14_042, "baseline bytes": size}
     write(
         Path(__file__).stem,
         [
             figure(
                 "report-scale:report",
-                [one[0] for one in reports],
+                [sample[0] for sample in reports],
                 unit="s",
                 better="lower",
                 target=5.0,
@@ -90,7 +98,7 @@ def main() -> None:
             ),
             figure(
                 "report-scale:check",
-                [one[0] for one in checks],
+                [sample[0] for sample in checks],
                 unit="s",
                 better="lower",
                 target=5.0,
@@ -98,7 +106,7 @@ def main() -> None:
             ),
             figure(
                 "report-scale:memory",
-                [max(one[1] for one in [*reports, *checks])],
+                [max(sample[1] for sample in [*reports, *checks])],
                 unit="MiB, peak",
                 better="lower",
                 target=500.0,

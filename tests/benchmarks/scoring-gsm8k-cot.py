@@ -20,16 +20,16 @@ def main() -> None:
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     opened = outside_model()
     requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(source()), items)
-    found = paired(opened, requests, batch_size=batch, rounds=1)
-    mine, theirs = found["answers"]["ours"], found["answers"]["theirs"]
+    result = paired(opened, requests, batch_size=batch, rounds=1)
+    mine, theirs = result["answers"]["ours"], result["answers"]["theirs"]
     details = {
         "items": items,
         "same answers": sum(a == b for a, b in zip(mine, theirs, strict=True)),
         "batch size of the peer": batch,
         "new tokens at most": 512,
-        "CPU seconds": found["seconds"],
+        "CPU seconds": result["seconds"],
         "peak memory above rest, MiB": {
-            who: round(value / 2**20) for who, value in found["peaks"].items()
+            who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
     print(details)
@@ -39,7 +39,7 @@ def main() -> None:
         [
             figure(
                 "scoring-gsm8k-cot",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=2,

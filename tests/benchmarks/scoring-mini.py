@@ -30,25 +30,25 @@ def main() -> None:
         seconds = {size: asked(peer(opened, size), trial)[0] for size in batches}
         best = min(seconds, key=seconds.__getitem__)
         requests = requests_of(suites.load(name).lm_eval_tasks(LocalOrHubData()), 1000)
-        found = paired(opened, requests, batch_size=best, rounds=rounds)
+        result = paired(opened, requests, batch_size=best, rounds=rounds)
         if name == "mmlu-mini":
-            same = choices_compared(requests, found["answers"])
+            same = choices_compared(requests, result["answers"])
         else:
-            pairs = list(zip(found["answers"]["ours"], found["answers"]["theirs"], strict=True))
+            pairs = list(zip(result["answers"]["ours"], result["answers"]["theirs"], strict=True))
             same = {"items": len(pairs), "same answers": sum(a == b for a, b in pairs)}
         details = {
             **same,
             "best batch size of the peer": best,
             "CPU seconds on 400 items by batch size": seconds,
-            "CPU seconds": found["seconds"],
+            "CPU seconds": result["seconds"],
             "peak memory above rest, MiB": {
-                who: round(value / 2**20) for who, value in found["peaks"].items()
+                who: round(value / 2**20) for who, value in result["peaks"].items()
             },
         }
         figures.append(
             figure(
                 f"scoring-mini:{name.partition('-')[0]}",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=TARGETS[name],

@@ -21,15 +21,15 @@ def main() -> None:
     requests = requests_of(
         suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items
     )
-    found = paired(opened, requests, batch_size=4, rounds=1)
+    result = paired(opened, requests, batch_size=4, rounds=1)
     details = {
-        **choices_compared(requests, found["answers"]),
-        **against_double(opened, requests, found["answers"]),
+        **choices_compared(requests, result["answers"]),
+        **against_double(opened, requests, result["answers"]),
         "subjects": SUBJECTS,
         "batch size of the peer": 4,
-        "CPU seconds": found["seconds"],
+        "CPU seconds": result["seconds"],
         "peak memory above rest, MiB": {
-            who: round(value / 2**20) for who, value in found["peaks"].items()
+            who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
     peer = "lm-eval HFLM, logits cache on"
@@ -38,7 +38,7 @@ def main() -> None:
         [
             figure(
                 "scoring-mmlu-cloze",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=4,

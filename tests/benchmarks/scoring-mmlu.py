@@ -20,18 +20,18 @@ def main() -> None:
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     opened = outside_model()
     requests = requests_of(suites.load("mmlu").lm_eval_tasks(source(), subjects=SUBJECTS), items)
-    found = paired(opened, requests, batch_size=4, rounds=1)
-    same = choices_compared(requests, found["answers"])
+    result = paired(opened, requests, batch_size=4, rounds=1)
+    same = choices_compared(requests, result["answers"])
     print(same)
     details = {
         **same,
-        **against_double(opened, requests, found["answers"]),
+        **against_double(opened, requests, result["answers"]),
         "subjects": SUBJECTS,
         "items of each": items,
         "batch size of the peer": 4,
-        "CPU seconds": found["seconds"],
+        "CPU seconds": result["seconds"],
         "peak memory above rest, MiB": {
-            who: round(value / 2**20) for who, value in found["peaks"].items()
+            who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
     write(
@@ -39,7 +39,7 @@ def main() -> None:
         [
             figure(
                 "scoring-mmlu",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=5,

@@ -54,18 +54,18 @@ class Case:
         for seeds, deviation, shift in zip(
             self.seeds, self.deviation, (self.gap, 0.0), strict=True
         ):
-            own = np.where(
+            luck_of_method = np.where(
                 generator.random(self.items) < self.by_method, generator.random(self.items), common
             )
             runs = []
             for _ in range(seeds):
-                drawn = np.where(
+                luck = np.where(
                     generator.random(self.items) < self.by_training,
                     generator.random(self.items),
-                    own,
+                    luck_of_method,
                 )
                 moved = difficulty + shift + generator.normal(0.0, deviation)
-                runs.append((drawn < moved).astype(np.float64))
+                runs.append((luck < moved).astype(np.float64))
             sides.append(np.stack(runs))
         return sides[0], sides[1], self.gap
 
@@ -123,9 +123,9 @@ def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, 
     for _ in range(draws):
         ours, theirs, truth = case.draw(generator)
         called += means.equality_test(ours, theirs) <= ALPHA
-        found = means.difference_interval(ours, theirs)
-        assert found.low is not None and found.high is not None
-        missed += not found.low <= truth <= found.high
+        interval = means.difference_interval(ours, theirs)
+        assert interval.low is not None and interval.high is not None
+        missed += not interval.low <= truth <= interval.high
         low, high = satterthwaite(ours, theirs)
         sure += not low <= truth <= high
     return {
@@ -146,8 +146,12 @@ def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> 
             big = Case((40, 40), (0.0, 0.0), 200_000, case.by_method, case.by_training, case.gap)
             a, b, _ = big.draw(np.random.default_rng(7))
             truth = float(a.mean() / b.mean())
-        found = means.ratio_interval(ours, theirs)
-        missed += found.low is None or found.high is None or not found.low <= truth <= found.high
+        interval = means.ratio_interval(ours, theirs)
+        missed += (
+            interval.low is None
+            or interval.high is None
+            or not interval.low <= truth <= interval.high
+        )
     return missed / draws
 
 
@@ -167,7 +171,7 @@ def main() -> None:
     uncovered = max(cases, key=lambda case: cases[case]["missed"])
     powerful = Case((3, 3), (0.01, 0.01), 1_319, gap=0.05)
     power = judged(powerful, draws, generator)
-    kept = [
+    retention_misses = [
         retention_missed(Case((seeds, 1), (0.01, 0.0), 1_319, gap=-0.1), draws, generator)
         for seeds in SEEDS
     ]
@@ -181,14 +185,16 @@ def main() -> None:
         ]
     )
     once = Case((1, 1), (0.02, 0.02), 1_319)
-    one = np.mean([means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)])
-    every = {
+    one_training = np.mean(
+        [means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)]
+    )
+    shares_by_case = {
         f"{case.seeds[0]}/{case.seeds[1]} trainings, "
         f"{100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "
-        f"{case.by_training:g} by training": found
-        for case, found in {**first, **cases}.items()
+        f"{case.by_training:g} by training": shares
+        for case, shares in {**first, **cases}.items()
     }
-    sure = max(first.values(), key=lambda found: found["satterthwaite missed"])[
+    sure = max(first.values(), key=lambda shares: shares["satterthwaite missed"])[
         "satterthwaite missed"
     ]
     peer = "same draws as ours of the first pass"
@@ -196,9 +202,9 @@ def main() -> None:
         "worst": str(worst),
         "draws": draws,
         "draws of the first pass": draws // 8,
-        "cases": every,
+        "cases": shares_by_case,
     }
-    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, kept, strict=True)}
+    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, retention_misses, strict=True)}
     figures = [
         figure(
             "verdict-oc:false-verdicts",
@@ -227,7 +233,7 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:false-verdicts:one-training",
-            [float(one)],
+            [float(one_training)],
             better="lower",
             target=None,
             peer="used before",
@@ -243,7 +249,7 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:coverage",
-            [1 - max(cases[uncovered]["missed"], *kept)],
+            [1 - max(cases[uncovered]["missed"], *retention_misses)],
             unit="coverage of a 95 % interval, the lowest",
             better="higher",
             target=0.94,

@@ -38,10 +38,10 @@ def test_what_the_walks_pass_through_is_there(file, name):
     path = ROOT / file
     assert path.is_file(), file
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    there = {
+    names = {
         node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
-    assert not name or name in there, f"{file} has no {name}"
+    assert not name or name in names, f"{file} has no {name}"
 
 
 PAGES = sorted(

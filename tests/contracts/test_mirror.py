@@ -24,10 +24,10 @@ LONGEST = 1_000  # lines: a longer file of tests has two subjects
 
 def mirrored():
     """Return the files of tests that stand for one module each."""
-    every = (
+    paths = (
         path for path in TESTS.rglob("test_*.py") if path.relative_to(TESTS).parts[0] not in ACROSS
     )
-    return sorted(str(path.relative_to(TESTS)) for path in every)
+    return sorted(str(path.relative_to(TESTS)) for path in paths)
 
 
 def modules_of(name):
@@ -42,8 +42,8 @@ def modules_of(name):
 
 @pytest.mark.parametrize("name", mirrored())
 def test_a_file_of_tests_names_a_module_that_is_there(name):
-    known = any(path.is_file() for path in modules_of(name))
-    assert known != (name in OF_SEVERAL), (
+    has_module = any(path.is_file() for path in modules_of(name))
+    assert has_module != (name in OF_SEVERAL), (
         f"tests/{name} is of no module; name it for one, or say in OF_SEVERAL why it is of several"
     )
 
@@ -88,7 +88,7 @@ def quick(path):
         node.name
         for node in tests
         if node.name.startswith("test_")
-        and not expensive & {one.arg for one in node.args.args}
+        and not expensive & {argument.arg for argument in node.args.args}
         and not any("slow" in ast.unparse(mark) for mark in node.decorator_list)
     ]
 

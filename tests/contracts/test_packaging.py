@@ -63,8 +63,8 @@ def test_the_newest_constraints_are_allowed_and_no_older():
 
 def typed(folder, *words, path=()):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    kept = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if entries := [*map(str, path), *kept]:
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if entries := [*map(str, path), *inherited]:
         environment["PYTHONPATH"] = os.pathsep.join(entries)
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment

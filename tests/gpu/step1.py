@@ -195,16 +195,18 @@ def against_cpu(kit: Kit) -> Figures:
         )
         _succeeded(done, store)
         rows[device] = _samples(store)
-    wanted = 2 * (4 if kit.dry else 200)
-    assert rows["cuda"].keys() == rows["cpu"].keys() and len(rows["cpu"]) == wanted, (
-        f"{wanted} items are not on both sides"
+    expected = 2 * (4 if kit.dry else 200)
+    assert rows["cuda"].keys() == rows["cpu"].keys() and len(rows["cpu"]) == expected, (
+        f"{expected} items are not on both sides"
     )
     pairs = [(row, rows["cpu"][key]) for key, row in rows["cuda"].items()]
     other = [ours["item"] for ours, theirs in pairs if ours["text"] != theirs["text"]]
     gaps = [
-        abs(left - right)
+        abs(our_value - their_value)
         for ours, theirs in pairs
-        for left, right in zip(ours["log_probabilities"], theirs["log_probabilities"], strict=True)
+        for our_value, their_value in zip(
+            ours["log_probabilities"], theirs["log_probabilities"], strict=True
+        )
     ]
     figures = {
         "items": len(pairs),
@@ -225,9 +227,9 @@ def flips(kit: Kit) -> Figures:
     half, full = _samples(kit.work / "pair"), _samples(kit.work / "fp32-cuda")
     [teacher] = [record for record in _records(kit.work / "pair") if record["method"] == "teacher"]
     floors = {
-        one["name"].partition(":")[2]: one
-        for one in teacher["measurements"]
-        if one["name"].startswith("noise_flips")
+        measurement["name"].partition(":")[2]: measurement
+        for measurement in teacher["measurements"]
+        if measurement["name"].startswith("noise_flips")
     }
     figures: Figures = {}
     for task, floor in floors.items():
@@ -292,7 +294,7 @@ def killed(kit: Kit) -> Figures:
             f"after, unfinished: {unfinished}"
         )
     [row] = [record for record in records if record["method"] == "response"]
-    whole = [
+    undisturbed = [
         record
         for record in _records(kit.work / "pair")
         if record["label"] == "response" and not longer
@@ -302,7 +304,7 @@ def killed(kit: Kit) -> Figures:
         "steps": row["cost"]["steps"],
         "seen tokens": row["cost"]["seen_tokens"],
         "the same bytes as the run that was not killed": [
-            r["student"]["digest"] == row["student"]["digest"] for r in whole
+            r["student"]["digest"] == row["student"]["digest"] for r in undisturbed
         ],
     }
 

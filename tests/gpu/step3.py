@@ -64,7 +64,7 @@ def packs(kit: Kit) -> Figures:
         LikelihoodRequest([*prompt, letter], 1) for prompt in prompts for letter in (5, 6, 7, 8)
     ]
     tokens = sum(len(prompt) for prompt in prompts)
-    told: Figures = {
+    figures: Figures = {
         "questions": len(prompts),
         "tokens without sharing": tokens,
         "refused": reason_for_plain_path(opened),
@@ -81,25 +81,27 @@ def packs(kit: Kit) -> Figures:
             began = time.perf_counter()
             score(name)
             # with every shape met for the first time
-            told[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)
-            told[f"{name}: tokens/s"] = round(
+            figures[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)
+            figures[f"{name}: tokens/s"] = round(
                 tokens / statistics.median(seconds_of(lambda name=name: score(name), runs=2))
             )
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
     with _plain(opened):
-        told["padded batches: tokens/s"] = round(
+        figures["padded batches: tokens/s"] = round(
             tokens / statistics.median(seconds_of(lambda: score("padded"), runs=1))
         )
-    told["largest gap of the two paths in nats"] = max(
+    figures["largest gap of the two paths in nats"] = max(
         abs(a - b) for a, b in zip(values["cuDNN on"], values["padded"], strict=True)
     )
-    told["slower than its peer"] = told["cuDNN on: tokens/s"] < told["padded batches: tokens/s"]
-    if told["refused"] or told["largest gap of the two paths in nats"] > 0.5:
+    figures["slower than its peer"] = (
+        figures["cuDNN on: tokens/s"] < figures["padded batches: tokens/s"]
+    )
+    if figures["refused"] or figures["largest gap of the two paths in nats"] > 0.5:
         raise RuntimeError(
-            f"the shared path is refused, or far from the model's own attention: {told}"
+            f"the shared path is refused, or far from the model's own attention: {figures}"
         )
-    return told
+    return figures
 
 
 def decoding(kit: Kit) -> Figures:
@@ -114,10 +116,10 @@ def decoding(kit: Kit) -> Figures:
     rows, new, length = (6, 6, 10) if kit.dry else (512, 128, 96)
     draw = random.Random(1)
     prompts = [[draw.randrange(1, kit.shapes["7B"][5]) for _ in range(length)] for _ in range(rows)]
-    written: list[Any] = []
+    answers: list[Any] = []
 
     def ours() -> None:
-        written[:] = generate(opened, prompts, max_new_tokens=new)
+        answers[:] = generate(opened, prompts, max_new_tokens=new)
 
     def theirs() -> None:
         ids = torch.tensor(prompts, device=kit.device)
@@ -131,20 +133,20 @@ def decoding(kit: Kit) -> Figures:
                 pad_token_id=0,
             )
 
-    own = statistics.median(seconds_of(ours, runs=1))
-    peer = statistics.median(seconds_of(theirs, runs=1))
-    told = {
+    our_seconds = statistics.median(seconds_of(ours, runs=1))
+    peer_seconds = statistics.median(seconds_of(theirs, runs=1))
+    figures = {
         "rows": rows,
-        "ours: tokens/s": round(sum(one.tokens for one in written) / own),
-        "generate: tokens/s": round(rows * new / peer),
+        "ours: tokens/s": round(sum(answer.tokens for answer in answers) / our_seconds),
+        "generate: tokens/s": round(rows * new / peer_seconds),
         "free after": torch.cuda.mem_get_info()[0],
     }
     alone = generate(opened, prompts[:4], max_new_tokens=new, batch_size=1)
-    told["slower than its peer"] = told["ours: tokens/s"] < told["generate: tokens/s"]
-    told["of 4 rows, equal alone"] = sum(
-        a.ids == b.ids for a, b in zip(alone, written, strict=False)
+    figures["slower than its peer"] = figures["ours: tokens/s"] < figures["generate: tokens/s"]
+    figures["of 4 rows, equal alone"] = sum(
+        a.ids == b.ids for a, b in zip(alone, answers, strict=False)
     )
-    return told
+    return figures
 
 
 def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
@@ -175,15 +177,15 @@ def reading(kit: Kit) -> Figures:
         key=lambda row: len(row.ids),
         reverse=True,
     )
-    tokens, teacher, asked = (
+    tokens, teacher, requests = (
         sum(len(row.ids) for row in rows),
         teacher_reader(opened),
         [likelihood_request(row) for row in rows],
     )
-    sizes = [len(batch) for batch in teacher.batches(asked, width)]
+    sizes = [len(batch) for batch in teacher.batches(requests, width)]
 
     def read() -> None:
-        for top in teacher.top_k(asked, k=min(64, width), width=width):
+        for top in teacher.top_k(requests, k=min(64, width), width=width):
             top.log_p_NK.to(torch.float16).cpu()
             top.ids_NK.to(torch.int32).cpu()
 
@@ -201,11 +203,13 @@ def reading(kit: Kit) -> Figures:
                     logits_to_keep=1,
                 )
 
-    own, bare = (statistics.median(seconds_of(work, runs=1)) for work in (read, forward))
+    read_seconds, bare_seconds = (
+        statistics.median(seconds_of(work, runs=1)) for work in (read, forward)
+    )
     return {
         "rows": len(rows),
         "rows of a batch": statistics.mean(sizes),
-        "read: tokens/s": round(tokens / own),
-        "bare forward: tokens/s": round(tokens / bare),
-        "share of the bare forward": round(bare / own, 3),
+        "read: tokens/s": round(tokens / read_seconds),
+        "bare forward: tokens/s": round(tokens / bare_seconds),
+        "share of the bare forward": round(bare_seconds / read_seconds, 3),
     }

@@ -326,11 +326,13 @@ def random_family(name: str, *, seed: int = 0, spread: float = 0.1) -> Any:
     kind, changes = FAMILIES[name]
     torch.manual_seed(seed)
     if "text_config" in changes:
-        asked = {**changes, "text_config": {**SIZES, **changes["text_config"]}}
+        settings = {**changes, "text_config": {**SIZES, **changes["text_config"]}}
     else:
-        asked = {**(OLDER if changes.get("n_embd") else SIZES), **changes}
-    asked = {key: value for key, value in asked.items() if key != "head_dim" or value is not None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **asked)).eval()
+        settings = {**(OLDER if changes.get("n_embd") else SIZES), **changes}
+    settings = {
+        key: value for key, value in settings.items() if key != "head_dim" or value is not None
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

@@ -51,8 +51,8 @@ def write_llama(
     """
     import gguf
 
-    told = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    tokens = sorted(told["vocab"], key=told["vocab"].__getitem__)
+    bpe = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(WIDTH)
@@ -67,10 +67,10 @@ def write_llama(
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<") else 1 for token in tokens])
     writer.add_token_merges(
-        [" ".join(pair) if isinstance(pair, list) else pair for pair in told["merges"]]
+        [" ".join(pair) if isinstance(pair, list) else pair for pair in bpe["merges"]]
     )
     writer.add_eos_token_id(0)
-    draw, held = np.random.default_rng(seed), {}
+    draw, tensors = np.random.default_rng(seed), {}
     shapes = {
         "token_embd.weight": (len(tokens), WIDTH),
         "output_norm.weight": (WIDTH,),
@@ -93,12 +93,12 @@ def write_llama(
             data,
             raw_dtype=None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind],
         )
-        held[name] = (data, kind)
+        tensors[name] = (data, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return held
+    return tensors
 
 
 def exact(data: "np.ndarray", kind: str) -> "np.ndarray":

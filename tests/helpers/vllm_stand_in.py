@@ -87,9 +87,9 @@ class _Engine:
         from harness.scoring.generation import generate
 
         assert (seed is None) == (temperature == 0)
-        drawn = Sampling(temperature=temperature, seed=seed) if temperature else None
+        sampling = Sampling(temperature=temperature, seed=seed) if temperature else None
         [answer] = generate(
-            self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=drawn
+            self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=sampling
         )
         finish = "length" if answer.stop == "length" else "stop"
         reason = stop[0] if answer.stop == "stop" else None

@@ -74,12 +74,12 @@ def _path(folder):
 
 def _without(words, names):
     """Leave out options, each with its value."""
-    kept, drop = [], False
+    remaining, drop = [], False
     for word in words:
         if not drop and word not in names:
-            kept.append(word)
+            remaining.append(word)
         drop = word in names
-    return kept
+    return remaining
 
 
 @pytest.fixture(scope="module", params=["add-a-method.md", "add-a-task.md"])

@@ -248,8 +248,8 @@ def plugin(tmp_path_factory):
     info = folder / "shouting-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
-    shown = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    (folder / "first_words.py").write_text(shown.partition("```python\n")[2].partition("```")[0])
+    guide = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    (folder / "first_words.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
     (info / "entry_points.txt").write_text(
         "[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n"
     )

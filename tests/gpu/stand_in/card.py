@@ -41,7 +41,7 @@ class OnCard(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "OnCard":
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -50,8 +50,8 @@ class OnCard(torch.Tensor):
             layout=inner.layout,
             device=torch.device("cpu"),
         )
-        made.inner = inner
-        return made
+        wrapper.inner = inner
+        return wrapper
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: PLACE)
@@ -165,7 +165,7 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Compute an operation on the CPU's tensors; its results lie on the card where its arguments
     do, or where it is told to.
     """
-    name, asked = function.name(), kwargs.get("device")
+    name, device = function.name(), kwargs.get("device")
     on_card: list[OnCard] = []
     on_host: list[torch.Tensor] = []
 
@@ -182,8 +182,10 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             f"cuda:0 and cpu! ({name})"
         )
     away = kwargs.get("pin_memory") is not None or not on_card
-    there = torch.device(asked).type == "cuda" or not away if asked is not None else bool(on_card)
-    if asked is not None:
+    to_card = (
+        torch.device(device).type == "cuda" or not away if device is not None else bool(on_card)
+    )
+    if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     inner_args, inner_kwargs = tree_map(
         lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs)
@@ -193,14 +195,14 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name.startswith("aten::copy_"):
         return args[0]
     # in-place operations return what they were given
-    known = {id(value.inner): value for value in on_card}
+    wrappers = {id(value.inner): value for value in on_card}
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or isinstance(value, OnCard):
             return value
-        if id(value) in known:
-            return known[id(value)]
-        return OnCard(value) if there else value
+        if id(value) in wrappers:
+            return wrappers[id(value)]
+        return OnCard(value) if to_card else value
 
     return tree_map(wrap, result)
 
