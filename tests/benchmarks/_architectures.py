@@ -211,7 +211,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def built(kind: str, *, vocabulary: int, seed: int = 0, **changes: Any) -> Any:
+def random_model(kind: str, *, vocabulary: int, seed: int = 0, **changes: Any) -> Any:
     """Return a random model of an architecture, its weights wide enough that no two answers are
     nearly as likely.
     """

@@ -17,7 +17,7 @@ OTHER_ROWS = "response,cot,int8"  # shares the teacher, two rows and the stage o
 
 
 @dataclass(frozen=True)
-class Crowd:
+class CrowdResult:
     """What came of many starts at once."""
 
     starts: int
@@ -25,7 +25,7 @@ class Crowd:
     wrong: tuple[str, ...]
 
 
-def crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> Crowd:
+def start_crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> CrowdResult:
     """Start the command once for each of `rows` at the same moment; say what is not as it should
     be.
     """
@@ -39,16 +39,18 @@ def crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> Crowd:
         if ended.code or ended.orphans or "Traceback" in ended.said:
             wrong.append(f"start {at} ended with {ended.code}: {last[0][:200]}")
     ours = records(root)
-    wrong += _computed(root, ours) + _listed(root, len(rows))
+    wrong += _computed_once(root, ours) + _lists_of_runs(root, len(rows))
     for name in (
         {*ours, *undisturbed.records} if len(set(rows)) == 1 else {*ours} & {*undisturbed.records}
     ):
         if text := difference(ours.get(name), undisturbed.records.get(name)):
             wrong.append(f"cell {name}: {text}")
-    return Crowd(len(rows), len(ours), tuple(wrong + [f"{name} stays" for name in litter(root)]))
+    return CrowdResult(
+        len(rows), len(ours), tuple(wrong + [f"{name} stays" for name in litter(root)])
+    )
 
 
-def _computed(root: Path, ours: Mapping[str, object]) -> list[str]:
+def _computed_once(root: Path, ours: Mapping[str, object]) -> list[str]:
     """Name the cells and students that were not made exactly once."""
     writes = Counter((event[2], event[3]) for event in events(root) if event[1] == "renamed")
     wrong = [
@@ -62,7 +64,7 @@ def _computed(root: Path, ours: Mapping[str, object]) -> list[str]:
     return wrong + [f"cell {name} was never started" for name in ours if name not in jobs]
 
 
-def _listed(root: Path, starts: int) -> list[str]:
+def _lists_of_runs(root: Path, starts: int) -> list[str]:
     """Name what is wrong with the lists of runs."""
     lists = sorted((root / "store" / "runs").glob("*.json"))
     wrong = [] if len(lists) == starts else [f"{len(lists)} lists of {starts} runs"]
@@ -72,11 +74,11 @@ def _listed(root: Path, starts: int) -> list[str]:
     return wrong
 
 
-def same(count: int) -> list[str]:
+def identical_runs(count: int) -> list[str]:
     """Return identical runs."""
     return [ROWS] * count
 
 
-def two(count: int) -> list[str]:
+def two_runs_in_turn(count: int) -> list[str]:
     """Return two different runs in turn, which share cells."""
     return [(ROWS, OTHER_ROWS)[at % 2] for at in range(count)]

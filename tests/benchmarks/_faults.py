@@ -83,14 +83,14 @@ def log_of(root: Path) -> Path:
     return root.with_name(f"{root.name}.events")
 
 
-def plain(inside: Path) -> str:
+def path_when_finished(inside: Path) -> str:
     """Return a path below the watched folder without the names of half-written files."""
     return "/".join(_TORN.sub(r"\1", part) for part in inside.parts)
 
 
 def kind_of(inside: Path) -> str:
     """Return what kind of file a path below the watched folder (`store/`, `cache/`) is."""
-    parts = plain(inside).split("/")
+    parts = path_when_finished(inside).split("/")
     name = parts[-1]
     if name.startswith(".probe-"):
         return "probe"
@@ -142,7 +142,7 @@ class _Watch:
             fault.process in (ANY, process)
             and fault.operation in (ANY, operation)
             and fault.kind in (ANY, kind)
-            and fault.path in ("", plain(inside))
+            and fault.path in ("", path_when_finished(inside))
         )
         if fault is None or not matches:
             return False
@@ -171,7 +171,7 @@ def process_name() -> str:
     return Path(sys.argv[1]).parent.name if of_cell else "command"
 
 
-def from_environment() -> None:
+def watch_from_environment() -> None:
     """Watch what the environment names; nothing where it names nothing."""
     if root := os.environ.get(ROOT):
         fault_json = os.environ.get(FAULT)
@@ -186,12 +186,16 @@ def watch(root: Path, fault: Fault | None) -> None:
     if fresh:
         builtins.open = io.open = _open  # type: ignore[assignment]
         os.open, os.write, os.fsync = _os_open, _os_write, _os_fsync
-        os.replace, os.rename, os.unlink = _moving(_Real.replace), _moving(_Real.rename), _unlink
+        os.replace, os.rename, os.unlink = (
+            _stand_in_for_move(_Real.replace),
+            _stand_in_for_move(_Real.rename),
+            _unlink,
+        )
         shutil.rmtree = _rmtree  # type: ignore[assignment]
         _watch_libraries()
 
 
-def _below(path: object) -> Path | None:
+def _watched_path(path: object) -> Path | None:
     """Return an absolute path that lies below the watched folder, None for any other."""
     if _watch is None or not isinstance(path, (str, os.PathLike)):
         return None
@@ -201,17 +205,17 @@ def _below(path: object) -> Path | None:
 
 def _path_of(descriptor: int) -> Path | None:
     try:
-        return _below(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return _watched_path(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return None
 
 
 def _event(operation: str, path: Path | None) -> None:
     if path is not None and _watch is not None and _watch.event(operation, path):
-        _strike(path)
+        _let_fault_come(path)
 
 
-def _strike(path: Path, refuse: Callable[[int], Exception] | None = None) -> None:
+def _let_fault_come(path: Path, refuse: Callable[[int], Exception] | None = None) -> None:
     """Let the fault come: kill, tear a file, or raise what the system (or a library) says."""
     assert _watch is not None and _watch.fault is not None
     fault = _watch.fault
@@ -244,16 +248,16 @@ def _tear(path: Path) -> None:
 
 
 def _open(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
-    path = _below(file) if set(mode) & set("wax+") else None
+    path = _watched_path(file) if set(mode) & set("wax+") else None
     if path is None or _watch is None:
         return _Real.io_open(file, mode, *rest, **named)
     _event("open", path)
     if not _watch.event("write", path) or "+" in mode:
         return _Real.io_open(file, mode, *rest, **named)
-    return _failing(path, mode, *rest, **named)
+    return _open_failing(path, mode, *rest, **named)
 
 
-def _failing(
+def _open_failing(
     path: Path,
     mode: str,
     buffering: int = -1,
@@ -262,13 +266,13 @@ def _failing(
     newline: str | None = None,
 ) -> Any:
     """Open a file whose writing fails, as Python opens one."""
-    raw = io.BufferedWriter(_Failing(path, mode.replace("t", "").replace("b", "")))
+    raw = io.BufferedWriter(_FailingFile(path, mode.replace("t", "").replace("b", "")))
     if "b" in mode:
         return raw
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline=newline)
 
 
-class _Failing(io.RawIOBase):
+class _FailingFile(io.RawIOBase):
     """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write
     through it.
 
@@ -313,7 +317,7 @@ class _Failing(io.RawIOBase):
 
     def _strike(self) -> None:
         self._struck = True
-        _strike(self._path)
+        _let_fault_come(self._path)
 
     def close(self) -> None:
         if not self.closed:
@@ -327,7 +331,7 @@ class _Failing(io.RawIOBase):
 
 def _os_open(path: Any, flags: int, *rest: Any, **named: Any) -> int:
     if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "dir_fd" not in named:
-        _event("open", _below(path))
+        _event("open", _watched_path(path))
     return _Real.os_open(path, flags, *rest, **named)
 
 
@@ -342,7 +346,7 @@ def _os_write(descriptor: int, data: Any) -> int:
         _Real.write(descriptor, bytes(data)[: _watch.fault.after])
     if _watch.fault.deed == "torn":
         _Real.write(descriptor, data)
-    _strike(path)
+    _let_fault_come(path)
     return len(data)
 
 
@@ -355,9 +359,9 @@ def _os_fsync(descriptor: int) -> None:
     _Real.fsync(descriptor)
 
 
-def _moving(real: Callable[..., None]) -> Callable[..., None]:
+def _stand_in_for_move(real: Callable[..., None]) -> Callable[..., None]:
     def moved(source: Any, target: Any, **named: Any) -> None:
-        path = _below(target)
+        path = _watched_path(target)
         _event("rename", path)
         real(source, target, **named)
         if path is not None and _watch is not None:
@@ -369,13 +373,13 @@ def _moving(real: Callable[..., None]) -> Callable[..., None]:
 
 def _unlink(path: Any, **named: Any) -> None:
     if "dir_fd" not in named and os.path.lexists(path):
-        _event("remove", _below(path))
+        _event("remove", _watched_path(path))
     _Real.unlink(path, **named)
 
 
 def _rmtree(path: Any, *rest: Any, **named: Any) -> None:
     if os.path.lexists(path):
-        _event("remove", _below(path))
+        _event("remove", _watched_path(path))
     _Real.rmtree(path, *rest, **named)
 
 
@@ -385,26 +389,30 @@ def _watch_libraries() -> None:
         from safetensors import SafetensorError, torch
 
         words = "Error while serializing: I/O error: {} (os error {})"
-        torch.serialize_file = _library(
+        torch.serialize_file = _stand_in_for_writer(
             torch.serialize_file,
             lambda number: SafetensorError(words.format(os.strerror(number), number)),
         )
     if "torch" in sys.modules:
-        import torch as whole
+        import torch as torch_library
 
         message = (
             "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"
         )
-        whole.save = _library(whole.save, lambda number: RuntimeError(message))
+        torch_library.save = _stand_in_for_writer(
+            torch_library.save, lambda number: RuntimeError(message)
+        )
 
 
-def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> Callable[..., None]:
+def _stand_in_for_writer(
+    real: Callable[..., None], refuse: Callable[[int], Exception]
+) -> Callable[..., None]:
     """Stand in for a library's writer: its file is cut after it was written, which leaves the same
     as a fault in between.
     """
 
     def write(content: Any, file: Any, *rest: Any, **named: Any) -> None:
-        path = _below(file)
+        path = _watched_path(file)
         _event("open", path)
         real(content, file, *rest, **named)
         if path is not None and _watch is not None and _watch.event("write", path):
@@ -412,6 +420,6 @@ def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> C
             # these go on: what they wrote is whole
             if _watch.fault.deed not in ("short", "kill parent"):
                 os.truncate(path, min(_watch.fault.after, path.stat().st_size))
-            _strike(path, refuse)
+            _let_fault_come(path, refuse)
 
     return write

@@ -99,9 +99,9 @@ def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]
     def run() -> int:
         os.setsid()
         target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        _stand(os.open(os.devnull, os.O_RDONLY), target, target, environment)
+        _become_new_process(os.open(os.devnull, os.O_RDONLY), target, target, environment)
         sys.argv = ["harness", *arguments]
-        _faults.from_environment()
+        _faults.watch_from_environment()
         from harness.cli import app
         from harness.running import runner
 
@@ -111,7 +111,7 @@ def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]
         app.main()
         return 0
 
-    return _ended(run)
+    return _run_and_exit(run)
 
 
 def _fork() -> int:
@@ -120,7 +120,9 @@ def _fork() -> int:
     return os.fork()
 
 
-def _stand(stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]) -> None:
+def _become_new_process(
+    stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]
+) -> None:
     """Take the standard streams and the environment of a new process; let go of every other file
     and of the parent's handlers.
     """
@@ -135,7 +137,7 @@ def _stand(stdin: int, stdout: int, stderr: int, environment: Mapping[str, str])
         signal.signal(number, signal.SIG_DFL)
 
 
-def _ended(run: Callable[[], int]) -> int:
+def _run_and_exit(run: Callable[[], int]) -> int:
     """Run what a forked process is for, and end it as Python ends a process."""
     code = 1
     try:
@@ -162,7 +164,7 @@ class Cell:
         self.returncode: int | None = None
         self.pid = _fork()
         if not self.pid:
-            _ended(lambda: self._run(command, write_end, stderr.fileno(), env))
+            _run_and_exit(lambda: self._run(command, write_end, stderr.fileno(), env))
         os.close(write_end)
         self.stdout = os.fdopen(read_end, encoding="utf-8", errors="replace")
 
@@ -170,11 +172,11 @@ class Cell:
     def _run(
         command: Sequence[str], stdout: int, stderr: int, environment: Mapping[str, str]
     ) -> int:
-        _stand(os.open(os.devnull, os.O_RDONLY), stdout, stderr, environment)
+        _become_new_process(os.open(os.devnull, os.O_RDONLY), stdout, stderr, environment)
         sys.argv = ["cell.py", *command[-2:]]
         from harness.running import cell
 
-        _faults.from_environment()
+        _faults.watch_from_environment()
         return cell.main(sys.argv)
 
     def poll(self) -> int | None:

@@ -59,7 +59,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def timed(
+def time_command(
     command: Sequence[str], **options: object
 ) -> tuple[float, float, subprocess.CompletedProcess[str]]:
     """Run a command; return its wall seconds, its CPU seconds (children included), and how it
@@ -75,7 +75,7 @@ def timed(
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
 
 
-def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
+def write_figures(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     """Write a program's figures, then the table of all programs, and print them."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     body = figures[0] if len(figures) == 1 else list(figures)
@@ -85,10 +85,8 @@ def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     )
     for entry in figures:
         verdict = {True: "met", False: "NOT met", None: "none"}[entry["met"]]
-        print(
-            f"{entry['name']}: {entry['value']} {entry['unit']} [{entry['low']}, {entry['high']}], target "
-            f"{entry['target']}: {verdict}"
-        )
+        value = f"{entry['value']} {entry['unit']} [{entry['low']}, {entry['high']}]"
+        print(f"{entry['name']}: {value}, target {entry['target']}: {verdict}")
 
 
 def table() -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from _mutations import BINARY, HEADER, JSON, LINES, SETTINGS, Mutation
-from _records import frozen, scored
+from _records import frozen_baseline, scored_record
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -39,8 +39,8 @@ from harness.scoring.items import ItemRow, read_rows, write_rows
 SECONDS = 20.0  # that no reading of a small file takes
 EMBEDDED = Path(__file__).parents[2] / "harness" / "embedded" / "tiny"
 TASKS = Path(__file__).parents[1] / "tasks"
-_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# what a reader took for true, by name; what it refused, or made again, is not in it
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# what a reader accepted, by name, without what it refused or computed again
 Believed = dict[str, Any]
 
 
@@ -48,7 +48,7 @@ class Hang(BaseException):
     """A reader that does not come back."""
 
 
-class Raw(Exception):
+class RawOutput(Exception):
     """A terminal was told something by a file."""
 
 
@@ -67,7 +67,7 @@ class Target:
 
 
 @dataclass
-class Found:
+class FuzzResult:
     """What came of the mutations of one kind."""
 
     tried: int = 0
@@ -93,12 +93,12 @@ def command(*arguments: object) -> str:
 
 
 def _refuse_raw(text: str) -> None:
-    if match := _UNSHOWN.search(text):
-        raise Raw(f"{match[0]!r} in {text[max(0, match.start() - 60) : match.end() + 20]!r}")
+    if match := _CONTROL_CHARACTERS.search(text):
+        raise RawOutput(f"{match[0]!r} in {text[max(0, match.start() - 60) : match.end() + 20]!r}")
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
+def time_limit(seconds: float) -> Iterator[None]:
     """Raise `Hang` where the block takes longer."""
 
     def late(*_: object) -> None:
@@ -115,7 +115,7 @@ def within(seconds: float) -> Iterator[None]:
 
 def fuzz(
     target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS
-) -> Found:
+) -> FuzzResult:
     """Harm a file `count` times, each time from the whole one, and read it; return what
     came of it.
     """
@@ -125,7 +125,7 @@ def fuzz(
     original = path.read_bytes()
     truth = json.loads(json.dumps(target.read(folder, path), default=str))
     assert truth, f"{target.name}: the whole file is not believed"
-    result = Found()
+    result = FuzzResult()
     for number in range(count):
         draw = random.Random(f"{seed}/{target.name}/{number}")
         path.write_bytes(_harmed(target, original, draw))
@@ -152,12 +152,12 @@ def _judge(
     folder: Path,
     path: Path,
     truth: Believed,
-    result: Found,
+    result: FuzzResult,
     name: str,
     seconds: float,
 ) -> None:
     try:
-        with within(seconds):
+        with time_limit(seconds):
             believed = json.loads(json.dumps(target.read(folder, path), default=str))
     except Hang:
         result.hangs.append(name)
@@ -165,12 +165,12 @@ def _judge(
         result.refused += 1
         if (
             "\n" in str(problem)
-            or _UNSHOWN.search(str(problem))
+            or _CONTROL_CHARACTERS.search(str(problem))
             or len(str(problem)) > 3_000
             or not str(problem)
         ):
             result.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
-    except Raw as problem:
+    except RawOutput as problem:
         result.silent.append(f"{name}: raw: {problem}")
     except Exception as problem:  # noqa: BLE001  any other is what is looked for
         place = traceback.extract_tb(problem.__traceback__)[-1]
@@ -193,11 +193,11 @@ def _judge(
 
 
 def _records(folder: Path) -> list[Any]:
-    teacher = scored("teacher", "1" * 40).model_copy(update={"measurements": ()})
+    teacher = scored_record("teacher", "1" * 40).model_copy(update={"measurements": ()})
     return [
         teacher,
-        scored("cot", "10" * 20, 1),
-        scored("plain", "100" * 13 + "1", 1, control=True),
+        scored_record("cot", "10" * 20, 1),
+        scored_record("plain", "100" * 13 + "1", 1, control=True),
     ]
 
 
@@ -215,7 +215,7 @@ def _read_record(folder: Path, path: Path) -> Believed:
 
 
 def _baseline(folder: Path) -> Path:
-    write_baseline(folder / "baseline.json", frozen(*_records(folder)))
+    write_baseline(folder / "baseline.json", frozen_baseline(*_records(folder)))
     _study(folder)
     return folder / "baseline.json"
 
@@ -293,7 +293,7 @@ def _read_suite(folder: Path, path: Path) -> Believed:
 
 
 def _measured(folder: Path) -> Path:
-    measurement = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
+    measurement = scored_record("cot", "10", 1).measurements[0].model_dump(mode="json")
     write_atomically(
         folder / "measured.json",
         json.dumps(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _forked
-from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
+from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, path_when_finished
 
 from harness.files.lines import read_signed_lines
 from harness.files.untrusted import Unreadable
@@ -61,14 +61,14 @@ _TIMES = ("seconds", "joules", "peak", "created", "environment", "cores_in_use",
 _DAMAGE = ("torn",)  # deeds that take away what was finished
 
 
-def typed(root: Path, rows: str = ROWS) -> list[str]:
+def command_line(root: Path, rows: str = ROWS) -> list[str]:
     """Return the command's arguments over the store and the cache of a folder."""
     places = ["--out", str(root / "store"), "--cache", str(root / "cache")]
     return ["run", "--methods", rows, *OPTIONS, *places]
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandEnd:
     """How a command ended."""
 
     code: int
@@ -95,10 +95,10 @@ def begin(root: Path, rows: str = ROWS, fault: Fault | None = None, name: str = 
     root.mkdir(parents=True, exist_ok=True)
     output = root.with_name(f"{root.name}{name}.out")
     output.unlink(missing_ok=True)
-    return _forked.start(typed(root, rows), output, environment(root, fault))
+    return _forked.start(command_line(root, rows), output, environment(root, fault))
 
 
-def end(root: Path, number: int, name: str = "") -> Ended:
+def end(root: Path, number: int, name: str = "") -> CommandEnd:
     """Wait for a command, then for whatever it has left behind."""
     call_off = _killed_late(number)
     _, status = os.waitpid(number, 0)
@@ -106,7 +106,7 @@ def end(root: Path, number: int, name: str = "") -> Ended:
     output = root.with_name(f"{root.name}{name}.out")
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     struck = any(event[1] == STRUCK for event in events(root))
-    return Ended(os.waitstatus_to_exitcode(status), text, _outlived(number), struck)
+    return CommandEnd(os.waitstatus_to_exitcode(status), text, _count_orphans(number), struck)
 
 
 def _killed_late(number: int) -> Callable[[], None]:
@@ -117,19 +117,22 @@ def _killed_late(number: int) -> Callable[[], None]:
     return timer.cancel
 
 
-def attempt(root: Path, fault: Fault | None = None, *, fresh: bool = False) -> Ended:
+def attempt(root: Path, fault: Fault | None = None, *, fresh: bool = False) -> CommandEnd:
     """Type the command once: forked, or (`fresh`) in a new Python as a user's shell starts it."""
     before = len(events(root))
-    ended = _typed_fresh(root, fault) if fresh else end(root, begin(root, fault=fault))
+    ended = _attempt_in_new_python(root, fault) if fresh else end(root, begin(root, fault=fault))
     return replace(ended, struck=any(event[1] == STRUCK for event in events(root)[before:]))
 
 
-def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
+def _attempt_in_new_python(root: Path, fault: Fault | None) -> CommandEnd:
     preload = root.with_name(f"{root.name}.preload")
     preload.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
     folder = Path(__file__).parent
-    text = f"import sys\nsys.path.append({str(folder)!r})\nimport _faults\n_faults.from_environment()\n"
+    text = (
+        f"import sys\nsys.path.append({str(folder)!r})\n"
+        "import _faults\n_faults.watch_from_environment()\n"
+    )
     (preload / "sitecustomize.py").write_text(text, encoding="utf-8")
     variables = environment(root, fault)
     variables["PYTHONPATH"] = os.pathsep.join(
@@ -138,7 +141,7 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
     output = root.with_name(f"{root.name}.out")
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.cli", *typed(root)],
+            [sys.executable, "-P", "-m", "harness.cli", *command_line(root)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
@@ -148,7 +151,7 @@ def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
     return end(root, process.pid)
 
 
-def _outlived(group: int) -> int:
+def _count_orphans(group: int) -> int:
     """Return how many processes of a group are left after `ORPHANS` seconds; usually none is after
     a moment.
     """
@@ -265,7 +268,7 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
     )
 
 
-def finished(root: Path) -> dict[str, Any]:
+def finished_work(root: Path) -> dict[str, Any]:
     """Return what is finished and whole, each with what changes when it is computed again."""
     store, cache = root / "store", root / "cache"
     stamps: dict[str, Any] = {}
@@ -345,7 +348,7 @@ def litter(root: Path) -> list[str]:
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
         if path.suffix == ".lock":
-            names += [f"{inside} is locked"] if _held(path) else []
+            names += [f"{inside} is locked"] if _is_locked(path) else []
         elif _is_litter(path):
             names.append(inside)
     return names
@@ -358,7 +361,7 @@ def _is_litter(path: Path) -> bool:
     return torn or note or state
 
 
-def _held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     with path.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -413,29 +416,31 @@ _OF_CELLS = ("job", "log", "lock", "lock note")  # that the command writes for a
 
 
 @dataclass(frozen=True)
-class Aimed:
+class AimedFault:
     """A fault and where in a whole run it comes."""
 
     at: int
     fault: Fault
-    ends: bool = False  # the run goes on behind it: nothing of it is left to strike
+    ends: bool = False  # the run continues without the file: no later event can be struck
 
 
-def aimed(reference: Reference, at: int, deed: str, **more: Any) -> Aimed:
+def aim(reference: Reference, at: int, deed: str, **more: Any) -> AimedFault:
     """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event
     comes for the first time.
     """
     process, operation, kind, path = reference.events[at]
-    own_path = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
+    own_path = path_when_finished(Path(path)) if process == "command" and kind in _OF_CELLS else ""
     same = (process, operation, kind)
     number = sum(
-        tuple(event[:3]) == same and own_path in ("", plain(Path(event[3])))
+        tuple(event[:3]) == same and own_path in ("", path_when_finished(Path(event[3])))
         for event in reference.events[: at + 1]
     )
-    return Aimed(at, Fault(deed, operation, kind, process, own_path, number, **more))
+    return AimedFault(at, Fault(deed, operation, kind, process, own_path, number, **more))
 
 
-def _drawn(reference: Reference, draw: random.Random, operation: str, kind: str) -> int | None:
+def _random_event(
+    reference: Reference, draw: random.Random, operation: str, kind: str
+) -> int | None:
     """Draw an event of one sort, from a process that is drawn first; None where there is none."""
     places = [
         at
@@ -452,23 +457,25 @@ def _kinds(reference: Reference) -> list[str]:
     return sorted({event[2] for event in reference.events} - {"other"})
 
 
-def kills(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+def kills_at_boundaries(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
     """Yield a kill at every write boundary of every kind of file."""
     deeds = itertools.cycle(DEEDS)
     for kind, operation in itertools.product(_kinds(reference), BOUNDARIES):
-        at = _drawn(reference, draw, operation, kind)
+        at = _random_event(reference, draw, operation, kind)
         if at is not None:
-            yield aimed(reference, at, next(deeds), after=draw.randint(0, 60))
+            yield aim(reference, at, next(deeds), after=draw.randint(0, 60))
 
 
-def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[Aimed]:
+def kills_between_events(
+    reference: Reference, draw: random.Random, count: int
+) -> Iterator[AimedFault]:
     """Yield kills at random moments: a few milliseconds after events that are spread over the whole
     run.
     """
     for part in range(count):
         low, high = (len(reference.events) * at // count for at in (part, part + 1))
         delay = draw.choice((0.002, 0.01, 0.03, 0.1))
-        yield aimed(
+        yield aim(
             reference,
             draw.randrange(low, max(low + 1, high)),
             DEEDS[part % len(DEEDS)],
@@ -476,36 +483,38 @@ def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[A
         )
 
 
-def tears(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+def tears(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
     """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut
     without a sync.
     """
     for kind in _kinds(reference):
-        at = _drawn(reference, draw, "renamed", kind)
+        at = _random_event(reference, draw, "renamed", kind)
         if at is not None:
-            yield aimed(reference, at, "torn")
+            yield aim(reference, at, "torn")
 
 
-def refusals(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
+def refusals(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
     """Yield what the system may say to every kind of file, and whole disks that are full or
     read-only.
     """
     for turn, kind in enumerate(_kinds(reference)):
         operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
-        places = ((operation, _drawn(reference, draw, operation, kind)) for operation in operations)
+        places = (
+            (operation, _random_event(reference, draw, operation, kind)) for operation in operations
+        )
         operation, at = next(
             ((operation, place) for operation, place in places if place is not None), ("", None)
         )
         if at is not None:
             deed = draw.choice(REFUSALS[operation])
-            yield replace(aimed(reference, at, deed, after=draw.randint(0, 60)), ends=True)
+            yield replace(aim(reference, at, deed, after=draw.randint(0, 60)), ends=True)
     for deed, operation, kind in DISKS:
         at = next(
             at
             for at, event in enumerate(reference.events)
             if event[1] == operation and kind in (ANY, event[2])
         )
-        yield Aimed(at, Fault(deed, operation, kind, lasting=True), ends=True)
+        yield AimedFault(at, Fault(deed, operation, kind, lasting=True), ends=True)
 
 
 def cases(reference: Reference, seed: int) -> list[Case]:
@@ -517,14 +526,14 @@ def cases(reference: Reference, seed: int) -> list[Case]:
     """
     draw = random.Random(f"kills/{seed}")
     faults = [
-        *kills(reference, draw),
+        *kills_at_boundaries(reference, draw),
         *tears(reference, draw),
-        *moments(reference, draw, MOMENTS),
+        *kills_between_events(reference, draw, MOMENTS),
         *refusals(reference, draw),
     ]
-    chains: list[list[Aimed]] = []
+    chains: list[list[AimedFault]] = []
     for fault in sorted(faults, key=lambda fault: fault.at):
-        free = [chain for chain in chains if _goes_on(chain, fault)]
+        free = [chain for chain in chains if _can_follow(chain, fault)]
         if not free:
             chains.append([fault])
         else:
@@ -538,7 +547,7 @@ def cases(reference: Reference, seed: int) -> list[Case]:
     ]
 
 
-def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
+def _can_follow(chain: Sequence[AimedFault], after: AimedFault) -> bool:
     process = after.fault.process
     struck = any(earlier.fault.process == process for earlier in chain if process != "command")
     return (
@@ -546,7 +555,7 @@ def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
     )
 
 
-def tried(case: Case, root: Path, undisturbed: Reference) -> Outcome:
+def try_case(case: Case, root: Path, undisturbed: Reference) -> Outcome:
     """Strike a fresh store, type the command until it is through, and compare what stands with the
     undisturbed run.
     """
@@ -557,7 +566,7 @@ def tried(case: Case, root: Path, undisturbed: Reference) -> Outcome:
     before: dict[str, Any] = {}
     for fault in case.faults:
         ended = attempt(root, fault, fresh=case.fresh)
-        before = _after_an_attempt(outcome, root, before, ended, fault)
+        before = _look_after_attempt(outcome, root, before, ended, fault)
         outcome.incomplete = max(outcome.incomplete, _incomplete(root))
         if ended.struck:
             outcome.struck.append(fault)
@@ -565,31 +574,30 @@ def tried(case: Case, root: Path, undisturbed: Reference) -> Outcome:
         outcome.lines.append(f"{case.number}: {fault}: {how}")
     for _ in range(ATTEMPTS):
         ended = attempt(root)
-        before = _after_an_attempt(outcome, root, before, ended, None)
+        before = _look_after_attempt(outcome, root, before, ended, None)
         if ended.code == 0:
             break
     else:
         last = ended.said.strip().splitlines()[-1:] or [""]
-        outcome.lost.append(f"it never ends well: {last[0][:200]}")
+        outcome.lost.append(f"no attempt succeeded: {last[0][:200]}")
     _compare(outcome, root, undisturbed)
     return outcome
 
 
-def _after_an_attempt(
-    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None
+def _look_after_attempt(
+    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: CommandEnd, fault: Fault | None
 ) -> dict[str, Any]:
     """Look at what an attempt has left: what was finished before must stand, and nothing must live
     on.
     """
-    stamps = finished(root)
+    stamps = finished_work(root)
     torn = fault is not None and fault.deed in _DAMAGE
     for name, value in before.items():
         if stamps.get(name) != value and not torn:
-            outcome.lost.append(
-                f"{name} was finished and is {'made again' if name in stamps else 'gone'}"
-            )
+            change = "computed again" if name in stamps else "removed"
+            outcome.lost.append(f"{name} was finished and then {change}")
     if ended.orphans:
-        outcome.left.append(f"{ended.orphans} processes live on")
+        outcome.left.append(f"{ended.orphans} processes still run")
     if "Traceback (most recent call last)" in ended.said:
         outcome.left.append(f"a traceback: {ended.said.strip().splitlines()[-1][:200]}")
     if ended.code not in (0, 1, 2, -signal.SIGKILL):
@@ -605,11 +613,13 @@ def _compare(outcome: Outcome, root: Path, undisturbed: Reference) -> None:
         elif text := difference(ours[name], record):
             outcome.different.append(f"{record['label']} {text}")
     if not any(fault.deed in _DAMAGE for fault in outcome.struck):
-        _again(outcome, events(root), undisturbed)
-    outcome.left += _remaining(root)
+        _count_repeated_work(outcome, events(root), undisturbed)
+    outcome.left += _litter_that_stays(root)
 
 
-def _again(outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Reference) -> None:
+def _count_repeated_work(
+    outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Reference
+) -> None:
     """Count steps of training and answers that were computed again: a fault may cost the one that
     it struck.
     """
@@ -619,7 +629,7 @@ def _again(outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Refer
             outcome.lost.append(f"{excess} of {kind} were computed again")
 
 
-def _remaining(root: Path) -> list[str]:
+def _litter_that_stays(root: Path) -> list[str]:
     """Return what stays for ever: what another start, an hour later, does not take away either."""
     if not litter(root):
         return []

@@ -103,7 +103,7 @@ def insert(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-def mark(data: bytes, draw: random.Random) -> bytes:
+def change_encoding(data: bytes, draw: random.Random) -> bytes:
     """Begin with a byte order mark, or be in another encoding."""
     return draw.choice(
         [
@@ -115,7 +115,7 @@ def mark(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-def other(data: bytes, draw: random.Random) -> bytes:
+def replace_whole(data: bytes, draw: random.Random) -> bytes:
     """Be something else altogether."""
     return draw.choice(
         [
@@ -133,7 +133,7 @@ def other(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, mark, other)
+BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, change_encoding, replace_whole)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -174,7 +174,7 @@ def retype(data: bytes, draw: random.Random) -> bytes:
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, draw.choice(VALUES)))
 
 
-def hostile(data: bytes, draw: random.Random) -> bytes:
+def hostile_text(data: bytes, draw: random.Random) -> bytes:
     """Put a hostile text in a part's place."""
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, draw.choice(HOSTILE)))
 
@@ -199,14 +199,14 @@ def nudge(data: bytes, draw: random.Random) -> bytes:
     return _changed(data, draw, change)
 
 
-def raw(data: bytes, draw: random.Random) -> bytes:
+def invalid_json_value(data: bytes, draw: random.Random) -> bytes:
     """Put something in a part's place that a JSON writer would not write."""
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, "@@")).replace(
         b'"@@"', draw.choice(RAW), 1
     )
 
 
-def double(data: bytes, draw: random.Random) -> bytes:
+def duplicate_field(data: bytes, draw: random.Random) -> bytes:
     """Name a field twice, with another value the second time."""
     fields = list(re.finditer(rb'"[\w.-]+": ', json.dumps(_json(data)).encode()))
     text = json.dumps(_json(data)).encode()
@@ -225,18 +225,18 @@ JSON: tuple[Mutation, ...] = (
     *BYTES,
     retype,
     retype,
-    hostile,
+    hostile_text,
     remove,
     remove,
     nudge,
     nudge,
-    raw,
-    raw,
-    double,
+    invalid_json_value,
+    invalid_json_value,
+    duplicate_field,
 )
 
 
-def of_line(data: bytes, draw: random.Random) -> bytes:
+def harm_line(data: bytes, draw: random.Random) -> bytes:
     """Harm one line of a file of JSON lines."""
     lines = data.rstrip(b"\n").split(b"\n")
     at = draw.randrange(len(lines))
@@ -244,10 +244,10 @@ def of_line(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-LINES: tuple[Mutation, ...] = (*BYTES, *[of_line] * 10)
+LINES: tuple[Mutation, ...] = (*BYTES, *[harm_line] * 10)
 
 
-def of_value(data: bytes, draw: random.Random) -> bytes:
+def harm_setting(data: bytes, draw: random.Random) -> bytes:
     """Put something else behind one equals sign or colon of a file of settings."""
     lines = data.split(b"\n")
     settings = [at for at, line in enumerate(lines) if re.match(rb"\s*[\w.\"-]+\s*[=:]", line)]
@@ -262,17 +262,17 @@ def of_value(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join([*lines[:at], head[0] + draw.choice(values), *lines[at + 1 :]])
 
 
-SETTINGS: tuple[Mutation, ...] = (*BYTES, *[of_value] * 10)
+SETTINGS: tuple[Mutation, ...] = (*BYTES, *[harm_setting] * 10)
 
 
-def of_header(data: bytes, draw: random.Random) -> bytes:
+def harm_header(data: bytes, draw: random.Random) -> bytes:
     """Harm the JSON header of a safetensors file and state its new length."""
     length = int.from_bytes(data[:8], "little")
     header = draw.choice(JSON)(data[8 : 8 + length], draw)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def early(data: bytes, draw: random.Random) -> bytes:
+def harm_start(data: bytes, draw: random.Random) -> bytes:
     """Harm the first bytes: marks, versions, counts and lengths."""
     at = draw.randrange(min(len(data), 64))
     return (
@@ -288,9 +288,19 @@ HEADER: tuple[Mutation, ...] = (
     drop,
     repeat,
     insert,
-    other,
-    early,
-    early,
-    *[of_header] * 6,
+    replace_whole,
+    harm_start,
+    harm_start,
+    *[harm_header] * 6,
 )
-BINARY: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, other, early, early, early)
+BINARY: tuple[Mutation, ...] = (
+    flip,
+    truncate,
+    drop,
+    repeat,
+    insert,
+    replace_whole,
+    harm_start,
+    harm_start,
+    harm_start,
+)

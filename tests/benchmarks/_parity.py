@@ -89,10 +89,10 @@ def design(seed: int = 0) -> list[Cell]:
     return cells
 
 
-def opened(cell: Cell, folder: Path) -> LanguageModel:
+def build_model(cell: Cell, folder: Path) -> LanguageModel:
     """Build a cell's model with its tokenizer, saved so that it has a digest."""
-    tokenizer = _tokenizers.made(cell.tokenizer)
-    model = _architectures.built(cell.architecture, vocabulary=len(tokenizer))
+    tokenizer = _tokenizers.build_tokenizer(cell.tokenizer)
+    model = _architectures.random_model(cell.architecture, vocabulary=len(tokenizer))
     place = folder / "model"
     model.config.save_pretrained(place)
     tokenizer.save_pretrained(place)
@@ -101,19 +101,19 @@ def opened(cell: Cell, folder: Path) -> LanguageModel:
     )
 
 
-def compared(cell: Cell, tasks: Path) -> Outcome:
+def compare_cell(cell: Cell, tasks: Path) -> Outcome:
     """Score a cell's task on both sides and compare item by item."""
     with tempfile.TemporaryDirectory() as place:
-        model = opened(cell, Path(place))
-        theirs, figures = peers(model, cell, tasks)
+        model = build_model(cell, Path(place))
+        theirs, figures = score_with_lm_eval(model, cell, tasks)
         try:
-            mine, metric, value = ours(model, cell, tasks)
+            mine, metric, value = score_with_harness(model, cell, tasks)
         except (CellFailed, HarnessError) as problem:
             return Outcome(len(theirs), 0, 0.0, refused=str(problem))
     if len(mine) != len(theirs):
         return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
     checked = [
-        _alike(our_answer, their_answer)
+        _compare_answers(our_answer, their_answer)
         for our_answer, their_answer in zip(mine, theirs, strict=True)
     ]
     differs = tuple(
@@ -144,7 +144,7 @@ def compared(cell: Cell, tasks: Path) -> Outcome:
 Answer = tuple[str, tuple[float, ...] | str]  # hash of the prompt; log-probabilities, or the text
 
 
-def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
+def _compare_answers(mine: Answer, theirs: Answer) -> tuple[bool, float]:
     """Tell whether an item has the same prompt and prediction, and by how much its
     log-probabilities differ.
     """
@@ -160,7 +160,9 @@ def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
     return same and gap <= GAP * max(1.0, abs(max(their_values, key=abs)) / 100), gap
 
 
-def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
+def score_with_harness(
+    model: LanguageModel, cell: Cell, tasks: Path
+) -> tuple[list[Answer], str, float]:
     """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
     from harness.scoring.score import score_task
     from suites.loading.outside import LmEvalTask
@@ -179,7 +181,9 @@ def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], s
     )
 
 
-def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], dict[str, Any]]:
+def score_with_lm_eval(
+    model: LanguageModel, cell: Cell, tasks: Path
+) -> tuple[list[Answer], dict[str, Any]]:
     """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time,
     and its figures.
     """

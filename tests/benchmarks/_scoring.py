@@ -33,7 +33,7 @@ def outside_model() -> LanguageModel:
     )
 
 
-def source() -> LocalOrHubData:
+def data_source() -> LocalOrHubData:
     """Return the data folder that HARNESS_DATA_DIR names."""
     data = LocalOrHubData.from_environment()
     if data.folder is None:
@@ -50,21 +50,21 @@ def requests_of(tasks: dict[str, Any], items: int) -> list[Any]:
     return requests
 
 
-def asked(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
+def timed_answers(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
     """Ask a model everything; return (CPU seconds, answers)."""
     began = time.process_time()
     answers = getattr(model, requests[0].request_type)(requests)
     return time.process_time() - began, answers
 
 
-def peer(opened: LanguageModel, batch_size: int) -> Any:
+def lm_eval_backend(opened: LanguageModel, batch_size: int) -> Any:
     """Return lm-eval's backend over the same model object."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch_size)
 
 
-def paired(
+def alternate_sides(
     opened: LanguageModel,
     requests: list[Any],
     *,
@@ -80,11 +80,13 @@ def paired(
     for number in range(rounds):
         for who in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
             model = (
-                HarnessLM(opened, batch_size=ours) if who == "ours" else peer(opened, batch_size)
+                HarnessLM(opened, batch_size=ours)
+                if who == "ours"
+                else lm_eval_backend(opened, batch_size)
             )
             reset_peak()
             before = memory("VmRSS")
-            spent, answers[who] = asked(model, requests)
+            spent, answers[who] = timed_answers(model, requests)
             peaks[who] = max(peaks.get(who, 0), memory("VmHWM") - before)
             seconds[who].append(spent)
             print(f"round {number + 1}: {who} {spent:.1f} CPU s", flush=True)
@@ -106,7 +108,7 @@ def memory(field: str) -> int:
     return process_bytes(field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
+def compare_choices(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
     """Return how many items both predict alike, and the largest gap of a log-probability."""
     items: dict[tuple[str, int], dict[str, list[float]]] = {}
     for request, mine, theirs in zip(requests, answers["ours"], answers["theirs"], strict=True):
@@ -126,7 +128,7 @@ def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict
     return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}
 
 
-def against_double(
+def errors_against_float64(
     opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8
 ) -> dict[str, object]:
     """Compare both sides with a float64 forward on the requests where they differ most: whose

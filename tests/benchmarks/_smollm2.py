@@ -26,7 +26,7 @@ WINDOWS, LENGTH, ROUNDS = int(os.environ.get("HARNESS_WINDOWS", "80")), 512, 6
 GRID = ("128x1x32", "512x1x8")
 
 
-def base() -> Any:
+def base_model() -> Any:
     """Return the base's checkpoint."""
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
@@ -45,7 +45,7 @@ def job_for(folder: Path) -> Any:
     from harness.contract import Budget, Job
     from harness.data.source import LocalOrHubData
 
-    teacher = base()
+    teacher = base_model()
     return Job(
         teachers=(teacher,),
         student=str(teacher.path),
@@ -89,7 +89,7 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
     }
 
 
-def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def make_student(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Make a student in a process of its own; return what it took."""
     line = [sys.executable, __file__, name, json.dumps(settings), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
@@ -139,7 +139,7 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
-def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
+def measure_speedups(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
     """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens,
     prefill at 512.
 
@@ -214,7 +214,7 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
 
 
 @contextmanager
-def workplace() -> Any:
+def students_folder() -> Any:
     """Give a folder for students, kept where HARNESS_KEEP names one."""
     folder = os.environ.get("HARNESS_KEEP")
     if folder:

@@ -23,7 +23,7 @@ while True:
 """
 
 
-def measured(
+def measure_beside_itself(
     folder: Path, *, wrap: str = "", grid: str = "128x1x32", rounds: int = 10
 ) -> tuple[Measurement, ...]:
     """Measure the embedded teacher, with something around it where `wrap` says so, against

@@ -11,7 +11,7 @@ SLOWER = 0.10
 BUFFER = 64 * 2**20
 
 
-def slower(model: Any) -> Any:
+def make_slower(model: Any) -> Any:
     """Make each forward pass sleep a tenth of what it has just taken."""
     plain = model.forward
 
@@ -34,7 +34,7 @@ def in_bf16(model: Any) -> Any:
     return model.to(torch.bfloat16)
 
 
-def heavier(model: Any) -> Any:
+def make_heavier(model: Any) -> Any:
     """Give the model a buffer of 64 MiB, written to, so that it is really there."""
     model.register_buffer("needless", torch.ones(BUFFER, dtype=torch.uint8), persistent=False)
     return model

@@ -45,7 +45,7 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 
 
-def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
+def try_cell(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
     """Return "works", "with: SETTING" (that a refusal gave to paste), "refused: LINE" or "breaks:
     WHAT" for one cell.
     """
@@ -88,7 +88,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         if pasted is None or more is not None:
             return f"refused: {problem}"
         [setting] = shlex.split(pasted[1])
-        again = outcome(
+        again = try_cell(
             base, column, folder.with_name(f"{folder.name}-pasted"), parse_set([setting])[name]
         )
         return f"with: --set {pasted[1]}" if again == "works" else f"{again} (after {problem})"
@@ -96,7 +96,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         return f"breaks: {type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
 
 
-def tried(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def outcomes_by_family(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each family's outcomes."""
     with tempfile.TemporaryDirectory() as place:
         for number, family in enumerate(families):
@@ -106,7 +106,7 @@ def tried(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
             yield (
                 family,
                 {
-                    column: outcome(base, column, folder / str(at))
+                    column: try_cell(base, column, folder / str(at))
                     for at, column in enumerate(COLUMNS)
                 },
             )
@@ -172,7 +172,7 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     broken = 0
-    for family, outcomes in tried(sys.argv[1:] or list(FAMILIES)):
+    for family, outcomes in outcomes_by_family(sys.argv[1:] or list(FAMILIES)):
         results[family] = outcomes
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.machine.load import PASSIVE_WAITING, measure_load
 from harness.machine.processor import allowed_cpus
@@ -33,7 +33,7 @@ SETTLED = 3.0  # seconds that burners burn before a run begins
 
 
 @contextmanager
-def burning(count: int) -> Iterator[None]:
+def burning_processes(count: int) -> Iterator[None]:
     """Keep some processes busy at our own priority."""
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(count)]
     try:
@@ -46,7 +46,7 @@ def burning(count: int) -> Iterator[None]:
             process.wait()
 
 
-def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
+def train_once(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
     """Train the embedded student once and return tokens per second, threads and how they waited, as
     its record says.
     """
@@ -115,17 +115,17 @@ def main() -> None:
         folder = Path(name)
         refuse_a_busy_machine()
         for _ in range(ROUNDS):
-            runs["before"].append(trained(folder, {"OMP_NUM_THREADS": str(cores)}))
-            runs["one thread"].append(trained(folder, {"OMP_NUM_THREADS": "1"}))
-            runs["idle"].append(trained(folder, {}))
-            with burning(BURNERS):
-                runs["busy"].append(trained(folder, {}))
+            runs["before"].append(train_once(folder, {"OMP_NUM_THREADS": str(cores)}))
+            runs["one thread"].append(train_once(folder, {"OMP_NUM_THREADS": "1"}))
+            runs["idle"].append(train_once(folder, {}))
+            with burning_processes(BURNERS):
+                runs["busy"].append(train_once(folder, {}))
     speeds = {
         who: [float(str(run["tokens_per_second"])) for run in all_] for who, all_ in runs.items()
     }
     fair = [speed * min(cores / (BURNERS + 1), 1.0) for speed in speeds["one thread"]]
     details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": runs}
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import harness
 from harness.files.lines import read_json_lines
@@ -52,7 +52,7 @@ def random_teacher(folder: Path) -> Path:
     return folder
 
 
-def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
+def copy_subjects(data: Path, folder: Path, subjects: list[str]) -> Path:
     """Copy the rows of some subjects into a data folder of their own."""
     (folder / "mmlu").mkdir(parents=True, exist_ok=True)
     for stem in ("dev", "val", "test"):
@@ -104,7 +104,7 @@ def main() -> None:
     place = options.keep or Path(tempfile.mkdtemp())
     try:
         data = (
-            subset(options.data_dir, place / "data", options.subjects.split(","))
+            copy_subjects(options.data_dir, place / "data", options.subjects.split(","))
             if options.subjects
             else options.data_dir
         )
@@ -137,7 +137,7 @@ def main() -> None:
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
         if not options.subjects and not options.limit:
-            write("full-mmlu", [_figure(done)])
+            write_figures("full-mmlu", [_figure(done)])
     finally:
         if options.keep is None:
             shutil.rmtree(place, ignore_errors=True)

@@ -8,8 +8,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, write
-from _fuzz import TARGETS, Found, fuzz
+from _form import figure, write_figures
+from _fuzz import TARGETS, FuzzResult, fuzz
 
 EACH = 75  # mutations of every kind of file
 
@@ -17,7 +17,7 @@ EACH = 75  # mutations of every kind of file
 def main() -> None:
     """Harm every kind of file, print what is not as it should be, and write the three counts."""
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    results: dict[str, Found] = {}
+    results: dict[str, FuzzResult] = {}
     with tempfile.TemporaryDirectory() as folder:
         for target in TARGETS:
             results[target.name] = result = fuzz(
@@ -57,7 +57,7 @@ def main() -> None:
         )
         for name, lines in counts.items()
     ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
-from _records import frozen, record, score
+from _form import figure, write_figures
+from _records import frozen_baseline, record, score
 
 from harness.gate.check import check
 from harness.gate.rules import CheckResult, Rules, Verdict
@@ -50,7 +50,7 @@ Flags = npt.NDArray[np.bool_]
 Rule = Callable[[Counts, Counts, int], Flags]
 
 
-def drawn(
+def draw_tables(
     shape: tuple[int, int, int], n: int, flips: float, drops: list[float], seed: int
 ) -> Counts:
     """Draw tables of one model at 75 % and rows that lose `drops` of it: rows stand against the
@@ -78,7 +78,7 @@ def with_scores(label: str, runs: list[str]) -> RunRecord:
     )
 
 
-def claimed(table: Counts) -> CheckResult:
+def check_claims(table: Counts) -> CheckResult:
     """Check the claims of a draw's rows (rows, tasks, 4) against their one teacher."""
     teacher = with_scores("teacher", [outcomes(cells)[0] for cells in table[0]])
     rows = [
@@ -88,7 +88,7 @@ def claimed(table: Counts) -> CheckResult:
     return check([teacher, *rows], Rules(margin=MARGIN))
 
 
-def against(table: Counts) -> CheckResult:
+def check_against_frozen(table: Counts) -> CheckResult:
     """Check a draw's rows against their frozen outcomes."""
     before = [
         with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row])
@@ -98,10 +98,10 @@ def against(table: Counts) -> CheckResult:
         with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row])
         for at, row in enumerate(table)
     ]
-    return check(after, Rules(), frozen(*before))
+    return check(after, Rules(), frozen_baseline(*before))
 
 
-def said(checked: CheckResult, row: str = "") -> Verdict:
+def gravest_verdict(checked: CheckResult, row: str = "") -> Verdict:
     """Return the gravest verdict of the layers that read outcomes, of all rows or of one."""
     layers = ("claim", "pooled", "frozen", "pooled frozen")
     return CheckResult(
@@ -124,7 +124,7 @@ def passes_any(checked: CheckResult) -> bool:
     )
 
 
-def share(
+def answer_shares(
     tables: Counts, judge: Callable[[Counts], object], *, cells: slice = slice(0, 4)
 ) -> dict[object, float]:
     """Return how often each answer is given; tables that are alike in the `cells` on which it hangs
@@ -143,13 +143,13 @@ def share(
 LOST_AND_WON = slice(1, 3)  # all that a verdict on frozen items hangs on
 
 
-def tensorrt(before: Counts, after: Counts, n: int) -> Flags:
+def tensorrt_rule(before: Counts, after: Counts, n: int) -> Flags:
     """One-sided two-sample z test with sigma .5 and alpha .05."""
     return (after - before) / n < NormalDist().inv_cdf(0.05) * (2 * 0.5**2 / n) ** 0.5
 
 
 PEERS: Mapping[str, Rule] = {
-    "TensorRT-LLM": tensorrt,
+    "TensorRT-LLM": tensorrt_rule,
     "SGLang": lambda then, now, n: then - now > 0.05 * n + 1e-9,
     "Model-Optimizer": lambda then, now, n: then - now >= 0.01 * n - 1e-9,
     "llm-compressor": lambda then, now, n: np.round(now / then, 2) < 0.95 - 1e-9,
@@ -158,7 +158,7 @@ PEERS: Mapping[str, Rule] = {
 }
 
 
-def peers(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
+def peer_shares(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
     """Return how often each rule calls a check (or one row of it) regressed: any task of
     any row.
     """
@@ -172,7 +172,7 @@ def peers(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]
     }
 
 
-def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
+def tensorrt_catches(rate: float, same: Counts, lower: Counts) -> float:
     """Return how often a threshold on the drop of two scores catches the first row of `lower`, if
     it alarms on `same` at this rate.
     """
@@ -196,7 +196,7 @@ def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
     return float((catches > limit).mean() + lot * (catches == limit).mean())
 
 
-def listed(shares: Mapping[str, float], *, passes: bool = False) -> str:
+def peers_in_words(shares: Mapping[str, float], *, passes: bool = False) -> str:
     """Return what each peer does on the same draws."""
     return ", ".join(
         f"{name} {1 - value if passes else value:.3g}" for name, value in shares.items()
@@ -210,20 +210,26 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
         f"{rows} row{'s' if rows > 1 else ''} x {tasks} task{'s' if tasks > 1 else ''} of {n:,} "
         "items"
     )
-    margin = drawn(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
-    same = drawn(shape, n, FLIPS, [0.0] * rows, 2)
+    margin = draw_tables(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
+    same = draw_tables(shape, n, FLIPS, [0.0] * rows, 2)
     lower, little = (
-        drawn(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
+        draw_tables(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
         for drop, seed in ((0.05, 3), (0.03, 4))
     )
-    claim_passes = share(margin, lambda table: passes_any(claimed(table)))
-    unchanged = share(same, lambda table: said(against(table)), cells=LOST_AND_WON)
+    claim_passes = answer_shares(margin, lambda table: passes_any(check_claims(table)))
+    unchanged = answer_shares(
+        same, lambda table: gravest_verdict(check_against_frozen(table)), cells=LOST_AND_WON
+    )
     caught, small = (
-        share(tables, lambda table: said(against(table), "row-0"), cells=LOST_AND_WON)
+        answer_shares(
+            tables,
+            lambda table: gravest_verdict(check_against_frozen(table), "row-0"),
+            cells=LOST_AND_WON,
+        )
         for tables in (lower, little)
     )
     alarms = unchanged.get(Verdict.regressed, 0.0)
-    equal = tensorrt_at(alarms, same, lower)
+    equal = tensorrt_catches(alarms, same, lower)
     about = {"n": n, "rows": rows, "tasks": tasks, "draws": draws, "teacher": TEACHER}
     verdicts = [
         {str(verdict): value for verdict, value in shares.items()}
@@ -236,7 +242,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             unit=f"of checks pass a row exactly at the margin, {what}",
             better="lower",
             target=0.06,
-            peer=f"that pass every row: {listed(peers(margin, n), passes=True)}",
+            peer=f"that pass every row: {peers_in_words(peer_shares(margin, n), passes=True)}",
             details=about,
         ),
         figure(
@@ -245,7 +251,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             unit=f"of unchanged checks called regressed, {what}",
             better="lower",
             target=0.01,
-            peer=listed(peers(same, n)),
+            peer=peers_in_words(peer_shares(same, n)),
             details={**about, "flips": FLIPS, "verdicts": verdicts[0]},
         ),
         figure(
@@ -255,7 +261,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             better="higher",
             target=round(equal, 4),
             peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: "
-            f"{listed(peers(lower, n, row=0))}",
+            f"{peers_in_words(peer_shares(lower, n, row=0))}",
             details={
                 **about,
                 "flips": FLIPS,
@@ -269,7 +275,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             unit=f"of rows that lost 3 points on every task pass, {what}",
             better="lower",
             target=None,
-            peer=listed(peers(little, n, row=0), passes=True),
+            peer=peers_in_words(peer_shares(little, n, row=0), passes=True),
             details={**about, "flips": FLIPS, "verdicts": verdicts[2]},
         ),
     ]
@@ -277,7 +283,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
 
 def main() -> None:
     """Judge every shape at every number of items, and write the figures."""
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             result

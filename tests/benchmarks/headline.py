@@ -9,7 +9,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, timed, write
+from _form import figure, time_command, write_figures
 
 
 def main() -> None:
@@ -33,12 +33,12 @@ def main() -> None:
                 "--cache",
                 f"{folder}/cache",
             ]
-            wall, _, done = timed(command, cwd=folder)
+            wall, _, done = time_command(command, cwd=folder)
             if done.returncode:
                 sys.exit(done.stderr)
             cold.append(wall)
             for _ in range(3):
-                wall, _, again = timed(command, cwd=folder)
+                wall, _, again = time_command(command, cwd=folder)
                 cached.append(wall)
                 assert again.stdout.split("tables:")[0] == done.stdout.split("tables:")[0], (
                     "the cached table differs"
@@ -49,7 +49,7 @@ def main() -> None:
                 if line.endswith(" s)")
             }
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

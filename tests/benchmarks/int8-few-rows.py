@@ -6,15 +6,15 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-few-rows.py
 
 from pathlib import Path
 
-from _form import figure, write
-from _smollm2 import WINDOWS, base, made, perplexity, workplace
+from _form import figure, write_figures
+from _smollm2 import WINDOWS, base_model, make_student, perplexity, students_folder
 
 
 def main() -> None:
     """Make the student, read the text three times: base, many rows, few rows."""
-    teacher = base()
-    with workplace() as folder:
-        made("int8", {}, folder / "int8")
+    teacher = base_model()
+    with students_folder() as folder:
+        make_student("int8", {}, folder / "int8")
         student = folder / "int8" / "student"
         read = {
             "windows": WINDOWS,
@@ -32,7 +32,7 @@ def main() -> None:
         peer="the fp32 base",
         details=read,
     )
-    write(Path(__file__).stem, [result])
+    write_figures(Path(__file__).stem, [result])
 
 
 if __name__ == "__main__":

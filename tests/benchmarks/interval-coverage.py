@@ -17,7 +17,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from _form import figure, write
+from _form import figure, write_figures
 from scipy.stats import binom
 
 from harness.statistics import stats
@@ -28,7 +28,7 @@ from harness.statistics.stats import Pairs
 EXACT, DRAWS, TAIL = 250, 100_000, 1e-7
 
 
-def tables(
+def tables_with_weights(
     n: int, both: float, lost: float, won: float, seed: int
 ) -> Iterator[tuple[Pairs, float]]:
     """Yield tables with their probabilities: all that matter, or those of many draws."""
@@ -51,7 +51,7 @@ def _masses(n: int, p: float) -> list[tuple[int, float]]:
     return list(zip(values.tolist(), binom.pmf(values, n, p).tolist(), strict=True))
 
 
-def holds(counts: Pairs, truth: float, chance: float) -> bool:
+def our_interval_holds(counts: Pairs, truth: float, chance: float) -> bool:
     """Tell whether our interval of a table holds the truth: the score test does not reject it (the
     same, without the search for ends).
     """
@@ -66,7 +66,7 @@ def holds(counts: Pairs, truth: float, chance: float) -> bool:
     return abs(stats.score_z(counts, stats.ratio_weights(truth, chance))) < Z95
 
 
-def wald(counts: Pairs, truth: float) -> bool:
+def wald_interval_holds(counts: Pairs, truth: float) -> bool:
     """Tell the same of the usual interval."""
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if not teacher or not student:
@@ -97,8 +97,8 @@ def main() -> None:
         label = f"n={n} p={teacher} flips={flips} losses={share} chance={chance}"
         ours_holds = usual_holds = total = 0.0
         checked = 0
-        for counts, weight in tables(n, max(0.0, both), lost, won, number):
-            inside = holds(counts, truth, chance)
+        for counts, weight in tables_with_weights(n, max(0.0, both), lost, won, number):
+            inside = our_interval_holds(counts, truth, chance)
             if checked < 200:  # the test and the printed ends are the same statement
                 interval = (
                     stats.above_chance_interval(counts, chance)
@@ -117,7 +117,7 @@ def main() -> None:
                     )
                 checked += 1
             ours_holds += weight * inside
-            usual_holds += 0.0 if chance else weight * wald(counts, truth)
+            usual_holds += 0.0 if chance else weight * wald_interval_holds(counts, truth)
             total += weight
         ours[label] = round(ours_holds / total, 4)
         if not chance:
@@ -134,7 +134,7 @@ def main() -> None:
         "usual": usual,
         "cases": len(ours),
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

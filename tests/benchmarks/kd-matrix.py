@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
+from _form import figure, write_figures
 from _pair import random_pair
 
 import methods
@@ -102,7 +102,7 @@ def main() -> None:
         "teacher over student, parameters": ratio,
         "seconds": {arm: [round(value, 2) for value in values] for arm, values in spent.items()},
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

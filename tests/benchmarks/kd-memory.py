@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.machine.memory import baseline_bytes, process_bytes, reset_peak
@@ -130,7 +130,7 @@ def main() -> None:
         "seconds": [[round(value, 3) for value in pair] for pair in seconds],
         "positions_of_a_part": positions_of_a_part(VOCABULARY),
     }
-    write(
+    write_figures(
         "kd-memory",
         [
             figure(

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import suites
 from harness.contract import Budget, Job
@@ -176,7 +176,7 @@ def main() -> None:
                 peer="sft, ours",
             ),
         ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

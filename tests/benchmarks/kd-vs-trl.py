@@ -313,7 +313,7 @@ def main() -> None:
     import shutil
     from importlib import metadata
 
-    from _form import figure, write
+    from _form import figure, write_figures
 
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     speeds: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
@@ -366,7 +366,7 @@ def main() -> None:
         return [a / b for a, b in zip(speeds[kind], speeds["trl"], strict=True)]
 
     memory = [a / b for a, b in zip(rises["warm"], rises["trl"], strict=True)]
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

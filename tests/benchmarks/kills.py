@@ -22,10 +22,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import _forked
-from _crowd import Crowd, crowd, same, two
+from _crowd import CrowdResult, identical_runs, start_crowd, two_runs_in_turn
 from _faults import Fault
-from _form import figure, write
-from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
+from _form import figure, write_figures
+from _kills import STATES, Case, Outcome, Reference, cases, reference, try_case
 
 LONGEST_TURN = 90.0  # seconds
 STORES = 25
@@ -80,19 +80,19 @@ class Turn:
             self.since = time.monotonic()
 
 
-def chosen(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+def chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
     """Return the cases that were asked for."""
     numbers = {int(text) for text in options.only.split(",") if text}
     some = [case for case in cases if not numbers or case.number in numbers]
     return some[: options.first] if options.first else some
 
 
-def struck(case: Case, root: Path, undisturbed: Reference, progress: Path | None) -> Outcome:
+def run_case(case: Case, root: Path, undisturbed: Reference, progress: Path | None) -> Outcome:
     """Try a case, unless it was tried; print a line for every fault and for everything that is
     wrong.
     """
-    earlier = _held(progress)
-    outcome = earlier[case.number] if case.number in earlier else tried(case, root, undisturbed)
+    earlier = _earlier_outcomes(progress)
+    outcome = earlier[case.number] if case.number in earlier else try_case(case, root, undisturbed)
     if progress is not None and case.number not in earlier:
         with progress.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"case": case.number, **asdict(outcome)}) + "\n")
@@ -102,7 +102,7 @@ def struck(case: Case, root: Path, undisturbed: Reference, progress: Path | None
     return outcome
 
 
-def _held(progress: Path | None) -> dict[int, Outcome]:
+def _earlier_outcomes(progress: Path | None) -> dict[int, Outcome]:
     """Return what came of the cases that were tried before."""
     lines = (
         progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
@@ -115,12 +115,14 @@ def _held(progress: Path | None) -> dict[int, Outcome]:
     return outcomes
 
 
-def crowds(folder: Path, count: int, undisturbed: Reference, turn: Turn) -> list[Crowd]:
+def run_crowds(folder: Path, count: int, undisturbed: Reference, turn: Turn) -> list[CrowdResult]:
     """Start many at once: the same run, then two different ones."""
     results = []
-    for name, rows in (("same", same(count)), ("two", two(count))) if count else ():
+    for name, rows in (
+        (("same", identical_runs(count)), ("two", two_runs_in_turn(count))) if count else ()
+    ):
         turn.take()
-        results.append(crowd(folder / name, rows, undisturbed))
+        results.append(start_crowd(folder / name, rows, undisturbed))
         last = results[-1]
         print(f"{last.starts} starts at once ({name}): {last.cells} cells, {len(last.wrong)} wrong")
         for line in last.wrong:
@@ -142,19 +144,20 @@ def main() -> int:
         all_cases = cases(undisturbed, options.seed)[: options.stores]
         total = sum(len(case.faults) for case in all_cases)
         print(
-            f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(all_cases)} stores",
+            f"undisturbed: {time.monotonic() - began:.1f} s; "
+            f"{total} faults, {len(all_cases)} stores",
             flush=True,
         )
         outcomes = []
-        for case in chosen(all_cases, options):
+        for case in chosen_cases(all_cases, options):
             turn.take()
             outcomes.append(
-                struck(case, folder / f"case-{case.number}", undisturbed, options.progress)
+                run_case(case, folder / f"case-{case.number}", undisturbed, options.progress)
             )
-        crowd_results = crowds(folder, options.crowds, undisturbed, turn)
+        crowd_results = run_crowds(folder, options.crowds, undisturbed, turn)
     print(json.dumps(_details(outcomes, options.seed)["kinds"]))
     if not options.only and not options.first:
-        write(Path(__file__).stem, _figures(outcomes, crowd_results, options.seed))
+        write_figures(Path(__file__).stem, _figures(outcomes, crowd_results, options.seed))
     wrong = sum(len(getattr(outcome, name)) for outcome in outcomes for name in UNITS)
     return int(bool(wrong + sum(len(result.wrong) for result in crowd_results)))
 
@@ -175,7 +178,7 @@ def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
 
 
 def _figures(
-    outcomes: Sequence[Outcome], crowd_results: Sequence[Crowd], seed: int
+    outcomes: Sequence[Outcome], crowd_results: Sequence[CrowdResult], seed: int
 ) -> list[dict[str, object]]:
     details = _details(outcomes, seed)
     lines = {

@@ -14,8 +14,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from _form import figure, write
-from _timing import BURN, measured
+from _form import figure, write_figures
+from _timing import BURN, measure_beside_itself
 
 RUNS = 20
 
@@ -35,7 +35,7 @@ def main() -> None:
         )
         try:
             with tempfile.TemporaryDirectory() as folder:
-                measurements = measured(Path(folder))
+                measurements = measure_beside_itself(Path(folder))
         finally:
             burning.kill()
             burning.wait()
@@ -64,7 +64,7 @@ def main() -> None:
     }
     print(details)
     target = round(17 * runs / RUNS)
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.measuring.worker import generate_greedily, token_times
 from harness.models.language_model import open_model
@@ -76,7 +76,7 @@ def main() -> None:
         ],
     }
     print(details)
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -16,8 +16,8 @@ os.environ["PYTHONPATH"] = os.pathsep.join(
     filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
 )
 
-from _form import figure, write
-from _timing import measured
+from _form import figure, write_figures
+from _timing import measure_beside_itself
 
 RUNS = 20
 MIB = 2**20
@@ -29,19 +29,19 @@ def main() -> None:
     intervals = []
     for number in range(runs):
         with tempfile.TemporaryDirectory() as folder:
-            measurements = measured(Path(folder), wrap="_wrapped:slower")
+            measurements = measure_beside_itself(Path(folder), wrap="_wrapped:make_slower")
         speedup = next(m for m in measurements if m.name == "decode_speedup")
-        intervals.append([round(part, 4) for part in (speedup.low, speedup.value, speedup.high)])
+        low, value, high = speedup.low, speedup.value, speedup.high
+        intervals.append([round(part, 4) for part in (low, value, high)])
         print(
-            f"run {number + 1}: decode x {speedup.value:.3f} [{speedup.low:.3f}, {speedup.high:.3f}] "
-            f"{speedup.remark}",
+            f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {speedup.remark}",
             flush=True,
         )
     slower_runs = sum(high < 1 for _, _, high in intervals)
     bytes_of = {}
-    for name, wrap in (("plain", ""), ("heavier", "_wrapped:heavier")):
+    for name, wrap in (("plain", ""), ("heavier", "_wrapped:make_heavier")):
         with tempfile.TemporaryDirectory() as folder:
-            measurements = measured(Path(folder), wrap=wrap, rounds=1)
+            measurements = measure_beside_itself(Path(folder), wrap=wrap, rounds=1)
         bytes_of[name] = {m.name: m.value for m in measurements if m.unit == "bytes"}
         remark = next(m.remark for m in measurements if m.name == "weight_bytes_resident")
     more = {
@@ -50,7 +50,7 @@ def main() -> None:
     }
     details = {"decode": intervals, "MiB more of the heavier model": more, "its row says": remark}
     print(details)
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 from _scoring import outside_model
 from torch.utils.benchmark import Timer
 
@@ -110,7 +110,7 @@ def main() -> None:
     }
     print(details)
     peer = "torch.utils.benchmark over model(...) and model.generate"
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import _parity
-from _form import figure, write
+from _form import figure, write_figures
 from _forms import write_tasks
 
 from harness.files.digests import digest_of, file_digest
@@ -28,7 +28,7 @@ from harness.files.digests import digest_of, file_digest
 ROOT = Path(__file__).parents[2]
 
 
-def kept() -> Path:
+def finished_cells_path() -> Path:
     """Name the file of finished cells: by all code that a cell's outcome depends on."""
     folder = Path(__file__).parent
     files = [*sorted((ROOT / "harness").glob("*.py")), *sorted((ROOT / "suites").glob("*.py"))]
@@ -52,7 +52,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
-    path, cells, began = kept(), _parity.design(), time.monotonic()
+    path, cells, began = finished_cells_path(), _parity.design(), time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     tasks = path.parent / "tasks"
     write_tasks(tasks)
@@ -63,7 +63,7 @@ def main() -> None:
                 continue
             if time.monotonic() - began > seconds:
                 break
-            done[cell.name] = asdict(_parity.compared(cell, tasks))
+            done[cell.name] = asdict(_parity.compare_cell(cell, tasks))
             stream.write(json.dumps([cell.name, done[cell.name]], ensure_ascii=False) + "\n")
             stream.flush()
     report(
@@ -78,14 +78,16 @@ def report(outcomes: list[dict[str, Any]], design_size: int) -> None:
     for outcome in refused:
         print(f"refused: {outcome['name']}: {outcome['refused']}")
     for outcome in answered:
-        if outcome["alike"] < outcome["items"]:
+        differing = outcome["items"] - outcome["alike"]
+        if differing:
             print(
-                f"differs: {outcome['name']}: {outcome['items'] - outcome['alike']} of {outcome['items']}: "
+                f"differs: {outcome['name']}: {differing} of {outcome['items']}: "
                 f"{'; '.join(outcome['differs'])[:600]}"
             )
     items, alike = (sum(outcome[key] for outcome in answered) for key in ("items", "alike"))
     print(
-        f"{len(outcomes)} of {design_size} cells, {alike} of {items} items alike, {len(refused)} refused"
+        f"{len(outcomes)} of {design_size} cells, {alike} of {items} items alike, "
+        f"{len(refused)} refused"
     )
     if len(outcomes) < design_size:
         return
@@ -122,7 +124,7 @@ def report(outcomes: list[dict[str, Any]], design_size: int) -> None:
             target=0.05,
         ),
     ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

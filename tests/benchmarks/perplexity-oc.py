@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.statistics import means
 from harness.statistics.stats import ratio_test
@@ -26,7 +26,7 @@ SPREADS = (0.0, 0.5, 1.1)
 LOSS, LIMIT = math.log(1.05), 1.05  # nats a word that the student loses in the mean
 
 
-def drawn(
+def draw_documents(
     count: int, spread: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """Return student's and teacher's documents as (log-likelihood, words), the student exactly LOSS
@@ -64,7 +64,7 @@ def coverage(
     """
     holds, before, passed = 0, 0, 0
     for _ in range(draws):
-        student, teacher = drawn(count, spread, generator)
+        student, teacher = draw_documents(count, spread, generator)
         ratio = means.perplexity_ratio_interval([student], [teacher])
         assert ratio.low is not None and ratio.high is not None
         holds += ratio.low <= LIMIT <= ratio.high
@@ -107,7 +107,7 @@ def main() -> None:
                 peer="normal quantile, plain sum of squares",
             )
         )
-    write("perplexity-oc", figures)
+    write_figures("perplexity-oc", figures)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import harness
 from harness.api import estimate_plans
@@ -86,7 +86,7 @@ def main() -> None:
         "memory": memory,
         "targets": {"time": 1.5, "memory": 1.25},
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

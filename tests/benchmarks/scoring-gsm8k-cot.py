@@ -8,8 +8,8 @@ SIZE OF THE PEER]
 import sys
 from pathlib import Path
 
-from _form import figure, write
-from _scoring import outside_model, paired, requests_of, source
+from _form import figure, write_figures
+from _scoring import alternate_sides, data_source, outside_model, requests_of
 
 import suites
 
@@ -19,8 +19,8 @@ def main() -> None:
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 32
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     opened = outside_model()
-    requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(source()), items)
-    result = paired(opened, requests, batch_size=batch, rounds=1)
+    requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(data_source()), items)
+    result = alternate_sides(opened, requests, batch_size=batch, rounds=1)
     mine, theirs = result["answers"]["ours"], result["answers"]["theirs"]
     details = {
         "items": items,
@@ -34,7 +34,7 @@ def main() -> None:
     }
     print(details)
     peer = f"lm-eval HFLM, batch {batch}"
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -7,8 +7,15 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu.py [I
 import sys
 from pathlib import Path
 
-from _form import figure, write
-from _scoring import against_double, choices_compared, outside_model, paired, requests_of, source
+from _form import figure, write_figures
+from _scoring import (
+    alternate_sides,
+    compare_choices,
+    data_source,
+    errors_against_float64,
+    outside_model,
+    requests_of,
+)
 
 import suites
 
@@ -19,13 +26,15 @@ def main() -> None:
     """Score ITEMS questions of each subject by both, once each."""
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 50
     opened = outside_model()
-    requests = requests_of(suites.load("mmlu").lm_eval_tasks(source(), subjects=SUBJECTS), items)
-    result = paired(opened, requests, batch_size=4, rounds=1)
-    same = choices_compared(requests, result["answers"])
+    requests = requests_of(
+        suites.load("mmlu").lm_eval_tasks(data_source(), subjects=SUBJECTS), items
+    )
+    result = alternate_sides(opened, requests, batch_size=4, rounds=1)
+    same = compare_choices(requests, result["answers"])
     print(same)
     details = {
         **same,
-        **against_double(opened, requests, result["answers"]),
+        **errors_against_float64(opened, requests, result["answers"]),
         "subjects": SUBJECTS,
         "items of each": items,
         "batch size of the peer": 4,
@@ -34,7 +43,7 @@ def main() -> None:
             who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
+from _form import figure, write_figures
 from scipy.special import stdtrit
 
 from harness.analysis.comparison import ALPHA
@@ -115,7 +115,7 @@ def equal_cases() -> Iterator[Case]:
             yield Case((first, second), (deviation, 0.01), 1_319)
 
 
-def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
+def judge_case(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
     """Return the share of draws in which a verdict was given, in which the interval missed the
     truth, and the same of the old ways.
     """
@@ -163,14 +163,14 @@ def main() -> None:
     generator = np.random.default_rng(20_261_126)
     # The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew,
     # and only these draws count.
-    first = {case: judged(case, draws // 8, generator) for case in equal_cases()}
+    first = {case: judge_case(case, draws // 8, generator) for case in equal_cases()}
     worst_first = sorted(first, key=lambda case: first[case]["called"], reverse=True)[:6]
     worst_first += sorted(first, key=lambda case: first[case]["missed"], reverse=True)[:2]
-    cases = {case: judged(case, draws, generator) for case in dict.fromkeys(worst_first)}
+    cases = {case: judge_case(case, draws, generator) for case in dict.fromkeys(worst_first)}
     worst = max(cases, key=lambda case: cases[case]["called"])
     uncovered = max(cases, key=lambda case: cases[case]["missed"])
     powerful = Case((3, 3), (0.01, 0.01), 1_319, gap=0.05)
-    power = judged(powerful, draws, generator)
+    power = judge_case(powerful, draws, generator)
     retention_misses = [
         retention_missed(Case((seeds, 1), (0.01, 0.0), 1_319, gap=-0.1), draws, generator)
         for seeds in SEEDS
@@ -256,7 +256,7 @@ def main() -> None:
             details={"worst": str(uncovered), "retention": covered},
         ),
     ]
-    write("verdict-oc", figures)
+    write_figures("verdict-oc", figures)
 
 
 if __name__ == "__main__":

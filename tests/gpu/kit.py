@@ -127,8 +127,8 @@ class Kit:
         seconds_left = self.deadline - time.monotonic()
         if seconds_left < seconds:
             raise Skip(
-                f"about {seconds:.0f} s would be needed and {max(0, seconds_left):.0f} s are left of "
-                "--minutes; type the same command again"
+                f"this part needs about {seconds:.0f} s and {max(0, seconds_left):.0f} s of "
+                "--minutes are left; type the same command again"
             )
         free = torch.cuda.mem_get_info()[0]
         if not self.dry and needs > 0.95 * free:

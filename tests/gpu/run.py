@@ -85,7 +85,8 @@ def main() -> int:
     options = parser.parse_args()
     if options.pack is not None and not options.pack.is_dir():
         parser.error(
-            f"no folder at {options.pack}; make it with: python tests/gpu/pack.py --out {options.pack}"
+            f"no folder at {options.pack}; "
+            f"make it with: python tests/gpu/pack.py --out {options.pack}"
         )
     _prepare(options.pack)
     broken = _broken_imports()
