@@ -1,4 +1,5 @@
-"""Draws the house into docs/architecture.md: a picture of rooms and imports, and a table of rooms.
+"""Draws the rooms and their imports, and a table of rooms, into docs/architecture.md.
+
 Type: python docs/draw.py.
 
 Everything is read from the source with `ast`, nothing is imported; a test compares the page with
@@ -23,9 +24,7 @@ def module_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module stands in: `gate` of `harness.gate.check`, `methods` of any
-    method.
-    """
+    """Return the room of a module: `gate` of `harness.gate.check`, `methods` of any method."""
     top, _, rest = module.partition(".")
     return rest.partition(".")[0] or "harness" if top == "harness" else top
 
@@ -45,8 +44,9 @@ def annotations_only(node: ast.AST) -> bool:
 
 
 def imported(path: Path) -> list[tuple[str, bool]]:
-    """Return what a file imports, and whether it does so when it is imported itself (or only inside
-    a function).
+    """Return the names that a file imports, and whether it imports them at once.
+
+    Imports inside a function come later.
     """
     imports: list[tuple[str, bool]] = []
 
@@ -79,9 +79,7 @@ def edges() -> dict[str, set[str]]:
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out arrows that others imply: what is imported by what one imports is reached
-    anyway.
-    """
+    """Leave out arrows that others imply: what an imported room imports is reached anyway."""
 
     def reach(room: str) -> set[str]:
         reached: set[str] = set()
@@ -114,9 +112,7 @@ def layers() -> list[list[str]]:
 
 
 def picture() -> str:
-    """Return the rooms as a Mermaid graph, a row a layer; arrows go from a room to what it
-    imports.
-    """
+    """Return the rooms as a Mermaid graph, a row a layer; arrows go to what is imported."""
     graph = edges()
     lines = ["```mermaid", "flowchart TD"]
     for number, layer in enumerate(layers(), 1):
@@ -130,9 +126,7 @@ def picture() -> str:
 
 
 def torch_in(modules: list[Path]) -> str:
-    """Say when a room imports torch: never, inside functions, or when one of its modules is
-    imported.
-    """
+    """Say when a room imports torch: never, inside functions, or when a module is imported."""
     eager = sorted(
         path.stem
         for path in modules

@@ -1,5 +1,6 @@
-"""Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!--
-figures: PROGRAM -->` and `<!-- end -->`.
+"""Copies the generated tables into README.md and docs/.
+
+They stand between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
 
 `<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods:
 FAMILY FAMILY -->` lists the methods of the registry that are of these families, by what they
@@ -26,9 +27,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "c
 
 
 def filled(page: str) -> str:
-    """Return a page's text with every table taken from its file (headings left out) and every
-    figure from its program's JSON.
-    """
+    """Return a page with each table from its file (without headings) and each figure from JSON."""
 
     def table(match: re.Match[str]) -> str:
         lines = (ROOT / match[1]).read_text(encoding="utf-8").splitlines()
@@ -71,9 +70,7 @@ def filled(page: str) -> str:
 
 
 def tree(match: re.Match[str]) -> str:
-    """Return README's tree with the modules of today under each folder; the words beside a folder
-    stay.
-    """
+    """Return README's tree with today's modules under each folder; its words stay."""
     lines: list[str] = []
     top = ""
     for line in match[0].split("\n"):
@@ -87,8 +84,9 @@ def tree(match: re.Match[str]) -> str:
 
 
 def modules_in(folder: Path) -> list[str]:
-    """Return the modules of a package as lines of the tree; none of a folder that is no package, or
-    holds a file for each row.
+    """Return a package's modules as lines of the tree, or none.
+
+    None: the folder is no package, or has a file for each row.
     """
     if not (folder / "__init__.py").exists() or folder.name in ("methods", "suites"):
         return []
@@ -99,9 +97,7 @@ def modules_in(folder: Path) -> list[str]:
 
 
 def methods(match: re.Match[str]) -> str:
-    """Return the table of the methods of some families, in the registry's order; a second name says
-    whose it is.
-    """
+    """Return the table of some families' methods in the registry's order, with second names."""
     registry = Registry("method", METHODS)
     lines = ["| row | what it does | teacher, student | its controls |", "|:--|:--|:--|:--|"]
     for name in METHODS:

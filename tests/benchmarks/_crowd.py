@@ -1,6 +1,4 @@
-"""Many starts at once on one store: every cell is computed once, by whoever comes first, and the
-others wait for it.
-"""
+"""Many starts at once on one store: each cell is computed once, the other starts wait."""
 
 import shutil
 from collections import Counter
@@ -18,7 +16,7 @@ OTHER_ROWS = "response,cot,int8"  # shares the teacher, two rows and the stage o
 
 @dataclass(frozen=True)
 class CrowdResult:
-    """What came of many starts at once."""
+    """What many simultaneous starts did: their number, their cells, and what went wrong."""
 
     starts: int
     cells: int
@@ -26,9 +24,7 @@ class CrowdResult:
 
 
 def start_crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> CrowdResult:
-    """Start the command once for each of `rows` at the same moment; say what is not as it should
-    be.
-    """
+    """Start the command once for each of `rows` at the same moment; return what went wrong."""
     shutil.rmtree(root, ignore_errors=True)
     log_of(root).unlink(missing_ok=True)
     numbers = [begin(root, chosen, name=f"-{at}") for at, chosen in enumerate(rows)]
@@ -51,7 +47,7 @@ def start_crowd(root: Path, rows: Sequence[str], undisturbed: Reference) -> Crow
 
 
 def _computed_once(root: Path, ours: Mapping[str, object]) -> list[str]:
-    """Name the cells and students that were not made exactly once."""
+    """Name the cells and students that were not computed exactly once."""
     writes = Counter((event[2], event[3]) for event in events(root) if event[1] == "renamed")
     wrong = [
         f"{path} was written {times} times"
@@ -75,10 +71,10 @@ def _lists_of_runs(root: Path, starts: int) -> list[str]:
 
 
 def identical_runs(count: int) -> list[str]:
-    """Return identical runs."""
+    """Return the rows of `count` identical runs."""
     return [ROWS] * count
 
 
 def two_runs_in_turn(count: int) -> list[str]:
-    """Return two different runs in turn, which share cells."""
+    """Return the rows of two different runs in turn; the two share cells."""
     return [(ROWS, OTHER_ROWS)[at % 2] for at in range(count)]

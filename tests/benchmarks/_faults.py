@@ -1,5 +1,6 @@
-"""Faults below a program's writer: at a chosen event of a watched folder a process is killed, or
-the system says no.
+"""Faults below a program's writer: an event of a watched folder is refused, or kills a process.
+
+Watched events: a file is opened, written, synced, renamed or removed.
 
 An event is an opened, written, synced, renamed or removed file. `watch` stands in for the functions
 of Python, safetensors and torch that make them; the program that is tried has no part in it. It
@@ -53,7 +54,7 @@ _CACHE = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at which event. An event is counted within its process and attempt, from 1."""
+    """What happens at which event. Events are counted from 1 in each process and attempt."""
 
     # kill group | kill parent | kill self | torn | short | ENOSPC, EIO ...
     deed: str = "kill group"
@@ -77,9 +78,7 @@ class Fault:
 
 
 def log_of(root: Path) -> Path:
-    """Return the file beside a watched folder in which every event is a line: process, operation,
-    kind, path.
-    """
+    """Return the log beside a watched folder: process, operation, kind and path of each event."""
     return root.with_name(f"{root.name}.events")
 
 
@@ -240,9 +239,7 @@ def _kill(deed: str, delay: float) -> None:
 
 
 def _tear(path: Path) -> None:
-    """Cut a file, or every file of a folder, to half: what a power cut leaves of what was not
-    synced.
-    """
+    """Cut a file, or each file of a folder, to half, as a power cut does to unsynced files."""
     for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
         os.truncate(file, file.stat().st_size // 2)
 
@@ -273,8 +270,9 @@ def _open_failing(
 
 
 class _FailingFile(io.RawIOBase):
-    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write
-    through it.
+    """A file that accepts `after` bytes; then the fault comes.
+
+    It has no file number, so that numpy must write through it.
 
     A log is the exception: it is handed to another process, which writes past us, so its fault
     comes then.
@@ -407,8 +405,9 @@ def _watch_libraries() -> None:
 def _stand_in_for_writer(
     real: Callable[..., None], refuse: Callable[[int], Exception]
 ) -> Callable[..., None]:
-    """Stand in for a library's writer: its file is cut after it was written, which leaves the same
-    as a fault in between.
+    """Return a library's writer that cuts its file after writing.
+
+    The file that remains is the same as after a fault in the middle.
     """
 
     def write(content: Any, file: Any, *rest: Any, **named: Any) -> None:

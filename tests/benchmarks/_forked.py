@@ -1,5 +1,6 @@
-"""Starts the command over and over without loading torch each time: forked from a process that has
-loaded it and computed nothing.
+"""Starts the command without loading torch each time: it forks a process that has loaded torch.
+
+The forked process has computed nothing.
 
 A command is a process group of its own and its cells are its children, as with `harness run`;
 between the two there is no new Python. What a new process would not have (open files, handlers of
@@ -74,8 +75,9 @@ def load() -> None:
 
 
 def _remember_items(task: Any) -> None:
-    """Draw a task's items once: every process of a cell would draw the same ones, which takes
-    longer than all that it computes.
+    """Generate a task's items once for all processes of cells.
+
+    Each process would generate the same items, which takes longer than all else that it computes.
     """
     draw = task.generate_split
     items_by_split: dict[str, list[dict[str, Any]]] = {}
@@ -123,8 +125,9 @@ def _fork() -> int:
 def _become_new_process(
     stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]
 ) -> None:
-    """Take the standard streams and the environment of a new process; let go of every other file
-    and of the parent's handlers.
+    """Take the standard streams and the environment of a new process.
+
+    All other files and the parent's signal handlers are let go.
     """
     for place, number in enumerate((stdin, stdout, stderr)):
         os.dup2(number, place)
@@ -153,8 +156,9 @@ def _run_and_exit(run: Callable[[], int]) -> int:
 
 
 class Cell:
-    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job
-    and the parent's number.
+    """The process of a cell, with the interface of `subprocess.Popen`.
+
+    Its command line ends with the job file and the parent's number.
     """
 
     def __init__(

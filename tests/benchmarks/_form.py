@@ -1,6 +1,4 @@
-"""The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated
-from all of them.
-"""
+"""The form of a benchmark's result (`results/benchmarks/NAME.json`), and the table of all."""
 
 import json
 import platform
@@ -28,8 +26,9 @@ def figure(
     peer: str = "",
     details: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Return one figure: the median of its runs, their range, and whether the target is met (None:
-    it has none, it explains another).
+    """Return a figure: the median of its runs, their range, and whether the target is met.
+
+    `met` is None where there is no target: the figure explains another one.
     """
     value = median(values)
     met = None if target is None else value >= target if better == "higher" else value <= target
@@ -62,9 +61,7 @@ def versions() -> dict[str, str]:
 def time_command(
     command: Sequence[str], **options: object
 ) -> tuple[float, float, subprocess.CompletedProcess[str]]:
-    """Run a command; return its wall seconds, its CPU seconds (children included), and how it
-    ended.
-    """
+    """Run a command; return wall seconds, CPU seconds (with children) and the ended process."""
     import time
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)

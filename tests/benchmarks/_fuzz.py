@@ -1,6 +1,4 @@
-"""What is fuzzed: a whole file of every kind, how it is harmed, and which of the harness's readers
-then reads it.
-"""
+"""What is fuzzed: a file of each kind, how it is harmed, and the readers that read it."""
 
 import json
 import random
@@ -45,18 +43,16 @@ Believed = dict[str, Any]
 
 
 class Hang(BaseException):
-    """A reader that does not come back."""
+    """A reader did not return in time."""
 
 
 class RawOutput(Exception):
-    """A terminal was told something by a file."""
+    """A file's control characters reached the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One kind of file: `make` writes a whole one below a folder and returns it, `read` reads it
-    and returns what it believes.
-    """
+    """A kind of file: `make` writes an intact one, `read` returns what the reader accepts."""
 
     name: str
     mutations: Sequence[Mutation]
@@ -68,7 +64,7 @@ class Target:
 
 @dataclass
 class FuzzResult:
-    """What came of the mutations of one kind."""
+    """What the mutations of a kind of file led to."""
 
     tried: int = 0
     refused: int = 0
@@ -78,8 +74,9 @@ class FuzzResult:
 
 
 def command(*arguments: object) -> str:
-    """Run the command in this process; return what it printed, raise what a user would see as a
-    traceback.
+    """Run the command in this process; return what it printed.
+
+    Raises what a user would see as a traceback.
     """
     done = CliRunner().invoke(app, [str(argument) for argument in arguments], standalone_mode=False)
     if (
@@ -99,7 +96,7 @@ def _refuse_raw(text: str) -> None:
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise `Hang` where the block takes longer."""
+    """Raise `Hang` if the block takes longer than `seconds`."""
 
     def late(*_: object) -> None:
         raise Hang
@@ -116,9 +113,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 def fuzz(
     target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS
 ) -> FuzzResult:
-    """Harm a file `count` times, each time from the whole one, and read it; return what
-    came of it.
-    """
+    """Harm an intact file `count` times, read it each time, and return the results."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = target.make(folder)
@@ -137,9 +132,7 @@ def fuzz(
 
 
 def _harmed(target: Target, original: bytes, draw: random.Random) -> bytes:
-    """Return harmed bytes; a mutation that needs a form that the file has lost gives way to
-    another.
-    """
+    """Return harmed bytes; where a mutation does not fit the file, another one is drawn."""
     while True:
         try:
             return draw.choice(target.mutations)(original, draw)

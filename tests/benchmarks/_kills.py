@@ -1,6 +1,4 @@
-"""What is killed: one small whole run with every kind of written file; how it is struck, and what
-must stand afterwards.
-"""
+"""A small run that writes each kind of file, its faults, and what must survive them."""
 
 import fcntl
 import hashlib
@@ -78,9 +76,7 @@ class CommandEnd:
 
 
 def environment(root: Path, fault: Fault | None) -> dict[str, str]:
-    """Return what a command is told: the watched folder, the fault, and to keep the state of every
-    training step.
-    """
+    """Return a command's environment: watched folder, fault, and a saved state after each step."""
     inherited = {name: value for name, value in os.environ.items() if name != FAULT}
     return {
         **inherited,
@@ -99,7 +95,7 @@ def begin(root: Path, rows: str = ROWS, fault: Fault | None = None, name: str = 
 
 
 def end(root: Path, number: int, name: str = "") -> CommandEnd:
-    """Wait for a command, then for whatever it has left behind."""
+    """Wait for a command to end, then for the processes that it left."""
     call_off = _killed_late(number)
     _, status = os.waitpid(number, 0)
     call_off()
@@ -110,7 +106,7 @@ def end(root: Path, number: int, name: str = "") -> CommandEnd:
 
 
 def _killed_late(number: int) -> Callable[[], None]:
-    """Kill a group that does not come back; return what calls that off."""
+    """Kill a group that runs for too long; return the function that cancels this."""
     timer = threading.Timer(LONGEST, os.killpg, (number, signal.SIGKILL))
     timer.daemon = True
     timer.start()
@@ -118,7 +114,7 @@ def _killed_late(number: int) -> Callable[[], None]:
 
 
 def attempt(root: Path, fault: Fault | None = None, *, fresh: bool = False) -> CommandEnd:
-    """Type the command once: forked, or (`fresh`) in a new Python as a user's shell starts it."""
+    """Run the command once: forked, or (`fresh`) in a new Python as a user's shell starts it."""
     before = len(events(root))
     ended = _attempt_in_new_python(root, fault) if fresh else end(root, begin(root, fault=fault))
     return replace(ended, struck=any(event[1] == STRUCK for event in events(root)[before:]))
@@ -152,9 +148,7 @@ def _attempt_in_new_python(root: Path, fault: Fault | None) -> CommandEnd:
 
 
 def _count_orphans(group: int) -> int:
-    """Return how many processes of a group are left after `ORPHANS` seconds; usually none is after
-    a moment.
-    """
+    """Return how many processes of a group still run after `ORPHANS` seconds."""
     until = time.monotonic() + ORPHANS
     while (count := len(_members(group))) and time.monotonic() < until:
         time.sleep(0.02)
@@ -185,13 +179,13 @@ def events(root: Path) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The undisturbed run: its records without their times, and its events in their order."""
+    """The undisturbed run: its records without times, and its events in order."""
 
     records: Mapping[str, Any]
     events: Sequence[Sequence[str]]
 
     def count(self, operation: str, kind: str) -> int:
-        """Return how many events of one sort a whole run has."""
+        """Return how many events of an operation and a kind the undisturbed run has."""
         return _count(self.events, operation, kind)
 
 
@@ -208,9 +202,7 @@ def reference(root: Path) -> Reference:
 
 
 def records(root: Path) -> dict[str, Any]:
-    """Return every record that succeeded, by its cell's folder, without what two runs may differ
-    in.
-    """
+    """Return the comparable form of each cell's record, by the cell's folder."""
     records_by_cell: dict[str, Any] = {}
     for path in sorted((root / "store" / "cells").glob("*/record.json")):
         try:
@@ -247,7 +239,7 @@ def _timeless(value: Any) -> Any:
 
 
 def difference(ours: Any, theirs: Any, where: str = "") -> str:
-    """Name the first place in which two values differ, "" where there is none."""
+    """Return the first place where two values differ, "" if they are equal."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted({*ours, *theirs})
         pairs = [(f"{where}.{name}", ours.get(name), theirs.get(name)) for name in names]
@@ -269,7 +261,7 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
 
 
 def finished_work(root: Path) -> dict[str, Any]:
-    """Return what is finished and whole, each with what changes when it is computed again."""
+    """Return all finished, intact work, each with a stamp that changes if it is computed again."""
     store, cache = root / "store", root / "cache"
     stamps: dict[str, Any] = {}
     for path in (store / "cells").glob("*/record.json"):
@@ -292,7 +284,7 @@ def finished_work(root: Path) -> dict[str, Any]:
 
 
 def _succeeded(path: Path) -> bool:
-    """Tell whether a record is one, is complete, and a teacher's rows stand beside it whole."""
+    """Tell whether a record succeeded; a teacher's record also needs all its sample rows."""
     try:
         record = read_record(path)
     except BadRecord:
@@ -305,8 +297,9 @@ def _succeeded(path: Path) -> bool:
 
 
 def _lacks_teacher(record: RunRecord) -> bool:
-    """Tell whether a row was scored while its teacher's had failed: it is compared, from its kept
-    answers, once that one stands.
+    """Tell whether a row was scored while its teacher's row had failed.
+
+    It is compared later from its stored answers, once the teacher's row exists.
     """
     skipped = record.measured("skipped_fidelity")
     return skipped is not None and skipped.remark.endswith(NO_TEACHER_ANSWERS)
@@ -341,9 +334,7 @@ def _traces_are_whole(path: Path) -> bool:
 
 
 def litter(root: Path) -> list[str]:
-    """Name what a killed process has left: half-written files, notes of locks, locks, states of
-    finished trainings.
-    """
+    """Name what a killed process left: partial files, lock notes, locks, states of runs."""
     names = []
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
@@ -375,8 +366,9 @@ def _is_locked(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One fresh store and the faults that strike it, one an attempt; then the command is typed
-    until it is through.
+    """A fresh store and the faults that strike it, one in each attempt.
+
+    Afterwards the command is repeated until it succeeds.
     """
 
     number: int
@@ -386,7 +378,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of a case."""
+    """What happened in a case."""
 
     lines: list[str] = field(default_factory=list)  # one a fault
     struck: list[Fault] = field(default_factory=list)
@@ -417,7 +409,7 @@ _OF_CELLS = ("job", "log", "lock", "lock note")  # that the command writes for a
 
 @dataclass(frozen=True)
 class AimedFault:
-    """A fault and where in a whole run it comes."""
+    """A fault and the event of an undisturbed run at which it comes."""
 
     at: int
     fault: Fault
@@ -425,8 +417,9 @@ class AimedFault:
 
 
 def aim(reference: Reference, at: int, deed: str, **more: Any) -> AimedFault:
-    """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event
-    comes for the first time.
+    """Aim a fault at an event of an undisturbed run.
+
+    The fault strikes in the first attempt in which that event happens.
     """
     process, operation, kind, path = reference.events[at]
     own_path = path_when_finished(Path(path)) if process == "command" and kind in _OF_CELLS else ""
@@ -441,7 +434,7 @@ def aim(reference: Reference, at: int, deed: str, **more: Any) -> AimedFault:
 def _random_event(
     reference: Reference, draw: random.Random, operation: str, kind: str
 ) -> int | None:
-    """Draw an event of one sort, from a process that is drawn first; None where there is none."""
+    """Draw a process, then one of its events of an operation and a kind; None if there is none."""
     places = [
         at
         for at, event in enumerate(reference.events)
@@ -458,7 +451,7 @@ def _kinds(reference: Reference) -> list[str]:
 
 
 def kills_at_boundaries(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
-    """Yield a kill at every write boundary of every kind of file."""
+    """Yield a kill at each write boundary of each kind of file."""
     deeds = itertools.cycle(DEEDS)
     for kind, operation in itertools.product(_kinds(reference), BOUNDARIES):
         at = _random_event(reference, draw, operation, kind)
@@ -469,9 +462,7 @@ def kills_at_boundaries(reference: Reference, draw: random.Random) -> Iterator[A
 def kills_between_events(
     reference: Reference, draw: random.Random, count: int
 ) -> Iterator[AimedFault]:
-    """Yield kills at random moments: a few milliseconds after events that are spread over the whole
-    run.
-    """
+    """Yield kills a few milliseconds after random events, spread over the whole run."""
     for part in range(count):
         low, high = (len(reference.events) * at // count for at in (part, part + 1))
         delay = draw.choice((0.002, 0.01, 0.03, 0.1))
@@ -484,9 +475,7 @@ def kills_between_events(
 
 
 def tears(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
-    """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut
-    without a sync.
-    """
+    """Yield a tear of each kind of file: cut to half after its rename, as a power cut does."""
     for kind in _kinds(reference):
         at = _random_event(reference, draw, "renamed", kind)
         if at is not None:
@@ -494,9 +483,7 @@ def tears(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
 
 
 def refusals(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
-    """Yield what the system may say to every kind of file, and whole disks that are full or
-    read-only.
-    """
+    """Yield errors of the system for each kind of file, and disks that are full or read-only."""
     for turn, kind in enumerate(_kinds(reference)):
         operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
         places = (
@@ -518,8 +505,7 @@ def refusals(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
 
 
 def cases(reference: Reference, seed: int) -> list[Case]:
-    """Return every case: stores that keep going are struck in the order of the run, at most once in
-    the process of a cell.
+    """Return all cases: chains of faults in the order of the run, one for each cell's process.
 
     So every fault comes: a second one in a cell that goes on from its state would count other
     events.
@@ -556,9 +542,7 @@ def _can_follow(chain: Sequence[AimedFault], after: AimedFault) -> bool:
 
 
 def try_case(case: Case, root: Path, undisturbed: Reference) -> Outcome:
-    """Strike a fresh store, type the command until it is through, and compare what stands with the
-    undisturbed run.
-    """
+    """Strike a fresh store, repeat the command until it succeeds, and compare the results."""
     outcome = Outcome()
     for path in (root, root.with_name(f"{root.name}.preload")):
         shutil.rmtree(path, ignore_errors=True)
@@ -587,9 +571,7 @@ def try_case(case: Case, root: Path, undisturbed: Reference) -> Outcome:
 def _look_after_attempt(
     outcome: Outcome, root: Path, before: Mapping[str, Any], ended: CommandEnd, fault: Fault | None
 ) -> dict[str, Any]:
-    """Look at what an attempt has left: what was finished before must stand, and nothing must live
-    on.
-    """
+    """Check an attempt: earlier finished work is unchanged and no process still runs."""
     stamps = finished_work(root)
     torn = fault is not None and fault.deed in _DAMAGE
     for name, value in before.items():
@@ -620,8 +602,9 @@ def _compare(outcome: Outcome, root: Path, undisturbed: Reference) -> None:
 def _count_repeated_work(
     outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Reference
 ) -> None:
-    """Count steps of training and answers that were computed again: a fault may cost the one that
-    it struck.
+    """Count training steps and answers that were computed again.
+
+    A fault may cost the step or the answer that it struck, and no more.
     """
     for operation, kind in (("renamed", "state"), ("write", "answers"), ("renamed", "samples")):
         excess = _count(logged, operation, kind) - undisturbed.count(operation, kind)
@@ -630,7 +613,7 @@ def _count_repeated_work(
 
 
 def _litter_that_stays(root: Path) -> list[str]:
-    """Return what stays for ever: what another start, an hour later, does not take away either."""
+    """Return the litter that remains after another start, an hour later."""
     if not litter(root):
         return []
     hour = time.time() - 3_600

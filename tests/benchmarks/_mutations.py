@@ -1,6 +1,4 @@
-"""Seeded harm to files: what a bad disk, a bad editor, a bad program and a bad person do to
-them.
-"""
+"""Seeded harm to files, as by a bad disk, a bad editor, a bad program or an attacker."""
 
 import json
 import random
@@ -104,7 +102,7 @@ def insert(data: bytes, draw: random.Random) -> bytes:
 
 
 def change_encoding(data: bytes, draw: random.Random) -> bytes:
-    """Begin with a byte order mark, or be in another encoding."""
+    """Add a byte order mark, or change the encoding."""
     return draw.choice(
         [
             b"\xef\xbb\xbf" + data,
@@ -116,7 +114,7 @@ def change_encoding(data: bytes, draw: random.Random) -> bytes:
 
 
 def replace_whole(data: bytes, draw: random.Random) -> bytes:
-    """Be something else altogether."""
+    """Replace the whole file by something else."""
     return draw.choice(
         [
             b"",
@@ -185,7 +183,7 @@ def remove(data: bytes, draw: random.Random) -> bytes:
 
 
 def nudge(data: bytes, draw: random.Random) -> bytes:
-    """Change a number or a letter a little: what no parser sees."""
+    """Change a number or a letter a little, which no parser notices."""
 
     def change(parent: Any, name: Any) -> None:
         value = parent[name]
@@ -207,7 +205,7 @@ def invalid_json_value(data: bytes, draw: random.Random) -> bytes:
 
 
 def duplicate_field(data: bytes, draw: random.Random) -> bytes:
-    """Name a field twice, with another value the second time."""
+    """Write a field twice, with another value the first time."""
     fields = list(re.finditer(rb'"[\w.-]+": ', json.dumps(_json(data)).encode()))
     text = json.dumps(_json(data)).encode()
     if not fields:
@@ -273,7 +271,7 @@ def harm_header(data: bytes, draw: random.Random) -> bytes:
 
 
 def harm_start(data: bytes, draw: random.Random) -> bytes:
-    """Harm the first bytes: marks, versions, counts and lengths."""
+    """Harm the first bytes: magic numbers, versions, counts and lengths."""
     at = draw.randrange(min(len(data), 64))
     return (
         data[:at]

@@ -16,9 +16,7 @@ SHAPES = {
 def random_pair(
     folder: Path, *, vocabulary: int = 1024, layers: int = 6
 ) -> tuple[Checkpoint, Checkpoint, float]:
-    """Save both models; return (teacher, student, how many times the student's parameters the
-    teacher has).
-    """
+    """Save both models; return teacher, student, and the ratio of their numbers of parameters."""
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 

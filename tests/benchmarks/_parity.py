@@ -1,5 +1,6 @@
-"""One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us
-and by lm-eval's own command.
+"""A cell of the parity design: model, tokenizer, task form and batch size.
+
+It is scored by the harness and by lm-eval's own command.
 """
 
 import logging
@@ -47,8 +48,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability,
-    and a refusal's line.
+    """A cell's items, how many both sides answered alike, the widest gap, and a refusal's line.
+
+    The gap is one of log-probabilities.
 
     Where the task's figure is not lm-eval's, no item counts as alike.
     """
@@ -61,8 +63,9 @@ class Outcome:
 
 
 def design(seed: int = 0) -> list[Cell]:
-    """Return cells in which every pair of values of two factors meets at least once; greedy, the
-    same every time.
+    """Return cells in which each pair of values of two factors occurs at least once.
+
+    The search is greedy and gives the same cells each time.
     """
     draw = random.Random(seed)
     pairs = {
@@ -102,7 +105,7 @@ def build_model(cell: Cell, folder: Path) -> LanguageModel:
 
 
 def compare_cell(cell: Cell, tasks: Path) -> Outcome:
-    """Score a cell's task on both sides and compare item by item."""
+    """Score a cell's task with both programs and compare item by item."""
     with tempfile.TemporaryDirectory() as place:
         model = build_model(cell, Path(place))
         theirs, figures = score_with_lm_eval(model, cell, tasks)
@@ -145,9 +148,7 @@ Answer = tuple[str, tuple[float, ...] | str]  # hash of the prompt; log-probabil
 
 
 def _compare_answers(mine: Answer, theirs: Answer) -> tuple[bool, float]:
-    """Tell whether an item has the same prompt and prediction, and by how much its
-    log-probabilities differ.
-    """
+    """Return whether prompt and prediction are the same, and the largest gap in nats."""
     if mine[0] != theirs[0]:
         return False, 0.0
     our_values, their_values = mine[1], theirs[1]
@@ -163,7 +164,7 @@ def _compare_answers(mine: Answer, theirs: Answer) -> tuple[bool, float]:
 def score_with_harness(
     model: LanguageModel, cell: Cell, tasks: Path
 ) -> tuple[list[Answer], str, float]:
-    """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
+    """Return the harness's answers in item order, its primary metric, and the figure."""
     from harness.scoring.score import score_task
     from suites.loading.outside import LmEvalTask
 
@@ -184,9 +185,7 @@ def score_with_harness(
 def score_with_lm_eval(
     model: LanguageModel, cell: Cell, tasks: Path
 ) -> tuple[list[Answer], dict[str, Any]]:
-    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time,
-    and its figures.
-    """
+    """Return lm-eval's answers (float32, one row at a time) and its figures by metric."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

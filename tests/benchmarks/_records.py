@@ -1,4 +1,4 @@
-"""Made-up records for the programs that judge judges."""
+"""Made-up records for the programs that test the verdicts."""
 
 from functools import lru_cache
 

@@ -1,5 +1,4 @@
-"""Ours against lm-eval's Hugging Face backend on the same task objects and the same model,
-alternating in one run.
+"""The harness beside lm-eval's Hugging Face backend: same tasks, same model, alternating.
 
 Process CPU seconds of the requests alone (lm-eval's prompt building is the same for both and left
 out). Every pass begins without a journal. The answers of both are compared item by item.
@@ -51,7 +50,7 @@ def requests_of(tasks: dict[str, Any], items: int) -> list[Any]:
 
 
 def timed_answers(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
-    """Ask a model everything; return (CPU seconds, answers)."""
+    """Answer all requests with a model; return (CPU seconds, answers)."""
     began = time.process_time()
     answers = getattr(model, requests[0].request_type)(requests)
     return time.process_time() - began, answers
@@ -72,8 +71,9 @@ def alternate_sides(
     rounds: int,
     ours: int | str = "auto",
 ) -> dict[str, Any]:
-    """Alternate ours and theirs; return the ratio of each round, both sides' seconds and answers,
-    and peak memory rises in bytes.
+    """Alternate both sides; return ratios, CPU seconds, answers and peak memory rises in bytes.
+
+    There is one ratio a round.
     """
     ratios, seconds, peaks = [], {"ours": [], "theirs": []}, {}
     answers = {}
@@ -109,7 +109,7 @@ def memory(field: str) -> int:
 
 
 def compare_choices(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
-    """Return how many items both predict alike, and the largest gap of a log-probability."""
+    """Return how many items both sides predict alike, and the largest log-probability gap."""
     items: dict[tuple[str, int], dict[str, list[float]]] = {}
     for request, mine, theirs in zip(requests, answers["ours"], answers["theirs"], strict=True):
         values = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
@@ -131,8 +131,9 @@ def compare_choices(requests: list[Any], answers: dict[str, list[Any]]) -> dict[
 def errors_against_float64(
     opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8
 ) -> dict[str, object]:
-    """Compare both sides with a float64 forward on the requests where they differ most: whose
-    digits are whose.
+    """Compare both sides with a float64 forward pass where they differ most.
+
+    It shows which side's digits are right.
     """
     import copy
 

@@ -1,5 +1,6 @@
-"""What the SmolLM2 programs share: students made in processes of their own, perplexity, and times
-beside the fp32 base by turns.
+"""What the SmolLM2 programs share: students, perplexity, and speeds beside the fp32 base.
+
+Each student is made in a process of its own; base and student are timed by turns.
 
 The base is SmolLM2-135M-Instruct from a GGUF file named by HARNESS_GGUF, unpacked (it was Q4_1
 once), opened in fp32. Calibration: 128 sequences of 256 tokens of the C4 sample in
@@ -60,8 +61,9 @@ def job_for(folder: Path) -> Any:
 
 
 def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make a student in this process; return the seconds, the rise of the peak over what the
-    imports took, and what the method told.
+    """Make a student in this process; return seconds, bytes, memory rise and the method's notes.
+
+    The rise is that of the peak over the memory after the imports.
     """
     import torch  # noqa: F401
     import transformers  # noqa: F401
@@ -106,8 +108,7 @@ def make_student(name: str, settings: Mapping[str, Any], folder: Path) -> dict[s
 
 
 def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> float:
-    """Return the perplexity per token of a model folder on the windows, each read from its
-    beginning.
+    """Return a model folder's perplexity per token on the windows, each read from its start.
 
     Windows are many rows, which int8 weights multiply by another kernel than the few of decoding;
     that one is asked for by name.
@@ -140,8 +141,7 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
 
 
 def measure_speedups(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
-    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens,
-    prefill at 512.
+    """Return each round's ratios, base over student: decode and prefill at 128, prefill at 512.
 
     `wrap` is put around the student when it is open (`module:function`).
     """
@@ -184,8 +184,9 @@ def measure_speedups(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str,
 
 
 def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int) -> list[Any]:
-    """Return two figures over all students of a program: the longest making, and the largest rise
-    of memory over the fp32 size.
+    """Return two figures over a program's students: the longest seconds, the largest memory rise.
+
+    The rise is a multiple of the fp32 size.
     """
     slowest, largest = (
         max(costs, key=lambda name: costs[name]["seconds"]),
@@ -215,7 +216,7 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
 
 @contextmanager
 def students_folder() -> Any:
-    """Give a folder for students, kept where HARNESS_KEEP names one."""
+    """Yield a folder for students: HARNESS_KEEP if it is set, else a temporary one."""
     folder = os.environ.get("HARNESS_KEEP")
     if folder:
         yield Path(folder)

@@ -1,5 +1,6 @@
-"""Small tokenizers of the families in use, trained on made-up text: how words, spaces, rare letters
-and the ends of texts are marked.
+"""Small tokenizers of the families in use, trained on made-up text.
+
+They differ in how words, spaces, rare letters and the ends of texts are marked.
 """
 
 from collections.abc import Callable, Iterator
@@ -79,8 +80,9 @@ def _with_frame(tokenizer: Any, frame: str) -> Any:
 
 
 def _byte_fallback(normalizer: Any) -> Any:
-    """Return pieces of words marked with `▁`, and a token for every byte that no piece holds (Llama
-    2, Gemma).
+    """Return a tokenizer of pieces marked with `▁`, with a token for each other byte.
+
+    Llama 2 and Gemma have this form.
     """
     from tokenizers import decoders, pre_tokenizers
 
@@ -161,9 +163,7 @@ TOKENIZERS: dict[str, Callable[[], Any]] = {
 
 
 def build_tokenizer(family: str, folder: Path | None = None) -> Any:
-    """Return a family's tokenizer as transformers opens it, saved into a folder where one
-    is given.
-    """
+    """Return a family's tokenizer as transformers opens it; save it if a folder is given."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     inner = TOKENIZERS[family]()

@@ -1,6 +1,4 @@
-"""What benchmarks put around a model: a sleep after each forward pass, a buffer that nobody needs,
-floats of another type.
-"""
+"""Wrappers of models: a sleep after each forward pass, an unused buffer, another float type."""
 
 import time
 from typing import Any

@@ -46,8 +46,9 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 
 
 def try_cell(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
-    """Return "works", "with: SETTING" (that a refusal gave to paste), "refused: LINE" or "breaks:
-    WHAT" for one cell.
+    """Return "works", "with: SETTING", "refused: LINE" or "breaks: WHAT" for one cell.
+
+    SETTING is what the refusal gave to paste.
     """
     import torch
 

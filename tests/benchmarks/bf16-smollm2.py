@@ -1,5 +1,4 @@
-"""The base itself in bf16 beside fp32: what packed weights gain from a processor's bf16
-instructions alone.
+"""The base in bf16 beside fp32: what a processor's bf16 instructions gain by themselves.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/bf16-smollm2.py
 """

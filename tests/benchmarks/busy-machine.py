@@ -1,5 +1,6 @@
-"""Training the embedded student beside four processes that burn the CPU, against a fair share of
-it; and on the idle machine.
+"""Training speed beside four processes that burn the CPU, and on the idle machine.
+
+The first is compared with a fair share of the idle speed.
 
 python tests/benchmarks/busy-machine.py            (ten minutes on two cores; the machine must be
 idle otherwise)
@@ -47,9 +48,7 @@ def burning_processes(count: int) -> Iterator[None]:
 
 
 def train_once(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
-    """Train the embedded student once and return tokens per second, threads and how they waited, as
-    its record says.
-    """
+    """Train the embedded student once; return tokens per second, threads and their waiting."""
     place = Path(tempfile.mkdtemp(dir=folder))
     line = [
         sys.executable,

@@ -1,5 +1,4 @@
-"""Full MMLU, end to end and offline: a small random model as teacher and two students, every item
-of `--data-dir`, no row failed.
+"""Full MMLU offline: a small random teacher and two students on all items of `--data-dir`.
 
 python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N]
 [--keep FOLDER]
@@ -20,9 +19,7 @@ from harness.files.lines import read_json_lines
 
 
 def random_teacher(folder: Path) -> Path:
-    """Save a model of one block with random weights and the embedded tokenizer, unless it
-    is there.
-    """
+    """Save a random model of one block with the embedded tokenizer, unless it is saved already."""
     if (folder / "config.json").exists():
         return folder
     import torch

@@ -1,5 +1,4 @@
-"""Every reader beside harmed files: tracebacks, numbers believed that were not written, readers
-that do not come back.
+"""Each reader with harmed files: tracebacks, false numbers that are believed, and hangs.
 
 python tests/benchmarks/fuzz.py [seed]
 """

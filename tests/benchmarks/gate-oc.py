@@ -1,5 +1,4 @@
-"""The operating characteristic of the gate beside the rules of other projects, on the same draws:
-how often is each right and wrong?
+"""How often the gate is right and wrong, beside the rules of other projects on the same draws.
 
 One row on one task (20,000 draws), and ten rows on three tasks each (1,000 draws), of 100, 250 and
 1,000 items, all through `harness.gate.check.check` on made-up records. *Claim*: students that keep
@@ -53,8 +52,9 @@ Rule = Callable[[Counts, Counts, int], Flags]
 def draw_tables(
     shape: tuple[int, int, int], n: int, flips: float, drops: list[float], seed: int
 ) -> Counts:
-    """Draw tables of one model at 75 % and rows that lose `drops` of it: rows stand against the
-    same outcomes, on every task others.
+    """Draw tables of a model at 75 % and of rows that lose `drops` of it.
+
+    All rows of a draw stand against the same outcomes; each task has its own.
     """
     rows, tasks, draws = shape
     generator = np.random.default_rng([seed, n, rows])
@@ -66,7 +66,7 @@ def draw_tables(
 
 
 def outcomes(cells: Counts) -> tuple[str, str]:
-    """Return outcomes of then and now with these counts."""
+    """Return the outcomes before and after that have these counts."""
     a, b, c, d = map(int, cells)
     return "1" * (a + b) + "0" * (c + d), "1" * a + "0" * b + "1" * c + "0" * d
 
@@ -127,8 +127,9 @@ def passes_any(checked: CheckResult) -> bool:
 def answer_shares(
     tables: Counts, judge: Callable[[Counts], object], *, cells: slice = slice(0, 4)
 ) -> dict[object, float]:
-    """Return how often each answer is given; tables that are alike in the `cells` on which it hangs
-    are judged once.
+    """Return how often each answer occurs.
+
+    Tables that are equal in the `cells` that decide the answer are judged once.
     """
     answer_of_key: dict[bytes, object] = {}
     answers = []
@@ -159,9 +160,7 @@ PEERS: Mapping[str, Rule] = {
 
 
 def peer_shares(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
-    """Return how often each rule calls a check (or one row of it) regressed: any task of
-    any row.
-    """
+    """Return how often each rule calls a check regressed: any task of any row, or of one `row`."""
     judged_tables = tables if row is None else tables[:, row : row + 1]
     before, after = (
         judged_tables[..., 0] + judged_tables[..., 1],
@@ -173,8 +172,9 @@ def peer_shares(tables: Counts, n: int, *, row: int | None = None) -> dict[str, 
 
 
 def tensorrt_catches(rate: float, same: Counts, lower: Counts) -> float:
-    """Return how often a threshold on the drop of two scores catches the first row of `lower`, if
-    it alarms on `same` at this rate.
+    """Return how often a threshold catches the first row of `lower` at this rate of alarms.
+
+    The threshold is one on the drop of two scores; the alarms are those on `same`.
     """
 
     def drops(tables: Counts) -> npt.NDArray[np.int64]:

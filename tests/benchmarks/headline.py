@@ -1,5 +1,4 @@
-"""The headline command as a stranger runs it: from nothing, then again; wall seconds and the
-largest process's memory.
+"""Wall seconds and peak memory of the headline command: from nothing, then cached.
 
 python tests/benchmarks/headline.py [RUNS]
 """

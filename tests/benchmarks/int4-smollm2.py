@@ -1,5 +1,6 @@
-"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode, and calibrated rounding against
-rounding to nearest.
+"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode speed, perplexity.
+
+Calibrated rounding is compared with rounding to nearest.
 
 The base was Q4_1 once (groups of 32), so groups of 64 are compared: rounding to nearest in groups
 of 32 would reproduce it and prove nothing.

@@ -1,5 +1,6 @@
-"""Perplexity of int8 SmolLM2-135M by the kernel that decodes: windows of text are many rows, which
-another kernel multiplies.
+"""Perplexity of int8 SmolLM2-135M by the kernel that decodes.
+
+Windows of text have many rows, which another kernel multiplies.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-few-rows.py
 """

@@ -1,5 +1,6 @@
-"""Int8 weights, and int8 weights with int8 activations, of SmolLM2-135M beside its fp32 base:
-speed, bytes, perplexity.
+"""Int8 weights, without and with int8 activations, of SmolLM2-135M beside its fp32 base.
+
+Speed, bytes and perplexity are measured.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-smollm2.py
 """

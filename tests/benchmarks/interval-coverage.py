@@ -1,5 +1,4 @@
-"""Coverage of the retention intervals, plain and above chance: how often the interval of a draw
-holds the truth it was drawn from.
+"""Coverage of the retention intervals: how often the interval of a draw holds the truth.
 
 Every case of teacher p in {.3, .6, .9}, flips in {5, 15, 30 %}, half, three quarters or all of the
 flips being losses, n in {100, 250, 1,319}, chance 0 or .25. Exact sums over all tables for n up to
@@ -52,8 +51,9 @@ def _masses(n: int, p: float) -> list[tuple[int, float]]:
 
 
 def our_interval_holds(counts: Pairs, truth: float, chance: float) -> bool:
-    """Tell whether our interval of a table holds the truth: the score test does not reject it (the
-    same, without the search for ends).
+    """Tell whether our interval of a table holds the truth, by its score test.
+
+    It is the same statement without the search for the interval's ends.
     """
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0 or (student == 0 and not chance):
@@ -67,7 +67,7 @@ def our_interval_holds(counts: Pairs, truth: float, chance: float) -> bool:
 
 
 def wald_interval_holds(counts: Pairs, truth: float) -> bool:
-    """Tell the same of the usual interval."""
+    """Tell whether the usual (Wald) interval of a table holds the truth."""
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if not teacher or not student:
         return False

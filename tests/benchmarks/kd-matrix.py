@@ -1,5 +1,4 @@
-"""Eight distillations of one teacher with shared caches against the same eight with the teacher
-beside each: cost of a matrix of rows.
+"""The cost of eight distillations of one teacher with shared caches, beside a live teacher.
 
 Response at three temperatures and by JSD, selective by tokens and by rows, two teachers,
 chain-of-thought; a teacher four times the student's size (random weights: what is compared is

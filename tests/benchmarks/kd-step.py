@@ -1,5 +1,4 @@
-"""One optimiser step of `response` from a warm cache against the same step of `sft`: time and peak
-memory, by turns.
+"""One optimiser step of `response` from a warm cache beside one of `sft`: time, peak memory.
 
 Four rows of 256 tokens, half of them trained, student half the teacher's blocks: the embedded pair
 (distributions kept whole) and, where HARNESS_GGUF names it, SmolLM2-135M (the 64 likeliest tokens).

@@ -1,5 +1,6 @@
-"""A small whole run, killed and refused at every write boundary and at random moments, and typed
-again until it is through.
+"""A small run that is killed or refused at each write boundary and at random moments.
+
+The command is repeated until it succeeds.
 
 python tests/benchmarks/kills.py [--seed N] [--stores N] [--only N,M] [--first N] [--crowds 24]
 [--progress FILE] [--lock FILE]
@@ -59,9 +60,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class Turn:
-    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever
-    waits.
-    """
+    """A lock shared with others: held for `LONGEST_TURN` seconds, then given to who waits."""
 
     def __init__(self, lock: Path | None) -> None:
         self.stream = lock.open("a") if lock else None
@@ -81,16 +80,14 @@ class Turn:
 
 
 def chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
-    """Return the cases that were asked for."""
+    """Return the cases that the options select."""
     numbers = {int(text) for text in options.only.split(",") if text}
     some = [case for case in cases if not numbers or case.number in numbers]
     return some[: options.first] if options.first else some
 
 
 def run_case(case: Case, root: Path, undisturbed: Reference, progress: Path | None) -> Outcome:
-    """Try a case, unless it was tried; print a line for every fault and for everything that is
-    wrong.
-    """
+    """Try a case unless it was tried earlier; print a line for each fault and each problem."""
     earlier = _earlier_outcomes(progress)
     outcome = earlier[case.number] if case.number in earlier else try_case(case, root, undisturbed)
     if progress is not None and case.number not in earlier:
@@ -103,7 +100,7 @@ def run_case(case: Case, root: Path, undisturbed: Reference, progress: Path | No
 
 
 def _earlier_outcomes(progress: Path | None) -> dict[int, Outcome]:
-    """Return what came of the cases that were tried before."""
+    """Return the outcomes of the cases that were tried earlier, by number."""
     lines = (
         progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
     )

@@ -1,5 +1,4 @@
-"""Low-rank factors of SmolLM2-135M: whitened against plain SVD at equal ranks, and the full rank
-against the base.
+"""Low-rank factors of SmolLM2-135M: whitened beside plain SVD at equal ranks, and full rank.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/lowrank-smollm2.py
 """
@@ -23,9 +22,7 @@ KEEPS = (0.9, 0.8, 0.6)
 
 
 def full_rank_gap(folder: Path) -> float:
-    """Return the largest difference of logits when every matrix of the blocks is factorised at full
-    rank.
-    """
+    """Return the largest difference of logits with all block matrices factorised at full rank."""
     import torch
     from transformers import AutoModelForCausalLM
 

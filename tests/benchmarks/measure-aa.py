@@ -1,5 +1,4 @@
-"""The same model against itself, twenty times, while another process burns one of the cores in
-bursts.
+"""The same model against itself, twenty times, beside a process that burns a core in bursts.
 
 Its value is how many of the twenty 95 % intervals of the decode ratio hold 1.0; the details give
 prefill, end to end, and how wide the intervals are.

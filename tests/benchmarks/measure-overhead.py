@@ -1,5 +1,6 @@
-"""What the stamps cost: CPU seconds of taking a stamp for each token, over those of decoding it, on
-the fastest model there is.
+"""The cost of stamps: CPU seconds of one stamp a token over those of decoding the token.
+
+The model is the fastest one there is.
 
 The embedded teacher decodes a token in two milliseconds; on any real model the share is smaller.
 The details give the same from paired runs with and without stamps, whose difference drowns in their

@@ -1,5 +1,4 @@
-"""Planted differences: a model that waits a tenth longer per token, twenty times, and one that
-holds 64 MiB more.
+"""Planted differences: a model a tenth slower a token, and one that holds 64 MiB more.
 
 The value is how often the slower one was found (the whole interval of its decode ratio below 1.0).
 

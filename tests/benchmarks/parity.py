@@ -1,5 +1,6 @@
-"""Our scorer beside lm-eval's own evaluation, item by item: architectures, tokenizers, task forms
-and batch sizes, every pair of them.
+"""The harness beside lm-eval's evaluation, item by item, for all pairs of factor values.
+
+The factors are architecture, tokenizer, task form and batch size.
 
 lm-eval's `simple_evaluate` with its own Hugging Face backend runs in float32, one row at a time;
 ours runs at three batch sizes. An item is alike where the prompt is the same and so are the answer
@@ -29,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def finished_cells_path() -> Path:
-    """Name the file of finished cells: by all code that a cell's outcome depends on."""
+    """Return the file of finished cells, named by the digest of the code that they depend on."""
     folder = Path(__file__).parent
     files = [*sorted((ROOT / "harness").glob("*.py")), *sorted((ROOT / "suites").glob("*.py"))]
     files += [folder / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]

@@ -1,5 +1,4 @@
-"""How often the interval of a perplexity ratio holds the truth, with few documents of unequal
-length.
+"""How often the interval of a perplexity ratio holds the truth, with few unequal documents.
 
 Documents are drawn as WikiText's are: their lengths scatter by a factor (log-normal), the student
 loses another number of nats a word on each, more on some than on others. Coverage of the 95 %
@@ -29,8 +28,9 @@ LOSS, LIMIT = math.log(1.05), 1.05  # nats a word that the student loses in the 
 def draw_documents(
     count: int, spread: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return student's and teacher's documents as (log-likelihood, words), the student exactly LOSS
-    a word worse in the population.
+    """Return the student's and the teacher's documents as (log-likelihood, words).
+
+    In the population the student is exactly LOSS a word worse.
     """
     words = np.maximum(20, np.round(np.exp(generator.normal(7.5, spread, count))))
     teacher = -words * generator.normal(3.4, 0.4, count)
@@ -59,8 +59,9 @@ def old_interval(
 def coverage(
     count: int, spread: float, draws: int, generator: np.random.Generator
 ) -> dict[str, float]:
-    """Return how often the interval holds the truth, how often the old one does, and how often a
-    student at the limit passes.
+    """Return how often the new and the old interval hold the truth, and how often a limit passes.
+
+    The student stands exactly at the limit.
     """
     holds, before, passed = 0, 0, 0
     for _ in range(draws):

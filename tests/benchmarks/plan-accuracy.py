@@ -1,5 +1,4 @@
-"""`harness plan` against what then happened: seconds and peak memory of a trained row, for the
-embedded pair and SmolLM2.
+"""`harness plan` beside the run: seconds and peak memory of a trained row, for two models.
 
 The plan is made from the committed study's records (results/embedded) where they are of this kind
 of machine, for another budget and other rows than they were made with; then the same row is run.

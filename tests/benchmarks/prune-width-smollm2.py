@@ -1,5 +1,4 @@
-"""Width cuts of SmolLM2-135M at the method's own default (a fifth of the channels), without and
-with one of three KV groups.
+"""Width cuts of SmolLM2-135M at the default ratio, without and with one of three KV groups.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-width-smollm2.py
 """

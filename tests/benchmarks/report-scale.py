@@ -1,5 +1,6 @@
-"""Seconds and memory of `harness report` on 1,000 records and of `harness check` on 50 rows of
-14,042 items, as whole commands.
+"""Seconds and memory of whole `harness report` and `harness check` commands at scale.
+
+Reported: 1,000 records. Checked: 50 rows of 14,042 items.
 
 python tests/benchmarks/report-scale.py
 """
@@ -23,7 +24,7 @@ def marks(share: float, n: int, draw: random.Random) -> str:
 
 
 def flip_some(before: str, share: float, draw: random.Random) -> str:
-    """Return outcomes of which some were flipped over."""
+    """Return outcomes of which a share is flipped."""
     return "".join(
         ("0" if mark == "1" else "1") if draw.random() < share else mark for mark in before
     )

@@ -1,5 +1,6 @@
-"""Eight-shot GSM8K with chains of thought, 32 problems of mixed lengths, SmolLM2-135M, fp32, two
-cores, 512 new tokens for both.
+"""Eight-shot GSM8K with chains of thought beside lm-eval: 32 problems, SmolLM2-135M, fp32.
+
+Both run on two cores and write at most 512 tokens an answer.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-gsm8k-cot.py [ITEMS] [BATCH
 SIZE OF THE PEER]

@@ -1,5 +1,4 @@
-"""Both embedded tasks, all 1,000 items, teacher `tiny`, against lm-eval's backend at its best batch
-size.
+"""Both embedded tasks (1,000 items, teacher `tiny`) beside lm-eval at its best batch size.
 
 python tests/benchmarks/scoring-mini.py [ROUNDS]
 """

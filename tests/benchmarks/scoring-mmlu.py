@@ -1,5 +1,6 @@
-"""Five-shot MMLU by letters, three subjects (one with a prompt of 2,400 tokens), SmolLM2-135M,
-fp32, two cores.
+"""Five-shot MMLU by letters beside lm-eval: three subjects, SmolLM2-135M, fp32, two cores.
+
+One subject has a prompt of 2,400 tokens.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu.py [ITEMS]
 """

@@ -1,5 +1,6 @@
-"""How often a table names the better of two methods, rightly and wrongly: simulated trainings and
-items through the tables' own test.
+"""How often a table names the better of two methods, rightly and wrongly.
+
+Trainings and items are simulated and judged by the tables' own test.
 
 Two methods are trained s times each and scored on the same n items. An item is right with a
 probability that follows its difficulty and the training's own shift (a normal deviation of 0 to 4
@@ -33,8 +34,9 @@ _Runs = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """Trainings, their deviation, items, and how many items answer by the method's and by the
-    training's own draw.
+    """Trainings, their deviation, items, and the shares of items answered by separate luck.
+
+    Some items follow the method's own draw, some the training's own.
     """
 
     seeds: tuple[int, int]
@@ -45,9 +47,7 @@ class Case:
     gap: float = 0.0
 
     def draw(self, generator: np.random.Generator) -> tuple[_Runs, _Runs, float]:
-        """Return both methods' outcomes (trainings, items), and the true difference of the means in
-        this population of items.
-        """
+        """Return both methods' outcomes (trainings, items) and their true difference."""
         difficulty = np.clip(generator.normal(BASE, 0.25, self.items), 0.05, 0.95)
         common = generator.random(self.items)
         sides = []
@@ -85,8 +85,9 @@ def old_bootstrap(
 
 
 def satterthwaite(ours: _Runs, theirs: _Runs) -> tuple[float, float]:
-    """Return the ends of Student's interval whose one number of degrees of freedom is
-    Satterthwaite's over trainings and items.
+    """Return the ends of Student's interval with Satterthwaite's degrees of freedom.
+
+    The one number of degrees of freedom covers trainings and items together.
     """
     gap = ours.mean() - theirs.mean()
     per_item = ours.mean(axis=0) - theirs.mean(axis=0)
@@ -116,9 +117,7 @@ def equal_cases() -> Iterator[Case]:
 
 
 def judge_case(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
-    """Return the share of draws in which a verdict was given, in which the interval missed the
-    truth, and the same of the old ways.
-    """
+    """Return the shares of draws with a verdict and a missed truth, by the new and old ways."""
     called, missed, sure = 0, 0, 0
     for _ in range(draws):
         ours, theirs, truth = case.draw(generator)
@@ -136,8 +135,9 @@ def judge_case(case: Case, draws: int, generator: np.random.Generator) -> dict[s
 
 
 def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> float:
-    """Return how often the interval of a retention misses: trainings of a student 10 points below a
-    teacher without a draw.
+    """Return how often the interval of a retention misses the truth.
+
+    Trainings of a student 10 points below stand against a teacher without a draw.
     """
     truth, missed = None, 0
     for _ in range(draws):

@@ -1,6 +1,4 @@
-"""docs/architecture.md: its picture is drawn from the imports of today, and the functions that it
-walks through are there.
-"""
+"""docs/architecture.md shows the imports of today, and its walks name functions that exist."""
 
 import ast
 import importlib.util

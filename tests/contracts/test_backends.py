@@ -1,6 +1,4 @@
-"""The contract of everything that answers for a model: the same laws for every backend, and for
-what asks through it.
-"""
+"""The contract of all backends: the same laws for each, and for what scores through it."""
 
 import copy
 import inspect
@@ -50,9 +48,7 @@ def backend(request, embedded, monkeypatch):
 
 
 def log_p_of(opened, row):
-    """Return the log-probabilities (count, V) at a row's last positions, by one bare
-    forward pass.
-    """
+    """Return the log-probabilities (count, V) at a row's last positions, by one forward pass."""
     with torch.inference_mode():
         logits = opened.model(torch.tensor([list(row.ids)])).logits[0].float()
     return torch.log_softmax(logits, -1)[len(row.ids) - row.count - 1 : -1]

@@ -1,5 +1,7 @@
-"""Prose says what records say: every interval in README, findings and docs stands in a committed
-table or benchmark, with its verdict.
+"""Prose says what records say.
+
+Each interval in README, findings and docs stands in a committed table or benchmark, with its
+verdict.
 """
 
 import json
@@ -55,9 +57,7 @@ class Line(NamedTuple):
 
 
 class Quoted(NamedTuple):
-    """An interval as prose prints it: its figure, and half a unit of the last digit of each
-    number.
-    """
+    """An interval as prose prints it: its figure, and half a unit of each number's last digit."""
 
     text: str
     figure: Figure
@@ -205,8 +205,9 @@ def seen_from(row: str, other: str, lines: tuple[Line, ...]) -> list[Line]:
 
 
 def contradicted(text: str, lines: tuple[Line, ...]) -> list[str]:
-    """Return what a text says of two rows and no line does: "`a` is 3 [1, 5] above `b`", "`a` is
-    better than `b`".
+    """Return what a text claims of two rows and no line supports.
+
+    Claims look like "`a` is 3 [1, 5] above `b`" and "`a` is better than `b`".
     """
     wrong = []
     for sentence in sentences(text):

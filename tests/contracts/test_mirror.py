@@ -1,6 +1,4 @@
-"""Tests stand where the code stands: `tests/<package>/test_<module>.py` is about
-`<package>/<module>.py`.
-"""
+"""Tests mirror the code: `tests/<package>/test_<module>.py` tests `<package>/<module>.py`."""
 
 import ast
 from pathlib import Path
@@ -31,8 +29,9 @@ def mirrored():
 
 
 def modules_of(name):
-    """Return where the module that a file of tests names may stand: a room of the harness, a
-    package beside it, or the room itself.
+    """Return the paths of the module that a test file may name.
+
+    They lie in a room of the harness, in a package beside it, or are the room itself.
     """
     path = Path(name)
     module = path.with_name(path.name.removeprefix("test_"))
@@ -70,8 +69,9 @@ def test_a_file_without_a_module_is_found():
 
 
 def quick(path):
-    """Return the tests of a file that `-m "not slow"` runs: neither marked, nor asking for what
-    conftest calls expensive.
+    """Return a file's tests that `-m "not slow"` runs.
+
+    They are not marked slow and use no fixture that conftest calls expensive.
     """
     body = ast.parse((TESTS / "conftest.py").read_text(encoding="utf-8")).body
     expensive = next(

@@ -1,6 +1,4 @@
-"""How others install it: metadata that an index takes, versions that are stated once, and what a
-user's own folder of one of our names does.
-"""
+"""Installing: metadata that an index accepts, versions stated once, a user's folder of our name."""
 
 import os
 import re

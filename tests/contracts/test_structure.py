@@ -1,5 +1,6 @@
-"""The house stands: every room says what it is for, imports go down only, and a planted import of
-each forbidden kind is refused.
+"""The house stands: each room says what it is for, and imports only go down.
+
+A planted import of each forbidden kind is refused.
 """
 
 import ast
@@ -42,9 +43,7 @@ PACKAGES = sorted(
 
 
 def planted() -> dict[str, list[str]]:
-    """Return what no module of a room may import, by room: what stands above or beside it, and what
-    is kept from it.
-    """
+    """Return what each room may not import: rooms above or beside it, and forbidden packages."""
     forbidden: dict[str, list[str]] = {}
     above: list[str] = []
     for layer in LAYERS:

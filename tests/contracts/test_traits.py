@@ -1,5 +1,6 @@
-"""What a method declares: read from one place, refused where it is unknown, misspelt, of a wrong
-type or stated twice.
+"""What a method declares is read from one place and refused where it is wrong.
+
+Wrong is: unknown, misspelt, of a wrong type, or stated twice.
 """
 
 import ast
@@ -37,9 +38,7 @@ from methods.base import settings
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Return a function that loads a class `Mine` from source as the registry loads one of another
-    package.
-    """
+    """Return a function that loads a class `Mine` from source, as the registry loads a plug-in."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def loaded(body, *, head=HEAD, build=None):
@@ -364,8 +363,9 @@ def python_of(folder):
 
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
-    """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a
-    method's, which reads no value.
+    """A default would hide a misspelt trait.
+
+    `closure` asks whether a base class is a method's; it reads no value.
     """
     traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_batch_size"}
     for name, tree in python_of(folder):

@@ -1,6 +1,4 @@
-"""What the steps share: where they run, at which sizes, how a part is run and kept, models of real
-shapes with random weights.
-"""
+"""What the steps share: device, sizes, running and keeping of parts, random models."""
 
 import json
 import os
@@ -83,8 +81,9 @@ class Kit:
     def part(
         self, name: str, work: Callable[[], Figures], *, needs: float = 0.0, seconds: float = 30
     ) -> None:
-        """Run one part unless it is finished; keep its figures, or why it was skipped or failed,
-        before the next begins.
+        """Run a part unless it is finished; keep its figures, or why it was skipped or failed.
+
+        The result is written before the next part begins.
 
         `needs` is device memory in bytes, `seconds` what the part takes on a card; with less left
         of either it is skipped and says both.
@@ -139,9 +138,7 @@ class Kit:
     def python(
         self, *arguments: str, timeout: float = 400, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run Python with the packed folder and this tree in front of everything else; its output
-        comes back as text.
-        """
+        """Run Python with packed folder and tree first on the path; return its text output."""
         command, variables = [sys.executable, *arguments], self.environment(**environment)
         timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         try:

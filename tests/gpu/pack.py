@@ -1,5 +1,6 @@
-"""Gathers what a bare machine with torch and transformers lacks into one folder: `python
-tests/gpu/pack.py [--out build/gpu-pack]`.
+"""Gathers into one folder what a machine with only torch and transformers lacks.
+
+Type: `python tests/gpu/pack.py [--out build/gpu-pack]`.
 
 The folder goes with the tree and in front of the import path; nothing is installed there. Wheels
 come from the package index for that machine's Python, at the versions of this environment but for
@@ -94,9 +95,7 @@ def _copy(name: str, out: Path) -> None:
 
 
 def _files_of(name: str) -> Iterator[metadata.PackagePath]:
-    """Yield a package's own files: no scripts outside the site folder, no byte code; of lm-eval's
-    tasks those that are used.
-    """
+    """Yield a package's own files: no scripts, no byte code, and lm-eval's tasks in use."""
     for file in metadata.files(name) or ():
         outside = ".." in file.parts or file.suffix == ".pyc"
         unused = (

@@ -1,5 +1,6 @@
-"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`. What each step
-shows stands in README.md beside this.
+"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`.
+
+README.md beside this file says what each step shows.
 
 Each step writes `step-N.json` into the folder of `--out`, part by part; the same command goes on
 where it was stopped. Exits 0 when every part is done or was skipped with its numbers, 1 when one
@@ -49,7 +50,7 @@ NEEDED = (
 
 
 def main() -> int:
-    """Run the steps that are asked for."""
+    """Run the steps of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "steps",
@@ -107,9 +108,7 @@ def main() -> int:
 
 
 def _prepare(pack: Path | None) -> None:
-    """Put the packed folder and this tree in front of the import path, and keep everything off the
-    network.
-    """
+    """Put the packed folder and this tree first on the import path; keep everything offline."""
     sys.path[:0] = [str(path) for path in (pack, ROOT, Path(__file__).parent) if path is not None]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -152,9 +151,7 @@ def _say_what_is_odd() -> None:
 
 
 def _code() -> str:
-    """Return the digest of the code that is tried: a tree that was copied to the machine has no
-    commit.
-    """
+    """Return the digest of the code under test: a tree copied to the machine has no commit."""
     from harness.files.digests import digest_of, file_digest
 
     files = [
@@ -166,9 +163,7 @@ def _code() -> str:
 
 
 def _work(options: argparse.Namespace) -> Path:
-    """Return the folder of stores and models: the figures' neighbour, so that a run that was
-    stopped goes on.
-    """
+    """Return the folder of stores and models beside the figures, where a stopped run continues."""
     folder: Path = options.out.resolve().with_name(f"{options.out.resolve().name}-work")
     folder.mkdir(parents=True, exist_ok=True)
     return folder

@@ -1,6 +1,4 @@
-"""Step 0: what is there. Versions, the card and who else is on it, which attention runs for which
-mask, the tests marked `gpu`.
-"""
+"""Step 0: versions, the card and its users, attention kernels by mask, tests marked `gpu`."""
 
 import re
 import warnings
@@ -42,9 +40,7 @@ def card() -> Figures:
 
 
 def attention(kit: Kit) -> Figures:
-    """Return, for each mask that the harness uses, which kernels take it and their milliseconds,
-    and which one torch picks.
-    """
+    """Return, for each mask in use, the kernels that accept it, their ms, and torch's choice."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -81,8 +77,9 @@ def attention(kit: Kit) -> Figures:
 
 
 def marked_tests(kit: Kit) -> Figures:
-    """Run the tests marked `gpu`; every one must pass. The stand-in card has no allocator that
-    counts.
+    """Run the tests marked `gpu`; all must pass.
+
+    The stand-in card has no allocator that counts.
     """
     done = kit.python(
         "-m",

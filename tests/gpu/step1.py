@@ -1,6 +1,4 @@
-"""Step 1: the embedded pair through the command line on the card, against the CPU, killed and gone
-on with, reported and checked.
-"""
+"""Step 1: the embedded pair by command line on the card: beside the CPU, resumed, checked."""
 
 import json
 import os
@@ -26,9 +24,7 @@ KEEPS = {"int8": 0.03, "int4": 0.15}
 
 
 def run(kit: Kit) -> None:
-    """Run the step's parts; stores and caches lie beside the figures, so that a run that was
-    stopped goes on.
-    """
+    """Run the step's parts; stores lie beside the figures, so that a stopped run continues."""
     kit.part(
         "packed and cut",
         lambda: rows_of(kit, DRY_PACKED if kit.dry else PACKED),
@@ -93,8 +89,9 @@ def _samples(store: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def _succeeded(done: subprocess.CompletedProcess[str], store: Path) -> list[dict[str, Any]]:
-    """Return a run's records; raise with its last lines and the rows that failed where it did not
-    end well.
+    """Return a run's records.
+
+    Raises `RuntimeError` with the last lines and the failed rows if the run did not succeed.
     """
     records = _records(store)
     bad = [
@@ -111,8 +108,9 @@ def _succeeded(done: subprocess.CompletedProcess[str], store: Path) -> list[dict
 
 
 def rows_of(kit: Kit, methods: str) -> Figures:
-    """Some rows on the card, beside their teacher, in one store: a row that is slow leaves those
-    before it finished.
+    """Run some rows and their teacher on the card in one store.
+
+    A row that is slow leaves the rows before it finished.
     """
     began = time.monotonic()
     done = kit.harness(
@@ -172,9 +170,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_cpu(kit: Kit) -> Figures:
-    """The teacher at float32 on the card and on the CPU: the same answers, log-probabilities within
-    rounding.
-    """
+    """Compare the float32 teacher on card and CPU: same answers, equal up to rounding."""
     rows = {}
     for device in ("cuda", "cpu"):
         store = kit.work / f"fp32-{device}"
@@ -221,9 +217,7 @@ def against_cpu(kit: Kit) -> Figures:
 
 
 def flips(kit: Kit) -> Figures:
-    """The bfloat16 teacher of the run against the float32 one, beside the noise floor that the run
-    itself measured.
-    """
+    """Compare the bfloat16 teacher with the float32 one, beside the noise floor of the run."""
     half, full = _samples(kit.work / "pair"), _samples(kit.work / "fp32-cuda")
     [teacher] = [record for record in _records(kit.work / "pair") if record["method"] == "teacher"]
     floors = {
@@ -256,9 +250,7 @@ def flips(kit: Kit) -> Figures:
 
 
 def killed(kit: Kit) -> Figures:
-    """A training that is killed without warning goes on from its last saved state, and its row ends
-    well.
-    """
+    """Kill a training without warning; it must resume from its last state and succeed."""
     store = kit.work / "killed"
     shutil.rmtree(store, ignore_errors=True)
     # a toy of two steps may be over before it is killed

@@ -1,5 +1,6 @@
-"""Step 3: scoring at real shapes. MMLU-shaped packs with and without cuDNN's attention, decoding,
-and a teacher read at 152k ids.
+"""Step 3: scoring at real shapes: MMLU-shaped packs, decoding, a teacher read at 152k ids.
+
+Packs run with and without cuDNN's attention.
 """
 
 import random
@@ -22,9 +23,7 @@ def run(kit: Kit) -> None:
 
 
 def _subject(kit: Kit, questions: int, vocabulary: int) -> list[list[int]]:
-    """Return the prompts of one subject in token ids: five shots in front of each question, as long
-    as MMLU's are.
-    """
+    """Return a subject's prompts as token ids: five shots and a question, as long as MMLU's."""
     draw = random.Random(0)
     shots, length = (40, 12) if kit.dry else (450, 105)
     before = [draw.randrange(vocabulary) for _ in range(shots)]
@@ -49,9 +48,7 @@ def _plain(opened: Any) -> Iterator[None]:
 
 
 def packs(kit: Kit) -> Figures:
-    """Log-probabilities of four letters a question: the shared path with cuDNN's attention on and
-    off, and padded batches.
-    """
+    """Score four letters a question: the shared path with and without cuDNN, and padded batches."""
     import torch
 
     from harness.scoring.backend import LikelihoodRequest
@@ -105,9 +102,7 @@ def packs(kit: Kit) -> Figures:
 
 
 def decoding(kit: Kit) -> Figures:
-    """512 answers of 128 tokens at once, beside transformers' own `generate` on the same
-    prompts.
-    """
+    """Decode 512 answers of 128 tokens at once, beside transformers' `generate`."""
     import torch
 
     from harness.scoring.generation import generate
@@ -162,9 +157,7 @@ def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
 
 
 def reading(kit: Kit) -> Figures:
-    """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept;
-    beside a bare forward pass.
-    """
+    """Read a teacher's 64 likeliest tokens over training rows, beside a bare forward pass."""
     import torch
 
     from harness.scoring.plain import left_padded

@@ -1,5 +1,4 @@
-"""Step 6: the stopwatch on the card. A model against itself, 7B against 1.5B, a planted wait, a
-planted buffer, and what a graph gives.
+"""Step 6: the stopwatch on the card: A/A, 7B against 1.5B, a planted wait and buffer, a graph.
 
 The measured processes open a folder as they always do. It holds the configuration and one small
 tensor's worth of model; what is put around it (`step6:large`) builds the large model of random
@@ -59,8 +58,9 @@ def large(model: Any) -> Any:
 
 
 def slower(model: Any) -> Any:
-    """Return the large model with each forward pass a tenth longer, waiting on the host after the
-    card is done.
+    """Return the large model with each forward pass a tenth longer.
+
+    The host waits after the card is done.
     """
     import torch
 
@@ -92,8 +92,9 @@ def heavier(model: Any) -> Any:
 
 
 def _folder(kit: Kit, name: str) -> Any:
-    """Return a folder that stands for a large model: a real configuration's context and vocabulary,
-    toy weights.
+    """Return a folder that stands for a large model: a real configuration with toy weights.
+
+    Context and vocabulary are those of the real model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -159,9 +160,7 @@ def _speedups(timings: dict[str, Any]) -> Figures:
 
 
 def ratio(kit: Kit, student: str, base: str) -> Figures:
-    """Time one shape against another by turns; a shape against itself must give an interval that
-    holds 1.
-    """
+    """Time one shape against another by turns; against itself the interval must hold 1."""
     timings = _measured(kit, student, base)
     figures = _speedups(timings)
     if student == base:
@@ -184,9 +183,7 @@ def ratio(kit: Kit, student: str, base: str) -> Figures:
 
 
 def planted_wait(kit: Kit) -> Figures:
-    """A model that waits a tenth longer a step must be found slower: the whole interval of its
-    decode ratio below 1.
-    """
+    """Time a model that waits a tenth longer a step: its decode interval must lie below 1."""
     timings = _measured(kit, "1.5B", "1.5B", wrap="slower", grid="8x1x4" if kit.dry else "128x1x64")
     [decode] = [
         measurement for (name, _), measurement in timings["by"].items() if name == "decode_speedup"
@@ -202,7 +199,7 @@ def planted_wait(kit: Kit) -> Figures:
 
 
 def planted_buffer(kit: Kit) -> Figures:
-    """A model that holds 64 MiB more must weigh 64 MiB more."""
+    """Weigh a model that holds 64 MiB more: it must weigh 64 MiB more."""
     weights = {}
     for wrap in ("large", "heavier"):
         timings = _measured(kit, "1.5B", None, wrap=wrap, grid="8x1x2")
@@ -218,8 +215,9 @@ def planted_buffer(kit: Kit) -> Figures:
 
 
 def captured(kit: Kit) -> Figures:
-    """One decoding step over a static cache, launched kernel by kernel and as a captured graph:
-    what launches cost at batch 1.
+    """Time a decoding step over a static cache, by kernel launches and as a captured graph.
+
+    The difference is what launches cost at batch 1.
     """
     figures: Figures = {}
     seconds: dict[tuple[str, str], float] = {}
@@ -255,8 +253,9 @@ def captured(kit: Kit) -> Figures:
 
 
 def _step(kit: Kit, model: Any) -> Callable[[], None]:
-    """Return a function that decodes one token behind 128 that are held; each call adds one to the
-    cache, which has room for 400.
+    """Return a function that decodes one token behind a cache of 128 tokens.
+
+    Each call adds one token; the cache has room for 400.
     """
     import torch
     from transformers import StaticCache

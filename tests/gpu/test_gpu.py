@@ -1,6 +1,4 @@
-"""GPUs without one: which is chosen and why not, what names it in keys and tables, and the
-verification kit on a stand-in card.
-"""
+"""The choice of a GPU, its name in keys and tables, and the verification kit on a stand-in card."""
 
 import json
 import os

@@ -1,5 +1,6 @@
-"""Tiny random models of many architecture families, from transformers' configurations: four blocks
-(or what a family needs), 32 wide.
+"""Tiny random models of many architecture families, by transformers' configurations.
+
+They have four blocks (or what a family needs) and a width of 32.
 """
 
 from collections.abc import Mapping
@@ -317,8 +318,9 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def random_family(name: str, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """Return a random model of a family, in eval mode; `spread` is its weights' deviation: small
-    ones hide what a cut does.
+    """Return a random model of a family in eval mode; `spread` is the deviation of its weights.
+
+    Small weights would hide what a cut does.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

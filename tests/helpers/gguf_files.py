@@ -1,6 +1,4 @@
-"""Small GGUF files of a Llama of one block, in any kind of tensor that the gguf package can
-read.
-"""
+"""Small GGUF files of a Llama of two blocks, in all tensor kinds that the gguf package reads."""
 
 import json
 from pathlib import Path
@@ -12,8 +10,9 @@ WIDTH, INNER, HEADS, LAYERS = 256, 512, 4, 1  # a K kind packs blocks of 256
 
 
 def packed(values: "np.ndarray", kind: str, *, seed: int) -> "np.ndarray":
-    """Return a matrix in a kind: rounded by gguf's own code, or, for kinds that it only reads,
-    random codes with small scales.
+    """Return a matrix packed in a kind, rounded by gguf's own code.
+
+    For kinds that gguf only reads, the codes are random and the scales small.
     """
     import gguf
 
@@ -46,8 +45,9 @@ def _scales(kind: str, size: int) -> tuple[int, ...]:
 def write_llama(
     path: Path, kinds: dict[str, str], tokenizer: Path, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Write a file whose matrices have the kind "" names, or their own; return each tensor's packed
-    form and its kind, by its GGUF name.
+    """Write a Llama file; return each tensor's packed data and kind, by its GGUF name.
+
+    `kinds` maps a tensor's name to its kind; "" is the kind of the other matrices.
     """
     import gguf
 

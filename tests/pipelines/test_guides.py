@@ -1,5 +1,6 @@
-"""The guides for authors, typed as they stand: packages outside the repository, made of a page's
-files, whose commands and tests are run.
+"""The guides for authors as they stand: a page's files become a package that is run and tested.
+
+The package lies outside the repository.
 """
 
 import os

@@ -52,9 +52,7 @@ write_atomically(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "
 
 
 def struck(root, **fault):
-    """Write a file of 100 bytes in a process that a fault waits for; return its exit code, the
-    names left, and its events.
-    """
+    """Write a file of 100 bytes in a process with a fault; return exit code, names and events."""
     (root / "store" / "runs").mkdir(parents=True)
     environment = {
         **os.environ,
