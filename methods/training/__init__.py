@@ -13,6 +13,7 @@ __all__ = [
     "divergences",
     "embedded_teachers",
     "loop",
+    "lora",
     "losses",
     "meter",
     "noise",
