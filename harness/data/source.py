@@ -97,16 +97,16 @@ class LocalOrHubData:
         malformed file.
         """
         path = self.file(relative, wanted=wanted)
-        numbered_rows, is_complete = _parsed_rows(path, *_file_stamp(path))
+        lines, is_complete = _parsed_rows(path, *_file_stamp(path))
         self._check_count(
             path,
             relative,
-            len(numbered_rows),
+            len(lines),
             is_complete=is_complete,
             expected=expected,
             unit="rows",
         )
-        for number, row in numbered_rows:
+        for number, row in lines:
             missing = [name for name in fields if name not in row]
             if missing:
                 raise HarnessError(
@@ -116,7 +116,7 @@ class LocalOrHubData:
             problem = check(row) if check else None
             if problem:
                 raise HarnessError(f"{path}, line {number}: {problem}")
-        return [row for _, row in numbered_rows]
+        return [row for _, row in lines]
 
     def text(
         self, relative: str, *, expected: int | None = None, wanted: Sequence[str] = ()

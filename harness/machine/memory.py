@@ -25,7 +25,7 @@ def return_freed_memory() -> None:
 
 
 def reset_peak() -> bool:
-    """Reset this process's peak resident memory (VmHWM) to its current size; False if that fails.
+    """Reset this process's peak of resident memory (VmHWM) to its current size; False if it fails.
 
     Freed memory that the allocator still holds is returned first, or the next run would reuse it
     and raise nothing.

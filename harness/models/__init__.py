@@ -12,6 +12,7 @@ __all__ = [
     "bounded",
     "checkpoint",
     "depth",
+    "dimensions",
     "encoding",
     "foreign",
     "language_model",

@@ -272,7 +272,6 @@ def stored_dtype(checkpoint: Checkpoint) -> "torch.dtype":
         "F16": torch.float16,
         "BF16": torch.bfloat16,
     }
-    _, kind = max(
-        (count, kind) for _, kind, count in stored_tensors(checkpoint.path) if kind in dtypes
-    )
-    return dtypes[kind]
+    floats = [tensor for tensor in stored_tensors(checkpoint.path) if tensor.dtype in dtypes]
+    largest = max(floats, key=lambda tensor: (tensor.numel, tensor.dtype))
+    return dtypes[largest.dtype]

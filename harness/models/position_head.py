@@ -37,8 +37,9 @@ class PositionHead:
         *,
         through: Any = None,
     ) -> "torch.Tensor":
-        """Return logits (N, V) at the positions (B, T-1) that are wanted; `through` is the wrapped
-        model, where training wraps it.
+        """Return logits (N, V) at the N positions that `selected` (B, T-1) marks.
+
+        `through` is the wrapped model, where training wraps it.
         """
         self._selected = selected
         try:

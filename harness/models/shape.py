@@ -1,28 +1,25 @@
-"""What a model weighs and computes, by formula from its configuration: bytes, keys and values,
-FLOPs. No torch.
+"""What a model weighs and computes, by formula from its configuration. No torch.
 
-Used where nothing has run yet (plans, skipping what cannot fit), and beside what was measured: the
-two must agree. FLOPs: one multiply-add is 2; a forward pass costs 2 for each weight outside the
-embedding, the head and attention included; a backward pass twice that (Kaplan et al., 2020, section
-2.1).
+Bytes, keys and values, FLOPs: used where nothing has run yet (plans, skipping what cannot fit), and
+compared with what was measured. FLOPs: one multiply-add is 2; a forward pass costs 2 for each
+weight outside the embedding, the head and attention included; a backward pass twice that (Kaplan et
+al., 2020, section 2.1).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.errors import HarnessError, in_one_line
 from harness.models.checkpoint import header_entries, read_model_json, weight_files
+from harness.models.dimensions import dimensions_of
 
 MAX_BATCH_ROWS = {"cpu": 352, "cuda": 512}  # decoded together, where memory allows
-MAX_DENSE_VOCABULARY = 2_048  # vocabularies up to this are cached whole
-# of a weight in training: in fp32 itself, its gradient and Adam's two moments (Rajbhandari et al.,
-# 2020)
+MAX_DENSE_VOCABULARY = 2_048  # distributions over a larger one are cached as their top tokens
+# The weight, its gradient and Adam's two moments, each in fp32 (Rajbhandari et al., 2020).
 TRAINING_BYTES_PER_WEIGHT = 16
-# bytes of keys and values in use on a CPU: more rows at once than fit help it little
-CPU_KV_BYTES = 2**28
+CPU_KV_BYTES = 2**28  # of keys and values on a CPU: a larger batch helps it little
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 _STORED_BYTES = {
     "F64": 8,
@@ -41,34 +38,11 @@ _STORED_BYTES = {
     "U32": 4,
     "U64": 8,
 }
-_LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
-_HEADS = ("num_attention_heads", "n_head", "num_heads", "n_heads")
-_WIDTHS = ("hidden_size", "n_embd", "d_model")
-# whatever their configurations call heads divides a state
-_HEADLESS = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
-# of layers, in whose stead of keys and values stands a state
-_STATE_KINDS = ("linear", "conv", "mamba", "recurrent", "state")
-_NO_MIXING = ("mlp", "moe")  # of layers that keep nothing
-_STATES = ("mamba_d_state", "state_size", "ssm_state_size", "lru_width")
-_PLAIN_FEED_FORWARD = {
-    "gpt2",
-    "gpt_neo",
-    "gpt_neox",
-    "gptj",
-    "opt",
-    "bloom",
-    "phi",
-    "falcon",
-    "mpt",
-    "starcoder2",
-    "gpt_bigcode",
-    "rwkv",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """A decoder's shape: what its memory and its work follow from."""
+    """A decoder's shape, from which its memory and its work follow."""
 
     name: str
     layers: int
@@ -81,12 +55,12 @@ class Shape:
     context: int
     tied: bool
     gated: bool = True  # three matrices in a feed-forward, else two
-    window: int | None = None  # of the layers that see only so many tokens
-    windowed: int = 0  # how many layers do
-    experts: int = 0  # of a mixture: the counts of weights below are those of a dense model
-    # layers that keep a state beside or in place of keys and values; the arithmetic knows no states
+    window: int | None = None  # tokens that a windowed layer sees
+    windowed: int = 0  # layers with a window
+    experts: int = 0  # of a mixture; weights below are counted as those of a dense model
+    # layers that keep a state beside or in place of keys and values; states are not counted below
     stateful: int = 0
-    attending: int | None = None  # layers that keep keys and values, where not all do
+    attending: int | None = None  # layers that keep keys and values; None for all
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
@@ -94,95 +68,14 @@ class Shape:
         return cls.of_config(read_model_json(folder / "config.json"), name=name or folder.name)
 
     @classmethod
-    def of_config(cls, told: Mapping[str, Any], *, name: str) -> "Shape":
-        """Read a transformers configuration; the older names of GPT-2's family are understood, and
-        models without heads have none.
-        """
-        config = (
-            told["text_config"]
-            if isinstance(told.get("text_config"), Mapping) and told["text_config"]
-            else told
-        )
-
-        def value(*names: str, default: Any = None) -> Any:
-            return next((config[one] for one in names if config.get(one) is not None), default)
-
-        needed = {
-            "a width": value(*_WIDTHS),
-            "a number of layers": value(*_LAYERS),
-            "a vocabulary": value("vocab_size"),
-        }
-        missing = next((word for word, number in needed.items() if number is None), None)
-        if missing:
-            raise HarnessError(
-                f"the configuration of {name} names {missing} in no form known here: it cannot be "
-                "measured or planned"
-            )
-        try:
-            return cls._of_values(told, config, value, name=name)
-        except (ArithmeticError, TypeError, ValueError) as problem:
-            raise HarnessError(
-                f"the configuration of {name} states counts that are none ({in_one_line(problem)})"
-            ) from problem
-
-    @classmethod
-    def _of_values(
-        cls,
-        told: Mapping[str, Any],
-        config: Mapping[str, Any],
-        value: Callable[..., Any],
-        *,
-        name: str,
-    ) -> "Shape":
-        hidden, heads, layers = _number(value(*_WIDTHS)), _heads(config), _number(value(*_LAYERS))
-        kinds = _kinds(config, layers) if heads else ["state"] * layers
-        windowed = sum("sliding" in kind for kind in kinds)
-        if (
-            not config.get("layer_types")
-            and config.get("sliding_window")
-            and config.get("use_sliding_window", "use_sliding_window" not in config)
-        ):
-            windowed = layers
-        attending = sum(
-            not any(word in kind for word in (*_STATE_KINDS, *_NO_MIXING)) for kind in kinds
-        )
-        # Falcon-H1: every layer attends and keeps a state
-        both = any(config.get(key) for key in _STATES) and attending == layers
-        return cls(
-            name=name,
-            layers=layers,
-            hidden=hidden,
-            heads=heads,
-            kv_heads=_kv_heads(config, heads),
-            head_size=_number(value("head_dim", default=hidden // heads)) if heads else 0,
-            intermediate=_number(
-                value(
-                    "intermediate_size",
-                    "n_inner",
-                    "ffn_dim",
-                    default=config.get("expand", 4) * hidden,
-                )
-            ),
-            vocabulary=int(value("vocab_size")),
-            context=int(
-                value("max_position_embeddings", "n_positions", "context_length", default=2048)
-            ),
-            tied=bool(told.get("tie_word_embeddings", config.get("tie_word_embeddings", True))),
-            gated=config.get("model_type") not in _PLAIN_FEED_FORWARD,
-            window=config.get("sliding_window") if windowed else None,
-            windowed=windowed,
-            experts=_number(
-                value("num_experts", "num_local_experts", "n_routed_experts", default=0)
-            ),
-            stateful=layers
-            if both
-            else sum(any(word in kind for word in (*_STATE_KINDS, "hybrid")) for kind in kinds),
-            attending=None if attending == layers else attending,
-        )
+    def of_config(cls, config: Mapping[str, Any], *, name: str) -> "Shape":
+        """Read a transformers configuration; raises `HarnessError` where it lacks a dimension."""
+        return cls(name=name, **dimensions_of(config, name=name))
 
     def shallower(self, share: float) -> "Shape":
-        """Return the shape of a depth cut: a share of the blocks, rounded half up, at least one,
-        and of each kind as large a share.
+        """Return the shape of a depth cut: a share of the blocks, and of each kind of block.
+
+        Counts are rounded half up; at least one block is left.
         """
         kept = max(1, int(self.layers * share + 0.5))
 
@@ -208,20 +101,17 @@ class Shape:
 
     @property
     def body(self) -> int:
-        """Weights of the blocks: attention, feed-forward, norms; of a model without heads, what its
-        widest products have.
+        """Weights of the blocks: attention, feed-forward, norms.
+
+        Of a model without heads, those of its largest products.
         """
-        # Mamba: into twice the inner width and out; RWKV: five squares, and a feed-forward of two
-        # matrices
-        if not self.heads:
-            block = (
-                3 * self.hidden * self.intermediate
-                if self.gated
-                else self.hidden * (5 * self.hidden + 2 * self.intermediate)
-            )
-            return self.layers * (block + 2 * self.hidden) + self.hidden
-        attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
         feed_forward = (3 if self.gated else 2) * self.hidden * self.intermediate
+        if self.heads:
+            attention = self.hidden * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        elif self.gated:
+            attention = 0  # Mamba: into twice the inner width, and out of it
+        else:
+            attention = 5 * self.hidden * self.hidden  # RWKV: five squares
         return self.layers * (attention + feed_forward + 2 * self.hidden) + self.hidden
 
     @property
@@ -235,87 +125,30 @@ class Shape:
         return self.body + self.embedding * (1 if self.tied else 2)
 
     def kv_bytes(self, *, batch: int, tokens: int, item: int) -> int:
-        """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d
-        bytes; a windowed layer holds its window.
+        """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d.
+
+        `item` is the bytes of one number. A windowed layer holds its window.
         """
         row = 2 * self.kv_heads * self.head_size * item * batch
-        short = min(tokens, self.window) if self.window else tokens
+        window = min(tokens, self.window) if self.window else tokens
         attending = self.layers if self.attending is None else self.attending
-        return row * ((attending - self.windowed) * tokens + self.windowed * short)
+        return row * ((attending - self.windowed) * tokens + self.windowed * window)
 
     def forward_flops(self, length: float) -> float:
-        """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens
-        (half of it seen on average).
+        """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens.
+
+        A token sees half the sequence on average.
         """
         attention = 4 * self.layers * self.heads * self.head_size * length / 2
         return 2.0 * (self.body + self.embedding) + attention
 
     def decode_bytes(self, *, batch: int, tokens: int, item: int) -> int:
-        """Return the bytes that one decoding step reads: every weight but the unused embedding
-        rows, and the keys and values.
+        """Return the bytes that a decoding step reads.
+
+        All weights but the unused embedding rows, and the keys and values.
         """
-        return (self.body + self.embedding) * item + self.kv_bytes(
-            batch=batch, tokens=tokens, item=item
-        )
-
-
-def _number(value: Any) -> int:
-    """Read a number; a list that gives one to each layer counts as its mean, rounded up, and layers
-    without as none.
-    """
-    if isinstance(value, list | tuple):
-        return math.ceil(sum(each or 0 for each in value) / max(1, len(value)))
-    return int(value)
-
-
-def _heads(config: Mapping[str, Any]) -> int:
-    """Return the query heads of an attention layer, 0 where no layer attends."""
-    if config.get("model_type") in _HEADLESS:
-        return 0
-    return _number(next((config[name] for name in _HEADS if config.get(name) is not None), 0))
-
-
-def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
-    """Return the heads of keys and values; Falcon says it in words of its own."""
-    if not heads:
-        return 0
-    if config.get("model_type") == "falcon":
-        return (
-            int(config.get("num_kv_heads") or heads)
-            if config.get("new_decoder_architecture")
-            else 1
-            if config.get("multi_query")
-            else heads
-        )
-    own = config.get("num_key_value_heads")
-    return _number(heads if own is None else own)
-
-
-def _kinds(config: Mapping[str, Any], layers: int) -> list[str]:
-    """Return what each layer is, in whichever way the configuration says it; attention where it
-    says nothing.
-    """
-    listed = next(
-        (
-            config[name]
-            for name in ("layer_types", "layers_block_type", "block_types")
-            if config.get(name)
-        ),
-        None,
-    )
-    if listed:
-        return [str(listed[index % len(listed)]) for index in range(layers)]
-    if config.get("attn_layer_indices") is not None:
-        return [
-            "attention" if index in config["attn_layer_indices"] else "mamba"
-            for index in range(layers)
-        ]
-    if config.get("attn_layer_period"):
-        period, offset = config["attn_layer_period"], config.get("attn_layer_offset") or 0
-        return [
-            "attention" if index % period == offset % period else "mamba" for index in range(layers)
-        ]
-    return ["attention"] * layers
+        weights = self.body + self.embedding
+        return weights * item + self.kv_bytes(batch=batch, tokens=tokens, item=item)
 
 
 def _public_shape(
@@ -358,56 +191,56 @@ PUBLIC_SHAPES = (  # from the models' public configurations
 
 
 def shape_of_size(parameters: float) -> Shape:
-    """Return the known public shape nearest in size (by ratio), for plans that name a size and no
-    model.
-    """
-    return min(PUBLIC_SHAPES, key=lambda one: abs(math.log(one.parameters / parameters)))
+    """Return the public shape nearest in size, by ratio, for plans that name only a size."""
+    return min(PUBLIC_SHAPES, key=lambda shape: abs(math.log(shape.parameters / parameters)))
 
 
-def stored_tensors(folder: Path) -> Iterator[tuple[str, str, int]]:
-    """Yield (name, stored type, number of values) of every tensor, from the safetensors headers
-    alone.
-    """
+class StoredTensor(NamedTuple):
+    """A tensor in a weight file."""
+
+    name: str
+    dtype: str  # as the safetensors format writes it: "BF16"
+    numel: int  # how many numbers it has
+
+
+def stored_tensors(folder: Path) -> Iterator[StoredTensor]:
+    """Yield every tensor of a model folder, from the safetensors headers alone."""
     for path in weight_files(folder):
         for name, entry in header_entries(path).items():
-            yield name, entry["dtype"], math.prod(entry["shape"])
+            yield StoredTensor(name, entry["dtype"], math.prod(entry["shape"]))
 
 
 def parameters_on_disk(folder: Path) -> int:
-    """Count a model's stored parameters without opening a tensor."""
-    return sum(count for _, _, count in stored_tensors(folder))
+    """Return how many parameters a model folder holds; reads headers only."""
+    return sum(tensor.numel for tensor in stored_tensors(folder))
 
 
 def weight_bytes(folder: Path, dtype: str) -> int:
-    """Return what the stored weights take in memory once floats are opened as `dtype`; packed
-    integers keep their size.
+    """Return the bytes of a folder's weights in memory, its floats opened as `dtype`.
+
+    Packed integers keep their size.
     """
-    item = DTYPE_BYTES[dtype]
-    return sum(
-        count
-        * (
-            item
-            if kind.startswith(("F", "BF")) and not kind.startswith("F8")
-            else _STORED_BYTES.get(kind, 1)
-        )
-        for _, kind, count in stored_tensors(folder)
-    )
+
+    def bytes_of(stored_dtype: str) -> int:
+        is_float = stored_dtype.startswith(("F", "BF")) and not stored_dtype.startswith("F8")
+        return DTYPE_BYTES[dtype] if is_float else _STORED_BYTES.get(stored_dtype, 1)
+
+    return sum(tensor.numel * bytes_of(tensor.dtype) for tensor in stored_tensors(folder))
 
 
 def forward_flops_per_token(model: Any, length: float) -> float:
-    """Count the FLOPs of one token's forward pass of an opened model: 2 per weight outside the
-    embedding, head and attention included.
+    """Return the FLOPs of one token's forward pass of an opened model.
 
-    Attention adds 4 * heads * head size * (length / 2) per block: scores and mixture over half the
-    sequence on average.
+    2 per weight outside the embedding, the head included. Attention adds 4 * heads * head size *
+    (length / 2) per block: scores and mixture over half the sequence on average.
     """
     config = model.config.get_text_config(decoder=True)
     embeddings = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
     body = sum(
-        p.numel()
-        for p in model.parameters()
-        if id(p) not in embeddings and (head is None or p is not head.weight)
+        parameter.numel()
+        for parameter in model.parameters()
+        if id(parameter) not in embeddings and (head is None or parameter is not head.weight)
     )
     heads = getattr(config, "num_attention_heads", None) or 0  # recurrent models have none
     heads = heads if isinstance(heads, int) else max(heads)

@@ -212,7 +212,7 @@ def _shared_path_logits(opened: LanguageModel, texts: Sequence[Sequence[int]]) -
 def _tree_logits(
     opened: LanguageModel, texts: Sequence[Sequence[int]], prefix: KeyValues
 ) -> PathLogits:
-    """Read both texts behind their prefix as one tree."""
+    """Read both texts after their prefix as one tree."""
     tree = TokenTree.of([text[12:23] for text in texts])
     logits, _ = forward_tree(opened, tree, prefix, [node for path in tree.paths for node in path])
     return PathLogits([Place(text, token) for text in range(2) for token in range(12, 23)], logits)

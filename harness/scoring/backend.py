@@ -119,16 +119,16 @@ class CanScore(Protocol):
 
     def score(
         self,
-        rows: Sequence[LikelihoodRequest],
+        requests: Sequence[LikelihoodRequest],
         *,
         known: Mapping[int, Likelihood],
         finished: Callable[[int, Likelihood], None] = ignore_report,
         say: Callable[[str], None] = ignore_report,
     ) -> list[Likelihood]:
-        """Score every row; return the answers in the given order.
+        """Score every request; return the answers in the given order.
 
-        `finished` is called once for each row that was computed. A row whose answer is `known` is
-        not computed but keeps its place, so that the other rows are batched as they would be
+        `finished` is called once for each request that was computed. A request whose answer is
+        `known` is not computed but keeps its place, so that the others are batched as they would be
         without it: a scoring that resumes after a kill ends with the same digits.
         """
         ...
@@ -143,13 +143,13 @@ class CanRead(Protocol):
         ...
 
     def top_k(
-        self, rows: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
+        self, requests: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
     ) -> Iterator[TopK]:
-        """Yield for each row, in order, the `k` likeliest tokens at its last `count` positions.
+        """Yield for each request, in order, the `k` likeliest tokens at its last `count` positions.
 
         The distribution at a position is the one that predicts the token there from the tokens
         before it. `k=None` gives the whole distribution. Logits are cut to the first `width` tokens
-        of the vocabulary before the softmax. Rows are read a batch at a time, while the caller
+        of the vocabulary before the softmax. Texts are read a batch at a time, while the caller
         iterates, because the distributions of many texts do not fit into memory.
         """
         ...

@@ -1,6 +1,6 @@
 """Decodes prompts: the queue, the choice of each next token, and the two ways to decode.
 
-`SlotDecoder` keeps rows of different ages in slots behind one copy of the prompts' common prefix.
+`SlotDecoder` keeps rows of different ages in slots after one copy of the prompts' common prefix.
 `decode_padded_batch` uses the model's own attention and cache.
 
 Shapes: B rows, V vocabulary.
@@ -137,7 +137,7 @@ class DecodingCall:
 
 
 def decode_in_slots(call: DecodingCall) -> None:
-    """Decode all waiting rows in slots behind their common prefix, inside `shared_attention`."""
+    """Decode all waiting rows in slots after their common prefix, inside `shared_attention`."""
     SlotDecoder(call).run()
 
 
@@ -218,14 +218,14 @@ class SlotDecoder:
     def _read_prompts(
         self, prompts: Sequence[Sequence[int]]
     ) -> "tuple[torch.Tensor, KeyValues, list[Span]]":
-        """Run prompts behind the prefix.
+        """Run prompts after the prefix.
 
         Returns the logits at their ends (B, V), the keys and values that were computed, and the
         span of each prompt in these.
         """
         prefix, most = self.slots.prefix, tokens_per_pack(self.opened)
         if len(prompts) == 1 and len(prompts[0]) > most:
-            all_but_last = compute_prefix(self.opened, prompts[0][:-1], most=most, behind=prefix)
+            all_but_last = compute_prefix(self.opened, prompts[0][:-1], most=most, preceding=prefix)
             logits, last = forward_tree(
                 self.opened, TokenTree.of([prompts[0][-1:]]), all_but_last, [0]
             )

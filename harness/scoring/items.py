@@ -172,7 +172,7 @@ def _choice_row(scored: ScoredTask, item: int, samples: Samples, model: Any) -> 
     # in a tie the lower index wins
     chosen = max(range(len(log_probabilities)), key=lambda i: (log_probabilities[i], -i))
     texts = [str(request[1]).strip() for request in sample["arguments"][: len(options)]]
-    if len(set(texts)) < len(texts):  # as in WinoGrande, where the choices stand in the prompts
+    if len(set(texts)) < len(texts):  # as in WinoGrande, where the choices are in the prompts
         texts = [option.strip() for option in options]
     golds = _gold_positions(task, sample, options)
     metrics = sorted(sample["metrics"], key=lambda name: name != scored.metric)

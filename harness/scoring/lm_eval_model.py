@@ -34,8 +34,8 @@ from harness.scoring.request_tokens import RequestTokens
 from harness.scoring.transformers_backend import TransformersBackend
 
 
-class _ModelDescription(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
-    """What lm-eval asks about a model: its tokenizer, context and chat template."""
+class _EncodingLM(TemplateLM):  # type: ignore[misc]  # lm-eval ships no types
+    """The part of our LM that encodes: tokenizer, longest input, chat template, and notes."""
 
     def __init__(self, opened: LanguageModel, max_length: int, say: Callable[[str], None]) -> None:
         super().__init__()
@@ -106,7 +106,7 @@ class _ModelDescription(TemplateLM):  # type: ignore[misc]  # lm-eval ships no t
         return self.tokens.encode(string, add_special_tokens)
 
 
-class HarnessLM(_ModelDescription):
+class HarnessLM(_EncodingLM):
     """Answers lm-eval's requests with a model of ours.
 
     `opened` has tokenizer, context and identity; `backend` computes, by default

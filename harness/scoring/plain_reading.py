@@ -20,27 +20,32 @@ if TYPE_CHECKING:
 
 
 class LeftPaddedReader(Reader):
-    """Reads rows in left-padded batches where a probe shows that this is safe, else one by one."""
+    """Reads texts in left-padded batches where a probe shows that this is safe, else one by one."""
 
     def read(
-        self, rows: Sequence[LikelihoodRequest], width: int | None
+        self, requests: Sequence[LikelihoodRequest], width: int | None
     ) -> "Iterator[torch.Tensor]":
-        """Yield the log-probabilities (N, V) of each row; one row's are in memory at a time."""
+        """Yield the log-probabilities (N, V) of each text; one text's are in memory at a time."""
         import torch
 
-        for logits_NV in target_logits(self.opened, rows):
+        for logits_NV in target_logits(self.opened, requests):
             with torch.inference_mode():
                 log_p_NV = torch.log_softmax(logits_NV[:, :width].float(), dim=-1)
             yield log_p_NV  # outside of inference_mode: the caller keeps its own mode
 
 
-def target_logits(opened: LanguageModel, rows: Sequence[LikelihoodRequest]) -> "list[torch.Tensor]":
-    """Return the logits (N, V) that predict the last `count` tokens of each row."""
-    positions = max(row.count for row in rows) + 1
-    batches = [[row] for row in rows] if reason_for_single_rows(opened) else [rows]
+def target_logits(
+    opened: LanguageModel, requests: Sequence[LikelihoodRequest]
+) -> "list[torch.Tensor]":
+    """Return the logits (N, V) that predict the last `count` tokens of each request."""
+    positions = max(request.count for request in requests) + 1
+    batches = [[request] for request in requests] if reason_for_single_rows(opened) else [requests]
     logits = [
         row_logits
         for batch in batches
-        for row_logits in last_logits(opened, [list(row.ids) for row in batch], positions)
+        for row_logits in last_logits(opened, [list(request.ids) for request in batch], positions)
     ]
-    return [row_logits[-row.count - 1 : -1] for row_logits, row in zip(logits, rows, strict=True)]
+    return [
+        row_logits[-request.count - 1 : -1]
+        for row_logits, request in zip(logits, requests, strict=True)
+    ]

@@ -80,7 +80,7 @@ class KeyValues:
 
 @dataclass
 class PackedAttention:
-    """One row of N tokens that form a tree behind a prefix; stores their keys and values."""
+    """One row of N tokens that form a tree after a prefix; stores their keys and values."""
 
     prefix: KeyValues
     # (N, N) bool: which token sees which; None for a causal chain
@@ -172,7 +172,7 @@ class PaddedAttention:
 
 @dataclass
 class DecodingSlots:
-    """Keys and values of rows that are decoded behind one prefix.
+    """Keys and values of rows that are decoded after one prefix.
 
     The first `len(lengths)` slots are in use.
     """
@@ -295,7 +295,7 @@ def _rows_first(values: "torch.Tensor", rows: int, groups: int) -> "torch.Tensor
 def _copy_spans(slots: "torch.Tensor", source: "torch.Tensor", spans: Sequence[Span]) -> None:
     """Copy spans of a source (R, K, T, D) to the beginnings of slots (S, K, capacity, D)."""
     rows, starts, ends = zip(*spans, strict=True)
-    if any(starts):  # sequences one behind the other in a pack
+    if any(starts):  # sequences one after the other in a pack
         for slot, (row, start, end) in enumerate(spans):
             slots[slot, :, : end - start] = source[row, :, start:end]
     else:  # rows side by side, of one length or padded
@@ -375,7 +375,7 @@ class TokenTree:
 
     @classmethod
     def unmerged(cls, sequences: Sequence[Sequence[int]]) -> "TokenTree":
-        """Put sequences one behind the other, so that each has keys and values of its own to copy.
+        """Put sequences one after the other, so that each has keys and values of its own to copy.
 
         Common beginnings are not merged.
         """
@@ -412,7 +412,7 @@ class TokenTree:
 def forward_tree(
     opened: LanguageModel, tree: TokenTree, prefix: KeyValues, logits_at: Sequence[int]
 ) -> "tuple[torch.Tensor, KeyValues]":
-    """Run a tree behind a prefix, inside `shared_attention`.
+    """Run a tree after a prefix, inside `shared_attention`.
 
     Returns the logits (len(logits_at), V) at those nodes, and the tree's keys and values.
     """
@@ -485,14 +485,14 @@ def forward_step(
 
 
 def compute_prefix(
-    opened: LanguageModel, tokens: Sequence[int], *, most: int, behind: KeyValues | None = None
+    opened: LanguageModel, tokens: Sequence[int], *, most: int, preceding: KeyValues | None = None
 ) -> KeyValues:
     """Compute the keys and values of a prefix, at most `most` tokens a forward.
 
-    Where the tokens follow others, `behind` holds the keys and values of those, and the result
+    Where the tokens follow others, `preceding` holds the keys and values of those, and the result
     begins with them.
     """
-    computed = behind or KeyValues()
+    computed = preceding or KeyValues()
     for start in range(0, len(tokens), most):
         stretch = TokenTree.of([tokens[start : start + most]])
         _, more = forward_tree(opened, stretch, computed, ())

@@ -201,7 +201,7 @@ def own_rms_deviation(
 ) -> float:
     """Return how far the own attention rounds from float32, over all its ways, in nats.
 
-    All places must be after the tokens that stand in the cache.
+    All places must be after the tokens in the cache.
     """
     exact = at_places(exact_BTV, places)
     squares = [

@@ -27,16 +27,16 @@ class TransformersBackend(Writer, LeftPaddedReader):
 
     def score(
         self,
-        rows: Sequence[LikelihoodRequest],
+        requests: Sequence[LikelihoodRequest],
         *,
         known: Mapping[int, Likelihood],
         finished: Callable[[int, Likelihood], None] = ignore_report,
         say: Callable[[str], None] = ignore_report,
     ) -> list[Likelihood]:
-        """Score every row that is not `known`."""
+        """Score every request that is not `known`."""
         return log_likelihoods(
             self.opened,
-            rows,
+            requests,
             batch_size=self.batch_size,
             pack=self.pack,
             known=known,

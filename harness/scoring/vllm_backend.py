@@ -87,7 +87,7 @@ class VllmEngine:
     ) -> Iterator[tuple[int, list[Mapping[int, Any]]]]:
         """Yield (row, log-probabilities and ranks by token id at each of its last positions).
 
-        A position has its `count` likeliest tokens, and the token that stands there.
+        A position has its `count` likeliest tokens, and the token of the text.
         """
         # prompt_logprobs switches vLLM's own prefix cache off for these requests: correct answers
         # matter more than speed.
@@ -118,20 +118,21 @@ class VllmBackend:
 
     def score(
         self,
-        rows: Sequence[LikelihoodRequest],
+        requests: Sequence[LikelihoodRequest],
         *,
         known: Mapping[int, Likelihood],
         finished: Callable[[int, Likelihood], None] = ignore_report,
         say: Callable[[str], None] = ignore_report,
     ) -> list[Likelihood]:
-        """Score every row that is not `known`, from vLLM's log-probabilities of prompt tokens."""
+        """Score every request that is not `known`, by vLLM's log-probabilities of its tokens."""
         answers = dict(known)
-        missing = [row for row in range(len(rows)) if row not in known]
-        requests = [rows[row] for row in missing]
-        for index, positions in self._engine.token_logprobs(requests, 1):
-            answers[missing[index]] = _likelihood(requests[index], positions)
-            finished(missing[index], answers[missing[index]])
-        return [answers[row] for row in range(len(rows))]
+        missing = [index for index in range(len(requests)) if index not in known]
+        missing_requests = [requests[index] for index in missing]
+        for row, positions in self._engine.token_logprobs(missing_requests, 1):
+            likelihood = _likelihood(missing_requests[row], positions)
+            answers[missing[row]] = likelihood
+            finished(missing[row], likelihood)
+        return [answers[index] for index in range(len(requests))]
 
     def generate(
         self,
@@ -171,9 +172,9 @@ class VllmBackend:
         return [answers[row] for row in range(len(prompts))]
 
     def top_k(
-        self, rows: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
+        self, requests: Sequence[LikelihoodRequest], *, k: int | None, width: int | None = None
     ) -> Iterator[TopK]:
-        """Yield the `k` likeliest tokens at the last positions of each row.
+        """Yield the `k` likeliest tokens at the last positions of each request.
 
         Raises `HarnessError` for whole distributions and for fewer tokens than the vocabulary has:
         vLLM cannot give these.
@@ -190,16 +191,16 @@ class VllmBackend:
                 f"--backend vllm gives probabilities among all {vocabulary:,} tokens, not among "
                 f"{width:,}; type --backend transformers"
             )
-        return self._top_tokens(rows, k)
+        return self._top_tokens(requests, k)
 
-    def _top_tokens(self, rows: Sequence[LikelihoodRequest], k: int) -> Iterator[TopK]:
-        for start in range(0, len(rows), CHUNK_SIZE):
-            chunk = rows[start : start + CHUNK_SIZE]
+    def _top_tokens(self, requests: Sequence[LikelihoodRequest], k: int) -> Iterator[TopK]:
+        for start in range(0, len(requests), CHUNK_SIZE):
+            chunk = requests[start : start + CHUNK_SIZE]
             tokens_of = {
-                row: _top_tokens(positions, k)
-                for row, positions in self._engine.token_logprobs(chunk, k)
+                index: _top_tokens(positions, k)
+                for index, positions in self._engine.token_logprobs(chunk, k)
             }
-            yield from (tokens_of[row] for row in range(len(chunk)))
+            yield from (tokens_of[index] for index in range(len(chunk)))
 
     def close(self) -> None:
         """Stop the engine, so that another process or library can use the device's memory."""
@@ -246,7 +247,7 @@ def _generation(output: Any) -> Generation:
 def _top_tokens(positions: Sequence[Mapping[int, Any]], k: int) -> TopK:
     """Return the `k` likeliest tokens of each position, by rank.
 
-    vLLM adds the token that stands at a position, whatever its rank; it is left out here.
+    vLLM adds the token of the text, whatever its rank; it is left out here.
     """
     import torch
 
