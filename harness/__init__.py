@@ -1,7 +1,7 @@
-"""Evaluation-first benchmarking of LLM compression: `run` makes students and scores them,
-`load_records` reads them.
+"""Evaluation-first benchmarking of LLM compression.
 
-Both doors are loaded lazily, so that importing this package imports neither torch nor pandas.
+`run` makes students and scores them; `load_records` reads the records. Both are loaded lazily, so
+that importing this package imports neither torch nor pandas.
 """
 
 import sys

@@ -1,5 +1,6 @@
-"""The Python door: `harness.run(...)` does what the command does, `harness.load_records(...)` gives
-a pandas frame.
+"""The Python door: `harness.run(...)` does what the command does.
+
+`harness.load_records(...)` returns records as a pandas frame.
 """
 
 import importlib.util
@@ -12,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from harness.contract import Progress, Task
+from harness.contract import Progress, Suite, Task
 from harness.errors import HarnessError, unknown
 from harness.machine.gpu import choose_device, default_dtype
 from harness.planning.cells import Plan
@@ -46,12 +47,14 @@ class Run:
     @property
     def records(self) -> tuple[RunRecord, ...]:
         """The records of this run's cells."""
-        return tuple(one.record for one in self.cells if one.record is not None)
+        return tuple(cell.record for cell in self.cells if cell.record is not None)
 
     @property
     def succeeded(self) -> bool:
         """Tell whether every cell has a record that says success."""
-        return all(one.record is not None and one.record.status == "success" for one in self.cells)
+        return all(
+            cell.record is not None and cell.record.status == "success" for cell in self.cells
+        )
 
     def markdown(self) -> str:
         """Return this run's tables."""
@@ -67,16 +70,52 @@ class Run:
 
 
 def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> Plan:
-    """Plan a run: resolve names, models, controls and seeds, and refuse what cannot work. Computes
-    nothing.
+    """Plan a run: resolve names, models, controls and seeds. Computes nothing.
 
-    `say` is told what a user should know about the device that `auto` chose.
+    Raises `HarnessError` for what cannot work. `say` receives what a user should know about the
+    device that `auto` chose.
     """
     from harness import catalog
-    from harness.data.source import C4, LocalOrHubData
+    from harness.data.source import LocalOrHubData
     from harness.data.training_sets import TrainingSet
-    from harness.models.resolve import is_embedded, resolve
+    from harness.models.resolve import resolve
 
+    _refuse_missing_packages(config)
+    registry = catalog.methods()
+    source = LocalOrHubData.from_environment(str(config.data_dir) if config.data_dir else None)
+    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
+    include_path = catalog.include_path_of(list(config.suite), config.include_path)
+    _refuse_task_code(include_path, allowed=config.allow_task_code)
+    suites = _suites_of(config)
+    config = config.model_copy(update={"include_path": include_path})
+    names = dict.fromkeys(task for suite in suites.values() for task in suite.tasks)
+    if not names:
+        raise HarnessError(
+            f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
+            "example --suite mini"
+        )
+    tasks = {name: catalog.load_task(name, include_path=include_path) for name in names}
+    if not config.train_data:
+        _refuse_training_on_nothing(config.methods, registry, tasks, source)
+    device = choose_device(config.device, say=say)
+    resolved = ResolvedNames(
+        teachers=teachers,
+        methods=registry,
+        suites=suites,
+        tasks=tasks,
+        data=_data_digest(tasks, source),
+        device=device,
+        dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
+        training_sets=_training_sets(config, tasks, source),
+        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
+        text=_text_digest(source),
+    )
+    plan = make_plan(config, resolved)
+    return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+
+
+def _refuse_missing_packages(config: RunConfig) -> None:
+    """Refuse a backend or a tracker whose package is not installed."""
     if config.backend == "vllm":
         from harness.scoring.vllm_backend import require_vllm
 
@@ -86,58 +125,27 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
             f"--track {config.track}: that package is not installed; type: pip install "
             f"{config.track}"
         )
-    registry = catalog.methods()
-    source = LocalOrHubData.from_environment(str(config.data_dir) if config.data_dir else None)
-    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
-    _refuse_task_code(
-        catalog.include_path_of(list(config.suite), config.include_path),
-        allowed=config.allow_task_code,
-    )
-    found = catalog.resolve_suites(
+
+
+def _suites_of(config: RunConfig) -> dict[str, Suite]:
+    """Return the suites of a configuration, by name."""
+    from harness import catalog
+    from harness.models.resolve import is_embedded
+
+    return catalog.resolve_suites(
         list(config.suite),
         embedded=all(is_embedded(name) for name in config.teacher_names),
         include_path=config.include_path,
     )
-    include_path = catalog.include_path_of(list(config.suite), config.include_path)
-    config = config.model_copy(update={"include_path": include_path})
-    names = dict.fromkeys(task for suite in found.values() for task in suite.tasks)
-    if not names:
-        raise HarnessError(
-            f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
-            "example --suite mini"
-        )
-    tasks = {name: catalog.load_task(name, include_path=config.include_path) for name in names}
-    if not config.train_data:
-        _refuse_training_on_nothing(config.methods, registry, tasks, source)
-    files = (
-        sorted({file for task in tasks.values() for file in getattr(task, "files", ())})
-        if source.folder
-        else []
-    )
-    device = choose_device(config.device, say=say)
-    resolved = ResolvedNames(
-        teachers=teachers,
-        methods=registry,
-        suites=found,
-        tasks=tasks,
-        data=_data_digest(tasks, source.fingerprint(files) if files else ""),
-        device=device,
-        dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
-        training_sets=_training_sets(config, tasks, source),
-        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
-        text=source.fingerprint([C4])
-        if source.folder and any((source.folder / name).is_file() for name in (C4, C4[:-3]))
-        else "",
-    )
-    plan = make_plan(config, resolved)
-    return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
 
 
 def _training_sets(
     config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
 ) -> "tuple[TrainingSet, ...]":
-    """Return the data of `--train-data`. Raises `HarnessError` where it holds evaluation items that
-    are to be refused; where they are dropped, each cell says how many.
+    """Return the data of `--train-data`.
+
+    Raises `HarnessError` where it holds evaluation items that are to be refused. Where they are
+    dropped, each cell says how many.
     """
     from harness.data.training_sets import parse_training_sets
 
@@ -149,10 +157,9 @@ def _training_sets(
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:
-    """Refuse, before anything is opened or computed, folders that a run could not write to; make
-    nothing.
+    """Refuse folders that a run could not write to. Makes no folder.
 
-    `say` is told where little space is free.
+    `say` receives a line where little space is free.
     """
     from harness.files.places import check_folder
 
@@ -161,9 +168,7 @@ def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.war
 
 
 def _refuse_task_code(folder: Path | None, *, allowed: bool) -> None:
-    """Refuse task files of a folder that nobody has allowed to run: their templates and functions
-    are code.
-    """
+    """Refuse task files that nobody has allowed to run: their templates and functions are code."""
     if folder is not None and not allowed:
         raise HarnessError(
             f"the task files in {folder} are programs (templates, !function): read them, then type "
@@ -178,13 +183,27 @@ def _needs_hub(task: Task, source: "LocalOrHubData") -> bool:
     )
 
 
-def _data_digest(tasks: Mapping[str, Task], files: str) -> str:
-    """Return the digest of what tasks read; one of its own for every plan where a task may read
-    what nobody can know beforehand.
+def _data_digest(tasks: Mapping[str, Task], source: "LocalOrHubData") -> str:
+    """Return the digest of the files that tasks read; "" where none lies in a local folder.
+
+    It is new for every plan where a task may read something that nobody knows beforehand.
     """
-    if not any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
-        return files
-    return f"unknown beforehand {os.urandom(16).hex()}"
+    files = {file for task in tasks.values() for file in getattr(task, "files", ())}
+    digest = source.fingerprint(sorted(files)) if source.folder and files else ""
+    if any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
+        return f"unknown beforehand {os.urandom(16).hex()}"
+    return digest
+
+
+def _text_digest(source: "LocalOrHubData") -> str:
+    """Return the digest of the plain text for calibration; "" where the folder has none."""
+    from harness.data.source import C4
+
+    if source.folder is None:
+        return ""
+    # the file may be compressed or not
+    has_text = any((source.folder / name).is_file() for name in (C4, C4[:-3]))
+    return source.fingerprint([C4]) if has_text else ""
 
 
 def _refuse_training_on_nothing(
@@ -204,10 +223,10 @@ def _refuse_training_on_nothing(
         name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()
     }
     if trains and reasons and all(reasons.values()):
-        told = "; ".join(f"{name}: {why}" for name, why in reasons.items())
+        explanation = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
         raise HarnessError(
-            f"{trains} has nothing to train on ({told}); add a suite with a train split, for "
-            "example --suite math"
+            f"{trains} has nothing to train on ({explanation}); add a suite with a train split, "
+            "for example --suite math"
         )
 
 
@@ -260,8 +279,9 @@ def estimate_plans(
     records: Sequence[RunRecord] = (),
     cache: Path | None = None,
 ) -> list["Estimate"]:
-    """Estimate each chain of `methods` on some hardware: models by name, or by size (70B). Opens no
-    weights, computes nothing.
+    """Estimate the cost of each chain of `methods` on some hardware. Computes nothing.
+
+    Models are given by name, or by size (70B); no weights are opened.
     """
     from harness.estimating.expect import ChainsRequest, estimates_of
 
@@ -280,8 +300,9 @@ def estimate_plans(
 
 
 def estimate_cells(plan: Plan, finished: Container[str]) -> list["CellEstimate"]:
-    """Estimate every cell of a plan, given the keys of those that are finished; what cells share
-    counts in the first that makes it.
+    """Estimate every cell of a plan; `finished` holds the keys of cells that are done.
+
+    What several cells share counts in the first one that makes it.
     """
     from harness.estimating.expect import estimate_cells as expected
 
@@ -314,8 +335,9 @@ def measure_models(
     progress: Callable[[Progress], None] = lambda _: None,
     say: Callable[[str], None] = warnings.warn,
 ) -> tuple[list[MeasuredModel], Path]:
-    """Time and weigh models; each after the first by turns with it. Return what was found and the
-    file with every raw stamp.
+    """Time and weigh models; those after the first are timed by turns with the first.
+
+    Returns what was measured, and the path of the file with every raw time stamp.
     """
     from harness.machine.processor import thread_count
     from harness.measuring.measure import ROUNDS, TimedModel, TimingSettings
@@ -345,8 +367,9 @@ def _measure_each(
     settings: "TimingSettings",
     progress: Callable[[Progress], None],
 ) -> list[MeasuredModel]:
-    """Measure each model, those after the first by turns with it; a model may stand there twice, to
-    be compared with itself.
+    """Measure each model; those after the first are timed by turns with it.
+
+    A model may be named twice, to be compared with itself.
     """
     import tempfile
 
@@ -408,11 +431,10 @@ def train_embedded(
     budget: int | None = None,
     progress: Callable[[Progress], None] = lambda _: None,
 ) -> Iterator[str]:
-    """Train the embedded teachers from nothing, score them on the test splits, and yield one line
-    for each.
+    """Train the embedded teachers from nothing, score them, and yield one line for each.
 
-    Writes model folders with their training log and `scores.json`; an interrupted training goes on
-    where it was.
+    Writes model folders with their training log and `scores.json`. A training that was interrupted
+    goes on from its last state.
     """
     from harness import catalog
     from harness.data.source import LocalOrHubData
@@ -431,7 +453,7 @@ def train_embedded(
     folder = out or EMBEDDED
     for recipe in catalog.embedded_recipes():
         if only in (None, recipe.name):
-            made = catalog.train_teacher(
+            teacher = catalog.train_teacher(
                 recipe,
                 tasks=tasks,
                 source=source,
@@ -439,10 +461,10 @@ def train_embedded(
                 budget=budget,
                 progress=progress,
             )
-            opened = open_model(made)
+            model = open_model(teacher)
             scores: dict[str, dict[str, Any]] = {}
             for task in tasks.values():
-                score, _ = score_task(opened, task, source, batch_size="auto", progress=progress)
+                score, _ = score_task(model, task, source, batch_size="auto", progress=progress)
                 scores[task.name] = {
                     "version": task.version,
                     "n": score.n,
@@ -450,21 +472,21 @@ def train_embedded(
                     "stderr": score.stderr,
                     "groups": score.groups,
                 }
-            (made.path / "scores.json").write_text(
+            (teacher.path / "scores.json").write_text(
                 json.dumps(scores, indent=1) + "\n", encoding="utf-8"
             )
-            told = ", ".join(
+            score_texts = ", ".join(
                 f"{name} {100 * score['value']:.1f} %" for name, score in scores.items()
             )
-            yield f"{recipe.name}: {told}, {made.bytes_on_disk / 1e6:.2f} MB in {made.path}"
+            megabytes = teacher.bytes_on_disk / 1e6
+            yield f"{recipe.name}: {score_texts}, {megabytes:.2f} MB in {teacher.path}"
 
 
 def load_records(folder: str | Path) -> "pandas.DataFrame":
-    """Read records (a run file, a store, a study, a folder) into a frame: one row a cell and
-    metric.
+    """Read records (a run file, a store, a study, a folder) into a pandas frame.
 
-    `harness.records.columns.FRAME` holds its columns and what they mean. A file that is no record
-    raises `HarnessError` with its name.
+    It has one row for each cell and metric; `harness.records.columns.FRAME` explains its columns. A
+    file that is no record raises `HarnessError` with its name.
     """
     from harness.records.store import read_records
     from harness.reporting.frame import frame_of

@@ -1,8 +1,7 @@
-"""The one place of the harness that knows `methods` and `suites`: command, Python door and cell ask
-here.
+"""The only module of the harness that imports `methods` and `suites`.
 
-Both tables are literal and name classes as text, so that reading them imports no method, no task
-and no torch.
+Command, Python door and cell ask it. Both tables are literal and name classes as text, so that
+reading them imports no method, no task and no torch.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,8 +35,9 @@ def tasks() -> Registry:
 
 
 def load_task(name: str, *, include_path: str | Path | None = None) -> Task:
-    """Return a task of the table, or of `lm-eval:NAME`; `include_path` is a folder with more YAML
-    tasks.
+    """Return a task of the table, or of `lm-eval:NAME`.
+
+    `include_path` is a folder with more YAML tasks.
     """
     task: Task = _suites.load(name, include_path=include_path)
     return task
@@ -51,25 +51,24 @@ def count_items(name: str, *, include_path: str | Path | None = None) -> int | N
 def resolve_suites(
     names: Sequence[str], *, embedded: bool, include_path: str | Path | None = None
 ) -> dict[str, Suite]:
-    """Return the named suites in one order however they were typed; those of the embedded pair hold
-    `-mini` tasks.
+    """Return the named suites, in one order however they were typed.
+
+    The suites of the embedded pair hold `-mini` tasks.
     """
-    found: dict[str, Suite] = _suites.resolve(names, embedded=embedded, include_path=include_path)
-    return found
+    suites_by_name: dict[str, Suite] = _suites.resolve(
+        names, embedded=embedded, include_path=include_path
+    )
+    return suites_by_name
 
 
 def include_path_of(names: Sequence[str], include_path: str | Path | None = None) -> Path | None:
-    """Return the folder with tasks for lm-eval: the one given, else the one that a suite file
-    states.
-    """
-    found: Path | None = _suites.include_path_of(names, include_path)
-    return found
+    """Return the folder with tasks for lm-eval: the given one, else that of a suite file."""
+    folder: Path | None = _suites.include_path_of(names, include_path)
+    return folder
 
 
 def embedded_recipes() -> Sequence[Any]:
-    """Return how the embedded teachers are trained, in the order in which they are. Imports
-    torch.
-    """
+    """Return the recipes of the embedded teachers, in training order. Imports torch."""
     from methods.training import embedded_teachers
 
     recipes: Sequence[Any] = embedded_teachers.RECIPES
@@ -80,8 +79,8 @@ def train_teacher(recipe: Any, **options: Any) -> Checkpoint:
     """Train an embedded teacher by its recipe, as `methods.training.embedded_teachers` does."""
     from methods.training import embedded_teachers
 
-    made: Checkpoint = embedded_teachers.train_teacher(recipe, **options)
-    return made
+    teacher: Checkpoint = embedded_teachers.train_teacher(recipe, **options)
+    return teacher
 
 
 def forget_training(folder: Path) -> None:

@@ -1,6 +1,4 @@
-"""Errors that are the user's to mend: one line that says what was given, what is right and what to
-type next.
-"""
+"""Errors that the user can fix: one line with what was given, what is right, what to type next."""
 
 import re
 import signal
@@ -10,9 +8,7 @@ from harness.escape import clean
 
 
 class OneLine(Exception):
-    """An error whose message is one line that any terminal may show, whatever the names and reasons
-    in it hold.
-    """
+    """An error whose message is one line that any terminal may show."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(clean(message))
@@ -23,21 +19,18 @@ class HarnessError(OneLine):
 
 
 class CellFailed(OneLine):
-    """A method could not make its student, for a reason worth a line in the table (*failed:
-    reason*).
-    """
+    """A method could not make its student, for a reason that the table shows (*failed: reason*)."""
 
 
 class Skipped(CellFailed):
-    """A row that this machine cannot make for want of a package or a device: it stands in the table
-    as *skipped: reason*, no failure.
+    """A row that needs a package or a device that this machine lacks.
+
+    The table shows it as *skipped: reason*; it is no failure.
     """
 
 
 class OldName(FutureWarning):
-    """Something is written by the name that an older version had: it is read, and said in
-    one line.
-    """
+    """Something is written by its name of an older version; it is read, and one line says so."""
 
 
 def unknown(what: str, given: str, known: Iterable[str], *, hint: str = "") -> HarnessError:
@@ -56,9 +49,7 @@ def in_one_line(problem: BaseException) -> str:
 
 
 def how_it_ended(code: int, log: str) -> str:
-    """Say in one line how a process ended that left no answer: by which signal, or with which last
-    words.
-    """
+    """Say in one line how a process ended that left no answer: its signal, or its last words."""
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         if says_no_memory(log):
@@ -85,44 +76,31 @@ _NO_MEMORY = (  # looked for in any case
 
 
 def says_no_memory(text: str) -> bool:
-    """Tell whether the words of an error, or the last words of a process, are those of one that had
-    no memory left.
-    """
+    """Tell whether an error, or the last words of a process, report a lack of memory."""
     return re.search(_NO_MEMORY, text, re.IGNORECASE) is not None
 
 
 def _memory_limit() -> str:
-    """Return what bounds this process's memory by the shell's own limits, "" where nothing does."""
+    """Return a hint about the shell's limit of a process's memory, "" where there is none."""
     try:
         import resource
 
-        soft = min(
-            (
-                one
-                for one in (
-                    resource.getrlimit(kind)[0]
-                    for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
-                )
-                if one >= 0
-            ),
-            default=-1,
-        )
+        kinds = (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+        limits = [limit for limit, _ in map(resource.getrlimit, kinds) if limit >= 0]
     except (ImportError, AttributeError, OSError):
         return ""
+    if not limits:
+        return ""
     return (
-        ""
-        if soft < 0
-        else f"; this shell allows {soft / 2**30:.1f} GiB to a process: type ulimit -v unlimited, "
-        "or give a smaller model"
+        f"; this shell allows {min(limits) / 2**30:.1f} GiB to a process: type ulimit -v "
+        "unlimited, or give a smaller model"
     )
 
 
 def _crash_place(log: str) -> str:
-    """Return where Python was when native code crashed, as the fault handler has written it; ""
-    where it has not.
-    """
-    said = re.search(
+    """Return where Python was when native code crashed, from the fault handler's text, or ""."""
+    match = re.search(
         r"(?:Current thread|Thread) 0x[0-9a-f]+[^\n]*:\n\s+File \"([^\"]+)\", line (\d+) in (\S+)",
         log,
     )
-    return f" in {said[3]}, {said[1].rpartition('/')[2]} line {said[2]}" if said else ""
+    return f" in {match[3]}, {match[1].rpartition('/')[2]} line {match[2]}" if match else ""

@@ -1,11 +1,10 @@
-r"""One sanitiser of text that others wrote, and one escaper a form: terminal, Markdown, LaTeX, CSV,
-HTML. No torch.
+r"""One sanitiser of text that others wrote, and one escaper for each output form. No torch.
 
 A reason, a name or a remark may come from a model folder, a library's error or a record that
-somebody sent. `clean` takes from it what is no text - control characters, terminal escape sequences
-with what they carry (colours, window titles, links), marks that turn the direction of writing - and
-cuts what is longer than anybody reads. What is left is one line, and what was clean comes back as
-it is.
+somebody sent. `clean` removes what is no text: control characters, terminal escape sequences with
+what they carry (colours, window titles, links), and marks that turn the direction of writing. It
+cuts what is longer than anybody reads. The result is one line; a clean text is returned unchanged.
+The forms are Markdown, LaTeX, CSV and HTML.
 """
 
 import re
@@ -32,19 +31,20 @@ _NUMBER = r"[-+]?(\d[\d,]*\.?\d*|\.\d+)(e[-+]?\d+)?\b|-$"
 
 
 def clean(text: str, longest: int = LONGEST) -> str:
-    """Return a text as one line that any terminal and file may show; a text that is one comes back
-    as the same object.
+    """Return a text as one line that any terminal and file may show.
+
+    A text that is clean already is returned as the same object.
     """
     if not re.search(_DIRTY, text) and len(text) <= longest:
         return text
     cut = text[: 8 * longest]  # a bound before the work
-    made = re.sub(
+    cleaned = re.sub(
         _UNSHOWN, "\ufffd", re.sub(_HALVES, "?", re.sub(_BREAKS, " ", re.sub(_SEQUENCES, "", cut)))
     ).strip()
     return (
-        made
-        if len(made) <= longest and len(cut) == len(text)
-        else f"{made[:longest]} ... (cut; {len(text):,} characters)"
+        cleaned
+        if len(cleaned) <= longest and len(cut) == len(text)
+        else f"{cleaned[:longest]} ... (cut; {len(text):,} characters)"
     )
 
 
@@ -66,8 +66,9 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_cell(text: str) -> str:
-    """Return a text that may stand in a cell of a Markdown table: in addition no bar ends the cell,
-    whatever stands before it.
+    """Return a text that may stand in a cell of a Markdown table.
+
+    It is one line, opens no tag, makes no link, and has no bar that would end the cell.
     """
     return re.sub(_BAR, lambda bar: f"{2 * bar[1]}\\|", markdown_text(text))
 
@@ -95,15 +96,14 @@ def latex_text(text: str) -> str:
 
 
 def latex_comment(text: str) -> str:
-    """Return a text that may stand behind a percent sign: it has no line break, and the comment
-    ends where it ends.
-    """
+    """Return a text that may stand behind a percent sign: one line, so the comment ends with it."""
     return clean(text)
 
 
 def csv_cell(value: object) -> object:
-    """Return a cell of a CSV file: a text that a spreadsheet would compute (`=`, `+`, `-`, `@`)
-    begins with an apostrophe; numbers stay.
+    """Return a cell of a CSV file; numbers stay numbers.
+
+    A text that a spreadsheet would compute (`=`, `+`, `-`, `@`) begins with an apostrophe.
     """
     if not isinstance(value, str):
         return value

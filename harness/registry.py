@@ -1,9 +1,8 @@
-"""Literal, lazy tables: a name and where its class lives. Nothing is imported until it is asked
-for.
+"""Literal, lazy tables from a name to the place of its class. Imports a class when it is needed.
 
 Our own methods stand in `methods/__init__.py`; other packages add theirs through the
-`harness.methods` entry-point group. A name that two packages claim is an error, never the last one
-wins.
+`harness.methods` entry-point group. A name that two packages claim is an error; the last one does
+not win.
 """
 
 import ast
@@ -53,7 +52,7 @@ class Registry:
     def canonical(self, name: str) -> str:
         """Return the first name of the class behind a name: a later one is an alias."""
         where = self.table.get(name)
-        return next((first for first, other in self.table.items() if other == where), name)
+        return next((first for first, path in self.table.items() if path == where), name)
 
     def load(self, name: str) -> Any:
         """Import the class behind a name."""
@@ -61,7 +60,7 @@ class Registry:
             raise unknown(self.kind, name, self.table, hint=f"(type: harness list {self.kind}s)")
         module, _, attribute = self.table[name].partition(":")
         try:
-            found: Any = getattr(importlib.import_module(module), attribute)
+            entry: Any = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as problem:
             raise HarnessError(
                 f"{self.kind} {name!r} cannot be imported from {self.table[name]}: {problem}"
@@ -73,18 +72,16 @@ class Registry:
                 f"{in_one_line(problem)}"
             ) from problem
         if self.kind != "method":
-            return found
-        if not isinstance(found, type):
+            return entry
+        if not isinstance(entry, type):
             raise HarnessError(
                 f"method {name!r} ({self.table[name]}) is no class, and must be one with "
                 "compress(self, job)"
             )
-        return admit_method(name, found, frozenset(self.table))
+        return admit_method(name, entry, frozenset(self.table))
 
     def summary(self, name: str) -> str:
-        """Return the first docstring line of the class behind a name, read without importing its
-        module's needs.
-        """
+        """Return the first docstring line of the class behind a name, without importing it."""
         module, _, attribute = self.table[name].partition(":")
         try:
             spec = importlib.util.find_spec(module)
@@ -101,7 +98,7 @@ class Registry:
         return f"(no class {attribute} in {module})"
 
     def current(self, name: str, settings: Mapping[str, object]) -> dict[str, Any]:
-        """Return settings of an entry by the names that they have now; an old name is said once."""
+        """Return settings of an entry by their current names; each old name is reported once."""
         return current_settings(name, settings, settings_of_class(self.load(name)))
 
     def build(self, name: str, settings: Mapping[str, object]) -> Any:
@@ -112,32 +109,32 @@ class Registry:
         return entry
 
 
-def construct(name: str, found: type[Any], settings: Mapping[str, object]) -> Any:
+def construct(name: str, entry_class: type[Any], settings: Mapping[str, object]) -> Any:
     """Construct a class with settings, refusing unknown names and values out of range."""
-    known = settings_of_class(found)
-    settings = current_settings(name, settings, known)
+    setting_names = settings_of_class(entry_class)
+    settings = current_settings(name, settings, setting_names)
     for key in settings:
-        if key not in known:
-            hint = f"({name} has: {', '.join(known) or 'no settings'})"
-            raise unknown(f"setting of {name}", key, known or ["none"], hint=hint)
+        if key not in setting_names:
+            hint = f"({name} has: {', '.join(setting_names) or 'no settings'})"
+            raise unknown(f"setting of {name}", key, setting_names or ["none"], hint=hint)
     try:
-        return TypeAdapter(found).validate_python(settings)
+        return TypeAdapter(entry_class).validate_python(settings)
     except ValidationError as problem:
         first = problem.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else name
         message = re.sub(r"^(Input|Value error,) ?", "", first["msg"])
-        given = first["input"]
+        value = first["input"]
         raise HarnessError(
-            f"{name}.{where}: {message}; given {given!r}; write for example --set "
+            f"{name}.{where}: {message}; given {value!r}; write for example --set "
             f"{name}.{where}=VALUE"
         ) from problem
 
 
 @cache
-def admit_method(name: str, found: Any, methods: frozenset[str]) -> Any:
-    """Return a method's class with its traits, once they and its imports were looked at."""
-    refuse_forbidden_imports(name, found.__module__)
-    return complete_method(name, found, methods)
+def admit_method(name: str, method_class: Any, methods: frozenset[str]) -> Any:
+    """Return a method's class, completed with default traits, after its imports were checked."""
+    refuse_forbidden_imports(name, method_class.__module__)
+    return complete_method(name, method_class, methods)
 
 
 def settings_with_defaults(instance: Any) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""Which of the harness's modules a method may use: contracts, data, models, generation; never what
-runs and reports it.
+"""Which modules of the harness a method may use: contracts, data, models and generation.
 
-Our own methods are held to it by import-linter; one of another package is looked at when it is
-loaded, by its source and that of its own package, with imports inside functions.
+It may not use what runs and reports methods. Our own methods are held to it by import-linter. One
+of another package is checked when it is loaded, by its source and that of its own package,
+including imports inside functions.
 """
 
 import ast
@@ -45,36 +45,41 @@ OWN_PACKAGES = ("harness", "methods", "suites")
 
 
 def refuse_forbidden_imports(name: str, module: str) -> None:
-    """Raise `HarnessError` where a method's module, or one of its own package that it imports,
-    imports what it may not.
+    """Raise `HarnessError` where a method's module imports what it may not.
+
+    The modules of its own package that it imports are checked too.
     """
     top = module.partition(".")[0]
     if top in OWN_PACKAGES:
         return
-    seen, waiting = {module}, [module]
+    visited, waiting = {module}, [module]
     while waiting:
-        at = waiting.pop()
-        for wanted in (
-            current for name in _imported_modules(at) for current in current_modules(name)
-        ):
-            room = next(
-                (one for one in FORBIDDEN_MODULES if f"{wanted}.".startswith(f"{one}.")), ""
-            )
+        importer = waiting.pop()
+        names = [new for name in _imported_modules(importer) for new in current_modules(name)]
+        for imported in names:
+            room = _forbidden_room(imported)
             if room:
                 raise HarnessError(
-                    f"method {name!r}: {at} imports {room}, which runs and reports methods; a "
-                    "method may use harness.contract, "
-                    "harness.data, harness.models and harness.scoring.generation "
-                    f"(docs/add-a-method.md), not {', '.join(FORBIDDEN_MODULES)}"
+                    f"method {name!r}: {importer} imports {room}, which runs and reports methods; "
+                    "a method may use harness.contract, harness.data, harness.models and "
+                    "harness.scoring.generation (docs/add-a-method.md), not "
+                    f"{', '.join(FORBIDDEN_MODULES)}"
                 )
-            if wanted.partition(".")[0] == top and wanted not in seen:
-                seen.add(wanted)
-                waiting.append(wanted)
+            if imported.partition(".")[0] == top and imported not in visited:
+                visited.add(imported)
+                waiting.append(imported)
+
+
+def _forbidden_room(module: str) -> str:
+    """Return the forbidden module that a module is, or lies in; "" where it is allowed."""
+    rooms = (room for room in FORBIDDEN_MODULES if f"{module}.".startswith(f"{room}."))
+    return next(rooms, "")
 
 
 def _imported_modules(module: str) -> Iterator[str]:
-    """Yield the modules that one imports, wherever it does, but for its type checker's; names of a
-    module count as modules.
+    """Yield the modules that a module imports anywhere, except for type checkers only.
+
+    Names that are imported from a module count as modules.
     """
     try:
         spec = importlib.util.find_spec(module)
@@ -101,9 +106,9 @@ def _runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
     """Yield all nodes below one, but for what stands under `if TYPE_CHECKING`."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
-            for other in child.orelse:
-                yield other
-                yield from _runtime_nodes(other)
+            for statement in child.orelse:
+                yield statement
+                yield from _runtime_nodes(statement)
             continue
         yield child
         yield from _runtime_nodes(child)

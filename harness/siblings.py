@@ -17,8 +17,8 @@ def refuse_other_packages(*names: str) -> None:
         spec = importlib.util.find_spec(name)
         origin = Path(spec.origin) if spec and spec.origin else None
         if origin is None or origin.parent != HOME / name:
-            found = f"{origin} is found in its place" if origin else "it is not there"
+            problem = f"{origin} is found in its place" if origin else "it is not there"
             raise HarnessError(
-                f"the package {name} of compression-harness is needed and {found}; type `harness` "
-                "(or python -P), leave that folder out of PYTHONPATH, or rename yours"
+                f"the package {name} of compression-harness is needed and {problem}; type "
+                "`harness` (or python -P), leave that folder out of PYTHONPATH, or rename yours"
             )

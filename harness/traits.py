@@ -1,9 +1,8 @@
-"""What a method declares, looked at when its class is loaded: unknown traits, families and starts
-are refused in one line.
+"""Checks of what a method declares, made when its class is loaded; errors are one line.
 
-A class that derives from nothing is completed with the defaults of `harness.contract.Method`, so
-that everything else reads a trait as an attribute. Names of older versions are read with a
-deprecation line.
+Unknown traits, families and starts are refused. A class that derives from nothing is completed
+with the defaults of `harness.contract.Method`, so that other modules read each trait as an
+attribute. Names of older versions are read with a deprecation line.
 """
 
 import dataclasses
@@ -21,14 +20,11 @@ from harness.errors import HarnessError, OldName, in_one_line
 from harness.renames.notice import renames_of
 
 FAMILIES: tuple[str, ...] = get_args(Family)
-FROM_TEACHER = (
-    "pruning",
-    "low-rank",
-    "quantization",
-)  # families that change the teacher where nothing is said
+# families whose students are made from the teacher, unless the method states another start
+FROM_TEACHER = ("pruning", "low-rank", "quantization")
 RENAMED = renames_of("trait")
 OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
-# likeness from which a helper's name is a protocol method's, misspelt: one letter of ten
+# similarity from which a helper's name counts as a misspelt protocol method: one letter of ten
 _MISSPELLING_RATIO = 0.9
 
 
@@ -43,8 +39,10 @@ def fixed_traits() -> Mapping[str, Any]:
 @cache
 def traits_by_settings() -> Mapping[str, Any]:
     """Return the traits that may follow from settings, with their types."""
-    found = {name: value for name, value in vars(Method).items() if isinstance(value, property)}
-    return {name: get_type_hints(value.fget)["return"] for name, value in found.items()}
+    properties = {
+        name: value for name, value in vars(Method).items() if isinstance(value, property)
+    }
+    return {name: get_type_hints(value.fget)["return"] for name, value in properties.items()}
 
 
 @cache
@@ -58,25 +56,25 @@ def known_traits() -> tuple[str, ...]:
     return (*fixed_traits(), *traits_by_settings(), *protocol_methods())
 
 
-def complete_method(name: str, found: type[Any], methods: Collection[str]) -> type[Any]:
-    """Return a method's class, completed with defaults; `methods` are the names that controls may
-    have.
+def complete_method(name: str, method_class: type[Any], methods: Collection[str]) -> type[Any]:
+    """Return a method's class, completed with defaults.
 
-    Raises `HarnessError` for what is misspelt, unknown, of a wrong type, or stated by two names.
+    `methods` are the names that controls may have. Raises `HarnessError` for what is misspelt,
+    unknown, of a wrong type, or stated by two names.
     """
-    where = f"method {name!r} ({found.__module__}:{found.__qualname__})"
-    if not dataclasses.is_dataclass(found):
+    where = f"method {name!r} ({method_class.__module__}:{method_class.__qualname__})"
+    if not dataclasses.is_dataclass(method_class):
         raise HarnessError(
             f"{where} is no dataclass; write @settings above the class (from methods.base import "
             "settings)"
         )
-    fields = _setting_names(where, found)
-    _read_old_names(where, found, fields)
-    for own in _own_classes(found):
-        _refuse_unknown(where, own, fields)
-    _fill_defaults(where, found)
+    fields = _setting_names(where, method_class)
+    _read_old_names(where, method_class, fields)
+    for base in _own_classes(method_class):
+        _refuse_unknown(where, base, fields)
+    _fill_defaults(where, method_class)
     for trait, kind in (*fixed_traits().items(), *traits_by_settings().items()):
-        stated = inspect.getattr_static(found, trait)
+        stated = inspect.getattr_static(method_class, trait)
         if not isinstance(stated, property):
             _refuse_type(where, trait, stated, kind)
         elif trait in fixed_traits():
@@ -85,12 +83,13 @@ def complete_method(name: str, found: type[Any], methods: Collection[str]) -> ty
                 f"{trait}: ClassVar = VALUE"
             )
     for called in protocol_methods():
-        if not callable(getattr(found, called)):
+        value = getattr(method_class, called)
+        if not callable(value):
             raise HarnessError(
-                f"{where}: {called} is called by the harness, and is {getattr(found, called)!r}; "
-                f"write def {called}(self)"
+                f"{where}: {called} is called by the harness, and is {value!r}; write def "
+                f"{called}(self)"
             )
-    method: type[Any] = found
+    method: type[Any] = method_class
     if method.compress is Method.compress:
         raise HarnessError(f"{where} has no compress(self, job), which makes the student")
     for control in method.controls:
@@ -102,8 +101,9 @@ def complete_method(name: str, found: type[Any], methods: Collection[str]) -> ty
 
 
 def refuse_values(name: str, method: Any) -> None:
-    """Refuse traits of a method with its settings that are of a wrong type, or that cannot be
-    computed.
+    """Refuse traits of a method that are of a wrong type, or that cannot be computed.
+
+    They are read from a method that was built with its settings.
     """
     for trait, kind in traits_by_settings().items():
         try:
@@ -115,20 +115,21 @@ def refuse_values(name: str, method: Any) -> None:
         _refuse_type(f"method {name!r}", trait, value, kind)
 
 
-def _own_classes(found: type[Any]) -> Iterator[type[Any]]:
-    """Yield the classes that may state something, from the first to the last derived one."""
+def _own_classes(method_class: type[Any]) -> Iterator[type[Any]]:
+    """Yield the classes that may state something, base classes first."""
     return (
-        own
-        for own in reversed(found.__mro__)
-        if own not in (object, Method) and own.__module__ != "typing"
+        base
+        for base in reversed(method_class.__mro__)
+        if base not in (object, Method) and base.__module__ != "typing"
     )
 
 
-def _setting_names(where: str, found: type[Any]) -> tuple[str, ...]:
-    """Return a method's settings; refuses those without a default, and traits that are written as
-    settings.
+def _setting_names(where: str, method_class: type[Any]) -> tuple[str, ...]:
+    """Return the names of a method's settings.
+
+    Refuses settings without a default, and traits that are written as settings.
     """
-    for field in dataclasses.fields(found):
+    for field in dataclasses.fields(method_class):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise HarnessError(f"{where}: the setting {field.name} has no default; give it one")
         if field.name in known_traits():
@@ -136,16 +137,17 @@ def _setting_names(where: str, found: type[Any]) -> tuple[str, ...]:
                 f"{where}: {field.name} is a trait, and is written as a setting; write "
                 f"{field.name}: ClassVar = VALUE"
             )
-    return tuple(field.name for field in dataclasses.fields(found))
+    return tuple(field.name for field in dataclasses.fields(method_class))
 
 
-def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> None:
-    """Let what is stated by an old name count by its new one; says so once. Refuses two names for
-    one thing.
+def _read_old_names(where: str, method_class: type[Any], fields: Collection[str]) -> None:
+    """Let what is stated by an old name count by its new one, and report it once.
+
+    Refuses a class that states one trait by both names.
     """
-    noted = []
-    for own in _own_classes(found):
-        stated = vars(own)
+    renames_used = []
+    for base in _own_classes(method_class):
+        stated = vars(base)
         for old, new in OLD_NAMES.items():
             if (
                 old not in stated
@@ -159,33 +161,32 @@ def _read_old_names(where: str, found: type[Any], fields: Collection[str]) -> No
                 )
             # what a base says by its settings holds
             if stated[old] is not False or new in fixed_traits():
-                setattr(own, new, stated[old])
-            noted.append(RENAMED[old])
-            _keep_callable(found, old, new)
-    if noted:
-        told = (
-            f"{where}: {', '.join(dict.fromkeys(f'{one.old} is {one.new} now' for one in noted))}; "
-            f"the old name {noted[0].until}"
-        )
-        warnings.warn(told, OldName, stacklevel=2)
+                setattr(base, new, stated[old])
+            renames_used.append(RENAMED[old])
+            _keep_callable(method_class, old, new)
+    if renames_used:
+        changes = dict.fromkeys(f"{rename.old} is {rename.new} now" for rename in renames_used)
+        message = f"{where}: {', '.join(changes)}; the old name {renames_used[0].until}"
+        warnings.warn(message, OldName, stacklevel=2)
 
 
-def _keep_callable(found: type[Any], old: str, new: str) -> None:
+def _keep_callable(method_class: type[Any], old: str, new: str) -> None:
     """Let `super().OLD()` reach what the classes before it have by the new name."""
-    for own in (*_own_classes(found), Method):
-        if new in vars(own) and old not in vars(own) and inspect.isfunction(vars(own)[new]):
-            setattr(own, old, vars(own)[new])
+    for base in (*_own_classes(method_class), Method):
+        if new in vars(base) and old not in vars(base) and inspect.isfunction(vars(base)[new]):
+            setattr(base, old, vars(base)[new])
 
 
-def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None:
-    """Refuse public names that are no setting, no trait and no helper: constants, and misspelt
-    methods of the protocol.
+def _refuse_unknown(where: str, stating_class: type[Any], fields: Collection[str]) -> None:
+    """Refuse public names that are no setting, no trait and no helper.
+
+    These are constants, and misspelt methods of the protocol.
     """
-    known = (*known_traits(), *OLD_NAMES)
-    for name in dict.fromkeys((*vars(own), *inspect.get_annotations(own))):
-        if name.startswith("_") or name in known or name in fields:
+    known_names = (*known_traits(), *OLD_NAMES)
+    for name in dict.fromkeys((*vars(stating_class), *inspect.get_annotations(stating_class))):
+        if name.startswith("_") or name in known_names or name in fields:
             continue
-        helper = callable(value := inspect.getattr_static(own, name, None)) or isinstance(
+        helper = callable(value := inspect.getattr_static(stating_class, name, None)) or isinstance(
             value, property | classmethod | staticmethod
         )
         if not helper:
@@ -193,7 +194,7 @@ def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None
                 f"{where}: unknown trait {name!r}{_suggestion(name, known_traits())} "
                 f"(a setting is annotated with its type, a constant of its own is named _{name})"
             )
-        near = difflib.get_close_matches(name, known, n=1, cutoff=_MISSPELLING_RATIO)
+        near = difflib.get_close_matches(name, known_names, n=1, cutoff=_MISSPELLING_RATIO)
         if near and near[0] in (*protocol_methods(), *OLD_NAMES):
             raise HarnessError(
                 f"{where}: {name} is nothing that the harness calls; did you mean {near[0]!r}? "
@@ -201,9 +202,9 @@ def _refuse_unknown(where: str, own: type[Any], fields: Collection[str]) -> None
             )
 
 
-def _fill_defaults(where: str, found: type[Any]) -> None:
+def _fill_defaults(where: str, method_class: type[Any]) -> None:
     """Give a class the defaults of what it does not state, after its family was looked at."""
-    family = getattr(found, "family", None)
+    family = getattr(method_class, "family", None)
     if family is None:
         raise HarnessError(
             f"{where} states no family; write family: ClassVar = one of "
@@ -213,48 +214,48 @@ def _fill_defaults(where: str, found: type[Any]) -> None:
         raise HarnessError(
             f"{where}: unknown family {family!r}{_suggestion(str(family), FAMILIES)}"
         )
-    if not hasattr(found, "starts_from"):
-        found.starts_from = "teacher" if family in FROM_TEACHER else "student"
+    if not hasattr(method_class, "starts_from"):
+        method_class.starts_from = "teacher" if family in FROM_TEACHER else "student"
     for trait in known_traits():
-        if not hasattr(found, trait):
-            setattr(found, trait, vars(Method)[trait])
+        if not hasattr(method_class, trait):
+            setattr(method_class, trait, vars(Method)[trait])
 
 
-def _refuse_type(where: str, trait: str, value: object, kind: Any) -> None:
+def _refuse_type(where: str, trait: str, value: object, trait_type: Any) -> None:
     try:
-        _adapter(kind).validate_python(value, strict=True)
+        _adapter(trait_type).validate_python(value, strict=True)
     except ValidationError as problem:
-        right = (
+        expected = (
             "a value or a property (write @property above it)"
             if inspect.isfunction(value)
-            else _describe_type(kind)
+            else _describe_type(trait_type)
         )
-        raise HarnessError(f"{where}: {trait} = {value!r} is not {right}") from problem
+        raise HarnessError(f"{where}: {trait} = {value!r} is not {expected}") from problem
 
 
 @cache
-def _adapter(kind: Any) -> TypeAdapter[Any]:
-    return TypeAdapter(kind)
+def _adapter(trait_type: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(trait_type)
 
 
-def _describe_type(kind: Any) -> str:
+def _describe_type(trait_type: Any) -> str:
     """Say in words what values a type has."""
-    known = {
+    words = {
         bool: "True or False",
         int: "a whole number",
         float: "a number",
         str: "a text",
         float | None: "a number or None",
     }
-    if kind in known:
-        return known[kind]
-    if isinstance(get_args(kind)[0], str):
-        return f"one of {', '.join(map(repr, get_args(kind)))}"
+    if trait_type in words:
+        return words[trait_type]
+    if isinstance(get_args(trait_type)[0], str):
+        return f"one of {', '.join(map(repr, get_args(trait_type)))}"
     return "a tuple of names, as ('sft', 'untouched') or ('sft',)"
 
 
-def _suggestion(given: str, known: Collection[str]) -> str:
-    """Say the nearest name and, where they are few, all that are known."""
-    near = difflib.get_close_matches(given, sorted(known), n=1, cutoff=0.5)
+def _suggestion(name: str, known_names: Collection[str]) -> str:
+    """Return the nearest name, where one is near, and all known names, as the end of a message."""
+    near = difflib.get_close_matches(name, sorted(known_names), n=1, cutoff=0.5)
     guess = f"; did you mean {near[0]!r}?" if near else ""
-    return f"{guess}{'' if guess else ';'} known: {', '.join(sorted(known))}"
+    return f"{guess}{'' if guess else ';'} known: {', '.join(sorted(known_names))}"

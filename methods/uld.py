@@ -18,6 +18,7 @@ from methods.training.base import Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers
 
 if TYPE_CHECKING:
+    from methods.training.positions import Positions
     from methods.training.rows import TokenRow
 
 
@@ -35,14 +36,10 @@ class UniversalLogitDistillation(Trained):
 
     def compress(self, job: Job) -> Checkpoint:
         """Align every training text in both tokenizers, then train beside the teacher."""
-        import torch
-
         from harness.data.examples import training_examples
         from harness.errors import CellFailed
         from harness.models.language_model import student_tokenizer
         from harness.models.shape import Shape
-        from methods.training.losses import universal_logit
-        from methods.training.positions import Positions
         from methods.training.terms import Term, hard_labels
 
         teacher_tokenizer = student_tokenizer(job.teacher)
@@ -64,9 +61,7 @@ class UniversalLogitDistillation(Trained):
                 teacher_longest=Shape.of_folder(job.teacher.path).context,
                 teacher_prompts=teacher_prompts,
             )
-            counts["aligned"] = sum(
-                len(row.teacher_tokens.pairs) for row in rows if row.teacher_tokens
-            )
+            counts["aligned"] = sum(map(aligned_positions, rows))
             counts["positions"] = sum(row.trained_tokens for row in rows)
             if rows and counts["aligned"] <= len(rows):
                 raise CellFailed(
@@ -75,25 +70,9 @@ class UniversalLogitDistillation(Trained):
                 )
             return rows, too_long
 
-        def value(positions: Positions) -> Any:
-            assert positions.batch is not None
-            [teacher] = positions.teachers
-            assert teacher.logits_NV is not None
-            aligned, start = [], 0
-            for row in positions.batch.rows:
-                assert row.teacher_tokens is not None
-                aligned += [start + position for position, _ in row.teacher_tokens.pairs]
-                start += row.trained_tokens
-            device = positions.labels_N.device
-            index = torch.tensor(aligned, device=device)
-            distances = universal_logit(positions.student_NV[index], teacher.logits_NV)
-            return torch.zeros(len(positions.labels_N), device=device).index_put(
-                (index,), distances
-            )
-
         terms = [hard_labels()]
-        terms += [Term("uld", self.uld_weight, value, counts=aligned_positions)]
-        teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
+        terms += [Term("uld", self.uld_weight, uld_values, counts=aligned_positions)]
+        teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokenizer=True)
         return self.train(
             job,
             full_solution_pairs(examples),
@@ -102,6 +81,26 @@ class UniversalLogitDistillation(Trained):
             options=TrainOptions(encoder=encoder),
             notes=counts,
         )
+
+
+def uld_values(positions: "Positions") -> Any:
+    """Return the distance of sorted probabilities at each position, (N,); 0 where none aligns."""
+    import torch
+
+    from methods.training.losses import universal_logit
+
+    assert positions.batch is not None
+    [teacher] = positions.teachers
+    assert teacher.logits_NV is not None
+    aligned, start = [], 0
+    for row in positions.batch.rows:
+        assert row.teacher_tokens is not None
+        aligned += [start + position for position, _ in row.teacher_tokens.pairs]
+        start += row.trained_tokens
+    device = positions.labels_N.device
+    index = torch.tensor(aligned, device=device)
+    distances = universal_logit(positions.student_NV[index], teacher.logits_NV)
+    return torch.zeros(len(positions.labels_N), device=device).index_put((index,), distances)
 
 
 def aligned_positions(row: "TokenRow") -> int:

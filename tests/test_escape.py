@@ -31,9 +31,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_no_text_is_taken_out(name):
-    given, shown = HOSTILE[name]
-    assert clean(given) == shown
-    assert clean(clean(given)) == clean(given) and clean(given).encode()
+    text, expected = HOSTILE[name]
+    assert clean(text) == expected
+    assert clean(clean(text)) == clean(text) and clean(text).encode()
 
 
 @pytest.mark.parametrize(
@@ -45,9 +45,9 @@ def test_clean_text_stays_the_same_object(text):
 
 @pytest.mark.parametrize("letter", ["x", "\x1b[31m", "\x1b]0;", "\n", "\x00"])
 def test_long_texts_are_cut_with_a_word(letter):
-    shown = clean(letter * 200_000 + "end")
-    assert len(shown) < 2_100 and "\x1b" not in shown and "\n" not in shown
-    assert len(letter) > 1 or "cut" in shown
+    cleaned = clean(letter * 200_000 + "end")
+    assert len(cleaned) < 2_100 and "\x1b" not in cleaned and "\n" not in cleaned
+    assert len(letter) > 1 or "cut" in cleaned
 
 
 @pytest.mark.parametrize("given", [text for text, _ in HOSTILE.values()])

@@ -293,7 +293,7 @@ def trains(trial: Trial) -> None:
     """Check that a method that trains spends the token budget, and no other one does."""
     tokens_seen, declared = trial.first.cost.get("seen_tokens", 0), trial.method.trains
     assert (tokens_seen > 0) == declared, (
-        f"declared trains = {declared}; cost.json says {tokens_seen:,} tokens seen"
+        f"declared trains = {declared}; by cost.json it saw {tokens_seen:,} tokens"
     )
     assert tokens_seen <= TOKENS, f"it saw {tokens_seen:,} tokens of a budget of {TOKENS:,}"
 

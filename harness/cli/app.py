@@ -1,5 +1,6 @@
-"""The command `harness`: options in, exit code out. 0 done, 1 a cell failed, 2 a user's mistake,
-130 stopped.
+"""The command `harness`: options in, exit code out.
+
+Exit codes: 0 done, 1 a cell failed, 2 a user's mistake, 130 stopped.
 """
 
 import logging
@@ -72,8 +73,9 @@ def run(
         bool, typer.Option("--dry-run", help="Print the plan and an estimate; compute nothing.")
     ] = False,
 ) -> int:
-    """Make students, score and measure them beside their teacher, write the tables. Finished cells
-    are skipped.
+    """Make students, score and measure them beside their teacher, and write the tables.
+
+    Cells that are finished are skipped.
     """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
@@ -94,13 +96,15 @@ def run(
     if dry_run:
         return _print_plan(plan)
     with Console() as console:
-        ended, path = run_plan(plan, callbacks=console.callbacks())
-    _show_results(Run(plan, tuple(ended), path))
-    broken = failure_lines(ended)
-    for line in broken:
+        results, path = run_plan(plan, callbacks=console.callbacks())
+    _show_results(Run(plan, tuple(results), path))
+    failed_lines = failure_lines(results)
+    for line in failed_lines:
         typer.echo(line, err=True)
     return (
-        0 if all(one.record is not None and one.record.status != "failed" for one in ended) else 1
+        0
+        if all(result.record is not None and result.record.status != "failed" for result in results)
+        else 1
     )
 
 
@@ -111,57 +115,55 @@ def _print_plan(plan: "Plan") -> int:
     from harness.records.store import Store
     from harness.running.recomputation import recomputation_lines
 
-    under, store = plan.conditions, Store(plan.config.out)
+    conditions, store = plan.conditions, Store(plan.config.out)
     finished = {
         cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)
     }
-    expected = estimate_cells(plan, finished)
+    estimates = estimate_cells(plan, finished)
     typer.echo(
         f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} "
-        f"parameters), student {under.student_recipe}, "
-        f"{under.budget_tokens:,} seen tokens for each trained row, {under.device}, {under.dtype}; "
-        f"tasks: {', '.join(under.task_names)}"
+        f"parameters), student {conditions.student_recipe}, "
+        f"{conditions.budget_tokens:,} seen tokens for each trained row, {conditions.device}, "
+        f"{conditions.dtype}; tasks: {', '.join(conditions.task_names)}"
     )
-    for data in under.train_data:
+    for data in conditions.train_data:
         typer.echo(
             f"training data: {data.name}, {data.examples:,} examples, weight {data.weight:g}"
         )
-    if under.calibration_data is not None:
-        typer.echo(
-            f"calibration data: {under.calibration_data.name}, "
-            f"{under.calibration_data.examples:,} examples"
-        )
-    for cell, one in zip(plan.cells, expected, strict=True):
-        state = "finished" if cell.key in finished else f"to compute, about {one.seconds:.0f} s"
-        if one.training_bytes and cell.key not in finished:
+    if (calibration := conditions.calibration_data) is not None:
+        typer.echo(f"calibration data: {calibration.name}, {calibration.examples:,} examples")
+    for cell, estimate in zip(plan.cells, estimates, strict=True):
+        is_finished = cell.key in finished
+        state = "finished" if is_finished else f"to compute, about {estimate.seconds:.0f} s"
+        if estimate.training_bytes and not is_finished:
             state += (
-                f"; training states {one.training_bytes / GIB:,.2f} of "
-                f"{one.memory / GIB:,.1f} GiB: {one.verdict}"
+                f"; training states {estimate.training_bytes / GIB:,.2f} of "
+                f"{estimate.memory / GIB:,.1f} GiB: {estimate.verdict}"
             )
         seed = f" seed {cell.seed}" if cell.seed is not None else ""
         typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
     for line in () if plan.config.force else recomputation_lines(plan, store):
         typer.echo(line)
+    minutes = sum(estimate.seconds for estimate in estimates) / 60
     typer.echo(
-        f"{len(plan.cells)} cells, about {sum(one.seconds for one in expected) / 60:.0f} min to "
-        "compute "
-        f"(by the formulas of harness plan, on this {under.device})"
+        f"{len(plan.cells)} cells, about {minutes:.0f} min to compute "
+        f"(by the formulas of harness plan, on this {conditions.device})"
     )
     return 0
 
 
-def _show_results(finished: "Run") -> None:
+def _show_results(run: "Run") -> None:
     """Print a run's tables, write them and the page beside its file."""
     from harness.records.samples import evidence_of
     from harness.reporting.formats import as_markdown, write_sections
     from harness.reporting.html_page import write_page
     from harness.reporting.report import build_sections
 
-    path, records = finished.path, list(finished.records)
-    made, folder = build_sections(records), path.with_suffix("")
-    typer.echo("\n" + as_markdown(made))
-    write_sections(made, folder)
-    [page, *_] = write_page(made, folder, evidence=evidence_of(path, records))
+    path, records = run.path, list(run.records)
+    sections, folder = build_sections(records), path.with_suffix("")
+    typer.echo("\n" + as_markdown(sections))
+    write_sections(sections, folder)
+    [page, *_] = write_page(sections, folder, evidence=evidence_of(path, records))
     typer.echo(f"tables: {folder}  page: {page}  records: {path} (again: harness report {path})")
 
 
@@ -247,9 +249,7 @@ def report(
         bool, typer.Option("--explain", help="Print what each column means and stop.")
     ] = False,
 ) -> int:
-    """Make the tables again from records alone: the same records give the same bytes. Needs no
-    torch.
-    """
+    """Write the tables of records: the same records give the same bytes. Needs no torch."""
     from harness.cli.tables import ReportFiles, forms_to_write, sections_of, tables_folder
     from harness.files.places import check_folder
     from harness.planning.spec import joined_lists
@@ -272,7 +272,7 @@ def report(
     for line in problems:
         typer.echo(f"skipped {line}", err=True)
     if records:
-        made = sections_of(records, price=price, against=references, sort=sort)
+        sections = sections_of(records, price=price, against=references, sort=sort)
         files = ReportFiles(
             folder=out or tables_folder(place, keep),
             forms=forms_to_write(joined_lists(forms)),
@@ -281,8 +281,8 @@ def report(
         )
         if keep:
             copy_to_study(records, keep / "records")
-        typer.echo(as_markdown(made))
-        written = files.write(made, records, place)
+        typer.echo(as_markdown(sections))
+        written = files.write(sections, records, place)
         typer.echo(f"written: {', '.join(str(path) for path in written)}")
     return 1 if problems else 0
 
@@ -316,8 +316,9 @@ def measure(
         "results/runs/measured"
     ),
 ) -> int:
-    """Time and weigh models: first token, later tokens, bytes of weights, cache and peak; ratios to
-    the first model.
+    """Time and weigh models; speeds are ratios to the first model.
+
+    Measures the first token, later tokens, and the bytes of weights, cache and peak.
     """
     from harness.api import measure_models
     from harness.cli.console import Console
@@ -400,9 +401,7 @@ def plan(
         Path | None, typer.Option(help="Where GGUF files are unpacked to. [default: as in run]")
     ] = None,
 ) -> int:
-    """Estimate memory, time, tokens and money of chains on some hardware before anything is spent;
-    computes nothing.
-    """
+    """Estimate memory, time, tokens and money of chains on some hardware. Computes nothing."""
     from harness.api import estimate_plans
     from harness.estimating.estimate import estimate_text
     from harness.planning.spec import joined_lists
@@ -427,15 +426,16 @@ def plan(
 
 
 def _rate_records(places: list[Path] | None) -> "list[RunRecord]":
-    """Return the records of this machine's rates: those that are named, else those of the usual
-    place, where it is there.
+    """Return the records that this machine's rates come from.
+
+    They are those of the named places, else those of the usual place where it exists.
     """
     from harness.records.store import read_records
 
     records: list[RunRecord] = []
     for place in places or [usual for usual in (Path("results/runs"),) if usual.exists()]:
-        here, problems = read_records(place)
-        records += here
+        records_of_place, problems = read_records(place)
+        records += records_of_place
         for line in problems:
             typer.echo(f"skipped {line}", err=True)
     return records
@@ -460,9 +460,7 @@ def cache(
         typer.Option(help="prune: delete also what was last written more days ago.", min=0),
     ] = None,
 ) -> int:
-    """List, verify or prune what teachers have computed; anything deleted is made again when it is
-    needed.
-    """
+    """List, verify or prune what teachers computed; it is computed again when needed."""
     from harness.models.artefacts import (
         KINDS,
         cache_entries,
@@ -476,26 +474,25 @@ def cache(
         raise unknown("kind of artefact", kind, KINDS)
     if folder is not None and not folder.is_dir():
         raise HarnessError(f"no cache folder at {folder}; leave --cache out for {default_cache()}")
-    found = [one for one in cache_entries(place) if kind in (None, one.kind)]
+    artefacts = [artefact for artefact in cache_entries(place) if kind in (None, artefact.kind)]
     damaged = 0
-    for one in found:
-        told = (
-            f"{one.kind:8}  {one.path.stem[:32]:32}  {one.bytes / 2**20:10.2f} MiB  "
-            f"{one.days:6.1f} days"
+    for artefact in artefacts:
+        line = (
+            f"{artefact.kind:8}  {artefact.path.stem[:32]:32}  {artefact.bytes / 2**20:10.2f} MiB  "
+            f"{artefact.days:6.1f} days"
         )
-        wrong = "" if what is CacheAction.ls else entry_damage(one)
-        damaged += bool(wrong)
+        damage = "" if what is CacheAction.ls else entry_damage(artefact)
+        damaged += bool(damage)
         if what is CacheAction.prune:
-            if not wrong and (older_than is None or one.days <= older_than):
+            if not damage and (older_than is None or artefact.days <= older_than):
                 continue
-            remove_entry(one)
-            told += f"  deleted{f' ({wrong})' if wrong else ''}"
+            remove_entry(artefact)
+            line += f"  deleted{f' ({damage})' if damage else ''}"
         elif what is CacheAction.verify:
-            told += f"  DAMAGED: {wrong}" if wrong else "  whole"
-        typer.echo(told)
-    typer.echo(
-        f"{len(found)} artefacts, {sum(one.bytes for one in found) / 2**20:,.2f} MiB in {place}"
-    )
+            line += f"  DAMAGED: {damage}" if damage else "  whole"
+        typer.echo(line)
+    mebibytes = sum(artefact.bytes for artefact in artefacts) / 2**20
+    typer.echo(f"{len(artefacts)} artefacts, {mebibytes:,.2f} MiB in {place}")
     return 1 if damaged and what is CacheAction.verify else 0
 
 
@@ -505,9 +502,7 @@ def cache(
     add_help_option=False,
 )
 def lm_eval_(context: typer.Context) -> int:
-    """Run lm-eval's own command with our scorer as --model harness (--model_args
-    pretrained=NAME).
-    """
+    """Run lm-eval's own command with our scorer: --model harness --model_args pretrained=NAME."""
     from lm_eval.__main__ import cli_evaluate
 
     import harness.scoring.lm_eval_model  # noqa: F401  importing it registers the model; lm-eval has no plug-in hook of its own
@@ -529,9 +524,7 @@ def train_tiny(
         typer.Option(help="Seen tokens, in place of the recipe's (for a trial).", min=100),
     ] = None,
 ) -> int:
-    """Train the embedded teachers from nothing: tokenizer, tiny, tiny-math, and their scores on the
-    test splits.
-    """
+    """Train the embedded teachers (tokenizer, tiny, tiny-math) and score them on test splits."""
     from harness.api import train_embedded
     from harness.cli.console import Console
     from harness.files.places import check_folder
@@ -581,14 +574,14 @@ def _command() -> int:
 
 
 def _show_old_names_in_one_line() -> None:
-    """Print what is written by an older version's name in one line; other warnings as they are."""
-    shown = warnings.showwarning
+    """Print the use of an old name in one line, and other warnings as usual."""
+    show_others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *place: Any, **named: Any) -> None:
         if issubclass(category, OldName):
             print(f"harness: {message}", file=sys.stderr)
         else:
-            shown(message, category, *place, **named)
+            show_others(message, category, *place, **named)
 
     warnings.showwarning = show
 

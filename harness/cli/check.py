@@ -1,5 +1,4 @@
-"""The commands that judge and hand on: `harness check`, `harness baseline`, `harness export`. No
-torch.
+"""The commands that judge and export: `harness check`, `baseline`, `verify`, `export`. No torch.
 
 Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a
 user's mistake, as everywhere.
@@ -136,8 +135,9 @@ def check(
         ),
     ] = None,
 ) -> int:
-    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable, 2
-    your mistake.
+    """Judge rows: exit code 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable.
+
+    Exit code 2 is a mistake in what was typed.
     """
     from harness.gate import check as gate_check
     from harness.gate.rules import rules_with_margin
@@ -189,8 +189,9 @@ class _Outputs:
     def of(
         cls, json: Path | None, junit: Path | None, markdown: Path | None, *, annotate: bool | None
     ) -> "_Outputs":
-        """Fill in what GitHub's actions set where nothing was typed. Raises `HarnessError` for a
-        file that cannot be written.
+        """Fill in what GitHub's actions set where nothing was typed.
+
+        Raises `HarnessError` for a file that cannot be written.
         """
         summary = markdown or (
             Path(name) if (name := os.environ.get("GITHUB_STEP_SUMMARY")) else None
@@ -248,15 +249,15 @@ def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
 
     try:
         models = read_object(path)["models"]
-        found = [
+        measured = [
             (
-                str(one["name"]),
+                str(model["name"]),
                 [
-                    Measurement.model_validate(each, context=READING_CONTEXT)
-                    for each in one["measurements"]
+                    Measurement.model_validate(measurement, context=READING_CONTEXT)
+                    for measurement in model["measurements"]
                 ],
             )
-            for one in models[1:]
+            for model in models[1:]
         ]
     except ValidationError as problem:
         raise HarnessError(
@@ -267,11 +268,11 @@ def _read_measured(path: Path) -> "list[tuple[str, Sequence[Measurement]]]":
             f"--measured {path}: not a file of harness measure ({problem}); type: harness measure "
             "OLD NEW"
         ) from problem
-    if not found:
+    if not measured:
         raise HarnessError(
             f"--measured {path}: no model stands beside the first; type: harness measure OLD NEW"
         )
-    return [*found]
+    return [*measured]
 
 
 @baseline_app.command("update", cls=Command)
@@ -303,8 +304,9 @@ def baseline_update(
         ),
     ] = False,
 ) -> int:
-    """Freeze rows that were accepted. Refuses failed, limited and dirty runs, regressions, also in
-    small steps, and margins not met.
+    """Freeze rows that were accepted.
+
+    Refuses failed, limited and dirty runs, regressions (also in small steps), and margins not met.
     """
     from harness.gate.baseline_tables import (
         change_lines,
@@ -322,7 +324,7 @@ def baseline_update(
     refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
     rules, records = Rules(margin=share, points=points), records_of(place)
-    moved = update_baseline(
+    change = update_baseline(
         baseline,
         records,
         reason=reason,
@@ -332,24 +334,24 @@ def baseline_update(
         drop=drop,
         own_margin=own_margin,
     )
-    _echo_table(change_lines(moved.previous, moved.baseline))
-    drops = detectable_drops(moved.baseline, moved.previous, records, rules)
-    if shown := detectable_drop_lines(drops):
-        tests = f"Holm over {holm_family_size(moved.baseline)} tests"
+    _echo_table(change_lines(change.previous, change.baseline))
+    drops = detectable_drops(change.baseline, change.previous, records, rules)
+    if drop_lines := detectable_drop_lines(drops):
+        tests = f"Holm over {holm_family_size(change.baseline)} tests"
         typer.echo(
             f"\nWhat a check can see with these items (power .8, alpha {rules.frozen_alpha:g}, "
             f"{tests}):"
         )
-        _echo_table(shown)
-    for note in moved.notes:
+        _echo_table(drop_lines)
+    for note in change.notes:
         typer.echo(f"note: {note}")
-    if moved.baseline.history[-1].commit is None:
+    if change.baseline.history[-1].commit is None:
         typer.echo(
             "note: these records name no commit (an installed package); the file cannot say which "
             "code it is of"
         )
     typer.echo(
-        f"{baseline}: {len(moved.baseline.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
+        f"{baseline}: {len(change.baseline.rows)} rows frozen, {baseline.stat().st_size:,} bytes; "
         "commit it"
     )
     return 0
@@ -357,14 +359,14 @@ def baseline_update(
 
 @baseline_app.command("show", cls=Command)
 def baseline_show(baseline: Annotated[Path, typer.Argument(help="A baseline.")]) -> int:
-    """Show what is frozen, and why it moved when."""
+    """Show what is frozen, and when and why it changed."""
     from harness.gate.baseline_tables import baseline_lines, margin_text
     from harness.records.baseline import read_baseline
 
-    found = read_baseline(baseline)
-    _echo_table(baseline_lines(found))
-    typer.echo(f"margin: {'none' if found.margin is None else margin_text(found)}")
-    for change in found.history:
+    frozen = read_baseline(baseline)
+    _echo_table(baseline_lines(frozen))
+    typer.echo(f"margin: {'none' if frozen.margin is None else margin_text(frozen)}")
+    for change in frozen.history:
         accepted = f"; accepted: {', '.join(change.accepted)}" if change.accepted else ""
         anew = f"; started anew: {', '.join(change.anew)}" if change.anew else ""
         typer.echo(
@@ -381,8 +383,9 @@ def baseline_diff(
     baseline: Annotated[Path, typer.Argument(help="A baseline.")],
     other: Annotated[Path, typer.Argument(help="Another baseline, or records.")],
 ) -> int:
-    """Show what changed from a baseline to another one, or to records: scores, items lost and won,
-    bytes.
+    """Show what changed from a baseline to another one, or to records.
+
+    Compares scores, items lost and won, and bytes.
     """
     from harness.files.untrusted import read_text_file
     from harness.gate.baseline_tables import change_lines
@@ -392,8 +395,8 @@ def baseline_diff(
     if other.is_file() and '"baseline"' in read_text_file(other)[:400]:
         new = read_baseline(other)
     else:
-        records = [one for one in records_of(other) if one.status == "success"]
-        new = Baseline(history=(), rows=tuple(freeze_record(one) for one in records))
+        records = [record for record in records_of(other) if record.status == "success"]
+        new = Baseline(history=(), rows=tuple(freeze_record(record) for record in records))
     _echo_table(change_lines(old, new))
     return 0
 
@@ -420,21 +423,22 @@ def verify(
         bool, typer.Option("--score", help="Ask the model every question again, on this machine.")
     ] = False,
 ) -> int:
-    """Check records against what stands beside them: digests, items, weights; exit code 1 and the
-    first difference where one differs.
+    """Check records against the files beside them: digests, items, weights.
+
+    Prints the first difference of each record; exit code 1 where one differs.
     """
     from harness.records.store import record_files
     from harness.running.verify import verify as checked
 
-    own = place / "record.json"
-    paths, problems = ([own], []) if own.is_file() else record_files(place)
-    found = [checked(path, score=score) for path in paths]
-    for one in found:
-        typer.echo(str(one))
+    record_file = place / "record.json"
+    paths, problems = ([record_file], []) if record_file.is_file() else record_files(place)
+    results = [checked(path, score=score) for path in paths]
+    for result in results:
+        typer.echo(str(result))
     for line in problems:
         typer.echo(line, err=True)
-    differing = sum(bool(one.difference) for one in found)
-    typer.echo(f"{len(found)} records, {differing} differ")
+    differing = sum(bool(result.difference) for result in results)
+    typer.echo(f"{len(results)} records, {differing} differ")
     return 1 if differing or problems else 0
 
 
@@ -462,14 +466,15 @@ def export(
         str, typer.Option(help="Project or experiment of a tracker.")
     ] = "compression-harness",
 ) -> int:
-    """Hand records on: lm-eval's result JSON, a `datasets` folder of items, or runs of MLflow, W&B
-    or trackio.
+    """Export records as lm-eval's result JSON, as a `datasets` folder, or as runs of a tracker.
+
+    The trackers are MLflow, W&B and trackio.
     """
     from harness.records import export as handing
     from harness.records.samples import evidence_of
 
     check_folder(out, "--out")
-    records = [one for one in records_of(place) if one.status == "success"]
+    records = [record for record in records_of(place) if record.status == "success"]
     if not records:
         raise HarnessError(f"{place}: no record that succeeded; type: harness run")
     if form is ExportForm.lm_eval:
@@ -479,6 +484,6 @@ def export(
     elif form in (ExportForm.mlflow, ExportForm.wandb, ExportForm.trackio):
         written = handing.to_tracker(form.value, records, project=project)
     else:
-        raise unknown("form", str(form), [one.value for one in ExportForm])
+        raise unknown("form", str(form), [record.value for record in ExportForm])
     typer.echo(f"written: {', '.join(written)}")
     return 0

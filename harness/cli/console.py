@@ -1,6 +1,4 @@
-"""Progress in the terminal: a live line per run where there is a terminal, plain lines where there
-is none.
-"""
+"""Progress in the terminal: a live bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -19,8 +17,9 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Console:
-    """Shows cells, stage, speed and time left; writes to standard error, so that tables can be
-    piped.
+    """Shows cells, stage, speed and time left.
+
+    It writes to standard error, so that tables on standard output can be piped.
     """
 
     def __init__(self) -> None:
@@ -65,7 +64,7 @@ class Console:
         """Return the callbacks for the runner."""
         return RunCallbacks(
             on_start=self._begin,
-            on_progress=lambda cell, one: self.progress(one),
+            on_progress=lambda cell, progress: self.progress(progress),
             on_end=self._end,
             on_message=self.say,
         )
@@ -84,53 +83,51 @@ class Console:
         self._stage = ""
         self._began = time.monotonic()
 
-    def _end(self, finished: CellResult) -> None:
-        record = finished.record
+    def _end(self, result: CellResult) -> None:
+        record = result.record
         if record is None:
-            outcome = f"left ({finished.note})"
+            outcome = f"not computed ({result.note})"
         elif record.status != "success":
             outcome = f"{record.status}: {record.reason}"
         else:
             outcome = ", ".join(f"{score.task} {_value_of(score)}" for score in record.scores)
-        when = "already finished" if finished.cached else f"{time.monotonic() - self._began:.0f} s"
+        when = "already finished" if result.cached else f"{time.monotonic() - self._began:.0f} s"
         self.say(f"{self._prefix}: {outcome} ({when})")
 
-    def progress(self, one: Progress) -> None:
-        """Show one sign of life: a redrawn bar, or a line when the stage changes and every few
-        seconds.
-        """
-        now, one = time.monotonic(), replace(one, detail=clean(one.detail))
-        changed = one.stage + one.detail.partition(" ")[0] != self._stage
+    def progress(self, progress: Progress) -> None:
+        """Show progress: a redrawn bar, or a line at each new stage and every few seconds."""
+        seconds, progress = time.monotonic(), replace(progress, detail=clean(progress.detail))
+        changed = progress.stage + progress.detail.partition(" ")[0] != self._stage
         if changed:
             self._stage, self._stage_began, self._stage_done = (
-                one.stage + one.detail.partition(" ")[0],
-                now,
-                one.done,
+                progress.stage + progress.detail.partition(" ")[0],
+                seconds,
+                progress.done,
             )
-        speed = self._speed(one, now)
+        speed = self._speed(progress, seconds)
         if self._live:
             self._live.update(
                 self._task,
-                description=f"{self._prefix} {one.stage} {one.detail}",
-                completed=one.done,
-                total=one.total or 1,
+                description=f"{self._prefix} {progress.stage} {progress.detail}",
+                completed=progress.done,
+                total=progress.total or 1,
                 speed=speed,
             )
-        elif changed or now - self._spoke > SECONDS_BETWEEN_LINES:
-            self._spoke = now
-            share = f"{100 * one.done / one.total:.0f} %" if one.total else ""
+        elif changed or seconds - self._spoke > SECONDS_BETWEEN_LINES:
+            self._spoke = seconds
+            share = f"{100 * progress.done / progress.total:.0f} %" if progress.total else ""
             print(
-                f"{self._prefix} {one.stage} {share} {speed} {one.detail}".rstrip(),
+                f"{self._prefix} {progress.stage} {share} {speed} {progress.detail}".rstrip(),
                 file=sys.stderr,
                 flush=True,
             )
 
-    def _speed(self, one: Progress, now: float) -> str:
-        seconds, done = now - self._stage_began, one.done - self._stage_done
-        if seconds < 0.5 or done <= 0 or not one.unit:
+    def _speed(self, progress: Progress, current_seconds: float) -> str:
+        seconds, done = current_seconds - self._stage_began, progress.done - self._stage_done
+        if seconds < 0.5 or done <= 0 or not progress.unit:
             return ""
-        left = (one.total - one.done) * seconds / done
-        return f"{done / seconds:,.0f} {one.unit}/s, {left:.0f} s left"
+        seconds_left = (progress.total - progress.done) * seconds / done
+        return f"{done / seconds:,.0f} {progress.unit}/s, {seconds_left:.0f} s left"
 
 
 def _value_of(score: TaskScore) -> str:

@@ -1,6 +1,4 @@
-"""How a command ends: errors of the system in one line, a reader that went away, signals that say
-what is kept. No torch.
-"""
+"""How a command ends: system errors in one line, broken pipes, signals. No torch."""
 
 import io
 import os
@@ -12,13 +10,13 @@ from types import FrameType
 
 from harness.files.problems import describe_os_error
 
-KEPT_MESSAGE = "what was finished is kept, the same command goes on from there"
-_RESUMABLE = ("run", "train-tiny")  # what starts again where it was
+_RESUMABLE = ("run", "train-tiny")  # commands that go on where they stopped
 
 
 class Stopped(BaseException):
-    """A signal that asks the program to end: it passes everything that catches exceptions, so that
-    all is put away on the way out.
+    """A signal asked the program to end.
+
+    It passes every `except Exception`, so that all clean-up runs on the way out.
     """
 
     def __init__(self, number: int) -> None:
@@ -27,8 +25,9 @@ class Stopped(BaseException):
 
 
 class _ForgivingStream(io.FileIO):
-    """A stream whose reader may go away (`| head`): what is written then goes nowhere, and the
-    command ends as it would have ended.
+    """A stream whose reader may go away (`| head`).
+
+    Later output is dropped, and the command ends as it would have ended.
     """
 
     def write(self, data: "bytes | memoryview") -> int:  # type: ignore[override]
@@ -73,8 +72,9 @@ def guard_streams() -> None:
 
 
 def flush_output(code: int) -> int:
-    """Write out what is still buffered; a standard output that takes nothing (a full disk) is a
-    mistake of the command line.
+    """Write out what is still buffered, and return the exit code.
+
+    Where standard output takes nothing (a full disk) the exit code is 2.
     """
     try:
         if sys.stdout is not None:
@@ -88,8 +88,9 @@ def flush_output(code: int) -> int:
 
 
 def _discard_output() -> None:
-    """Point standard output to nowhere: the interpreter flushes it once more at its end, and would
-    say so again.
+    """Point standard output to nowhere.
+
+    The interpreter flushes it once more at its end, and would report the error again.
     """
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
@@ -97,8 +98,9 @@ def _discard_output() -> None:
 
 
 def catch_signals() -> None:
-    """Turn SIGTERM and SIGHUP into `Stopped`: processes are ended, the cursor comes back, and the
-    last line says what is kept.
+    """Turn SIGTERM and SIGHUP into `Stopped`.
+
+    Processes are ended, the cursor comes back, and the last line says what is kept.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -111,23 +113,24 @@ def catch_signals() -> None:
             signal.signal(number, stop)
 
 
-def stopped_line(by: str, arguments: list[str]) -> str:
-    """Say that a command was stopped, what of it is kept, and what to type to go on."""
-    again = shlex.join(["harness", *arguments])
+def stopped_line(reason: str, arguments: list[str]) -> str:
+    """Say that a command was stopped, what it kept, and what to type to go on."""
+    command = shlex.join(["harness", *arguments])
     if arguments[:1] and arguments[0] in _RESUMABLE:
-        return f"stopped ({by}); {KEPT_MESSAGE}: {again}"
-    return f"stopped ({by}); it keeps nothing half done, type it again: {again}"
+        return f"stopped ({reason}); finished work is kept; to go on, type: {command}"
+    return f"stopped ({reason}); unfinished work is not kept; type again: {command}"
 
 
 def print_error(line: str) -> None:
-    """Print the program's last word to standard error."""
+    """Print a line of the program to standard error."""
     if sys.stderr is not None:
         print(f"harness: {line}", file=sys.stderr, flush=True)
 
 
 def exit_code_of(command: Callable[[], int]) -> int:
-    """Run a command and return its exit code where the system or a signal ends it: 2, or 128 and
-    the signal's number.
+    """Run a command and return its exit code.
+
+    A system error gives 2, Ctrl-C 130, and another signal 128 and its number.
     """
     try:
         return command()

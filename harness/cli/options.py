@@ -1,6 +1,4 @@
-"""What every command's options have in common: nothing empty, no number that is none, `-h`,
-`--version`. No torch.
-"""
+"""What the options of all commands share: no empty values, `-h`, `--version`. No torch."""
 
 import math
 import platform
@@ -33,31 +31,31 @@ def version_line() -> str:
 
 
 class Command(TyperCommand):
-    """A command that refuses empty values and numbers that are none before it does anything."""
+    """A command that refuses empty values and infinite numbers before it does anything."""
 
     may_be_empty: frozenset[str] = frozenset()  # parameters of which "" is a value
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; raises `HarnessError` for a value that is empty, infinite or not a
-        number.
+        """Read the arguments.
+
+        Raises `HarnessError` for a value that is empty, infinite or not a number.
         """
         _answer_version(ctx, args)
         written = list(args)
         rest = super().parse_args(ctx, args)
-        given, _, _ = self.make_parser(ctx).parse_args(args=written)
+        typed, _, _ = self.make_parser(ctx).parse_args(args=written)
         for parameter in self.params:
             if parameter.name not in self.may_be_empty:
-                _refuse_empty(parameter, given.get(parameter.name or ""))
+                _refuse_empty(parameter, typed.get(parameter.name or ""))
             _refuse_infinite(parameter, ctx.params.get(parameter.name or ""))
         return rest
 
 
 class ConfigCommand(Command):
-    """A command whose options are the fields of `RunConfig`, beside its own; `context.obj` holds
-    the values that were typed.
+    """A command whose options are the fields of `RunConfig`, beside its own.
 
-    They are made when the command is typed or looked into: the help of all commands does not wait
-    for them.
+    `context.obj` holds the values that were typed. The options are built when the command is typed
+    or inspected, so that the help of all commands does not wait for them.
     """
 
     _params: list[Any]
@@ -73,21 +71,22 @@ class ConfigCommand(Command):
 
             fields = settings_by_name(config.RunConfig)
             self.may_be_empty = frozenset(
-                name for name, one in fields.items() if one.spelling.may_be_empty
+                name for name, setting in fields.items() if setting.spelling.may_be_empty
             )
-            place = sum(one.param_type_name == "argument" for one in self._params)
+            place = sum(setting.param_type_name == "argument" for setting in self._params)
             self._params[place:place] = option_parameters(config.RunConfig)
             self._whole = True
         # always the same list: click puts its help option there and takes it again
         return self._params
 
     @params.setter
-    def params(self, own: list[Any]) -> None:
-        self._params, self._whole = own, False
+    def params(self, parameters: list[Any]) -> None:
+        self._params, self._whole = parameters, False
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the arguments; the configuration's go to `context.obj` as values. Raises
-        `HarnessError` for what is no value.
+        """Read the arguments; those of the configuration go to `context.obj`.
+
+        Raises `HarnessError` for a text that is no value.
         """
         from harness.cli.run_options import typed_values
         from harness.planning import config
@@ -101,7 +100,7 @@ class ConfigCommand(Command):
 
 
 class CommandGroup(TyperGroup):
-    """The commands together: `harness --version` as each of them."""
+    """The commands together; it takes `--version`, as each of them does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Answer `--version` before a command is looked for."""
@@ -123,7 +122,7 @@ def _typed_name(parameter: Any) -> str:
 
 def _refuse_empty(parameter: Any, value: Any) -> None:
     values = value if isinstance(value, (list, tuple)) else [value]
-    if any(isinstance(one, str) and not one.strip(" ,\t\n") for one in values):
+    if any(isinstance(text, str) and not text.strip(" ,\t\n") for text in values):
         missing = ", so no method is asked for" if parameter.name == "methods" else ""
         raise HarnessError(
             f"{_typed_name(parameter)} is empty{missing}; leave it out for its default, or see "
@@ -137,7 +136,7 @@ def _refuse_infinite(parameter: Any, value: Any) -> None:
 
 
 def refuse_duplicates(flag: str, names: Sequence[str], *, hint: str = "") -> None:
-    """Raise `HarnessError` where a list of names holds one twice."""
-    double = next((name for at, name in enumerate(names) if name in names[:at]), None)
-    if double is not None:
-        raise HarnessError(f"{flag}: {double} is named twice; name it once{hint}")
+    """Raise `HarnessError` where a list names one thing twice."""
+    duplicate = next((name for number, name in enumerate(names) if name in names[:number]), None)
+    if duplicate is not None:
+        raise HarnessError(f"{flag}: {duplicate} is named twice; name it once{hint}")

@@ -1,10 +1,9 @@
-"""A pytest plugin whose tests are the rows: `pytest --harness-baseline FILE --harness-records
-PLACE`.
+"""A pytest plugin whose tests are the rows: `pytest --harness-baseline FILE`.
 
-Each finding of the check is one test: *regressed*, *missed* and *not comparable* fail, *cannot
-tell* fails too unless it is told to skip; what cannot be told and does not count (a pool, or a task
-that a pool settled) is skipped. Without one of the options the plugin does nothing, and imports
-nothing of ours.
+Each finding of the check is one test. *regressed*, *missed* and *not comparable* fail; *cannot
+tell* fails too unless the option says skip. A finding that cannot be told and does not count (a
+pool, or a task that a pool settled) is skipped. Without `--harness-baseline` and the other options
+the plugin does nothing, and imports nothing of ours.
 """
 
 from pathlib import Path
@@ -55,8 +54,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 class FindingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
     """One finding as a test."""
 
-    def __init__(self, *, finding: "Finding", skip: bool, **more: Any) -> None:
-        super().__init__(**more)
+    def __init__(self, *, finding: "Finding", skip: bool, **options: Any) -> None:
+        super().__init__(**options)
         self.finding, self.skip = finding, skip
 
     def runtest(self) -> None:
@@ -78,7 +77,7 @@ class FindingItem(pytest.Item):  # type: ignore[misc,unused-ignore]
 
 
 class NoRowsItem(pytest.Item):  # type: ignore[misc,unused-ignore]
-    """What stands where the records hold no row to judge: a check of nothing is no pass."""
+    """A test that fails because the records hold no row to judge."""
 
     def runtest(self) -> None:
         """Fail."""
@@ -133,12 +132,13 @@ def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
     """Add a test for each finding."""
-    found = config.stash.get(_FINDINGS, None)
-    if found is None:
+    findings = config.stash.get(_FINDINGS, None)
+    if findings is None:
         return
     skip = config.getoption("--harness-cannot-tell") == "skip"
     items += [
-        FindingItem.from_parent(session, name=one.name, finding=one, skip=skip) for one in found
+        FindingItem.from_parent(session, name=finding.name, finding=finding, skip=skip)
+        for finding in findings
     ]
-    if not found:
+    if not findings:
         items.append(NoRowsItem.from_parent(session, name="harness check"))

@@ -1,6 +1,4 @@
-"""What `harness report` does with records: their tables as they are asked for, and the files that
-it writes. No torch.
-"""
+"""What `harness report` does with records: builds their tables and writes files. No torch."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,23 +20,27 @@ from harness.reporting.report import (
 def sections_of(
     records: Sequence[RunRecord], *, price: float | None, against: Sequence[str], sort: str | None
 ) -> list[ReportSection]:
-    """Build the tables of records. Raises `HarnessError` for a row or a column that they
-    have not.
+    """Build the tables of records.
+
+    Raises `HarnessError` for a row or a column that the records do not have.
     """
     labels = {record.label for record in records}
     if missing := [label for label in against if label not in labels]:
         raise unknown("row", missing[0], labels, hint="(in --against)")
     tasks = {score.task for record in records for score in record.scores}
     sort = sort and current_column(sort, tasks, typed_in="--sort")
-    made = build_sections(records, ReportOptions(price=price, references=tuple(against), sort=sort))
-    if sort is not None and sort.removeprefix("-") not in (columns := sortable_columns(made)):
+    sections = build_sections(
+        records, ReportOptions(price=price, references=tuple(against), sort=sort)
+    )
+    if sort is not None and sort.removeprefix("-") not in (columns := sortable_columns(sections)):
         raise unknown("column", sort.removeprefix("-"), columns, hint="(in --sort)")
-    return made
+    return sections
 
 
 def tables_folder(place: Path, study: Path | None) -> Path:
-    """Return where the tables of a place go that nobody named a folder for: into the study, else
-    beside the records.
+    """Return the default folder for the tables of a place.
+
+    It lies in the study, else beside the records.
     """
     if study is not None:
         return study / "tables"
@@ -46,11 +48,12 @@ def tables_folder(place: Path, study: Path | None) -> Path:
 
 
 def forms_to_write(named: Sequence[str] | None) -> list[str]:
-    """Return the forms to write, all where none is named. Raises `HarnessError` for one that there
-    is not.
+    """Return the forms to write, all of them where none is named.
+
+    Raises `HarnessError` for an unknown form.
     """
-    if wrong := [form for form in named or () if form not in FORMS]:
-        raise unknown("form", wrong[0], FORMS, hint="(in --forms)")
+    if unknown_forms := [form for form in named or () if form not in FORMS]:
+        raise unknown("form", unknown_forms[0], FORMS, hint="(in --forms)")
     return list(named or FORMS)
 
 
@@ -64,12 +67,13 @@ class ReportFiles:
     pictures: bool
 
     def write(
-        self, made: Sequence[ReportSection], records: Sequence[RunRecord], place: Path
+        self, sections: Sequence[ReportSection], records: Sequence[RunRecord], place: Path
     ) -> list[Path]:
-        """Write tables, pictures and page; return what was written. Answers of single items are
-        looked for beside `place`.
+        """Write tables, pictures and page, and return their paths.
+
+        Answers of single items are looked for beside `place`.
         """
-        written = write_sections(made, self.folder, forms=self.forms)
+        written = write_sections(sections, self.folder, forms=self.forms)
         if self.pictures:
             from harness.reporting.plots import write_plots
 
@@ -78,5 +82,5 @@ class ReportFiles:
             from harness.records.samples import evidence_of
             from harness.reporting.html_page import write_page
 
-            written += write_page(made, self.folder, evidence=evidence_of(place, records))
+            written += write_page(sections, self.folder, evidence=evidence_of(place, records))
         return written

@@ -2,11 +2,12 @@
 
 This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods,
 `labels` rows of older records, `options` flags, keys of run files and arguments of `harness.run`,
-`modules` what programs import, `columns` headers that are typed, and `notice` says each old name
-once. To rename something, add it here and rename it there: nothing else knows the old name.
+`modules` what programs import, `arguments` what they call it with, `columns` headers that are
+typed, and `notice` warns of each old name once. To rename something, add it here and rename it
+there: nothing else knows the old name.
 """
 
-__all__ = ["columns", "labels", "modules", "notice", "options", "settings"]
+__all__ = ["arguments", "columns", "labels", "modules", "notice", "options", "settings"]
 
 # The version and the date until which a name goes on to work; the later of the two counts.
 FROM_0_1 = ("0.3.0", "2027-12-01")
@@ -94,7 +95,25 @@ OPTIONS: dict[str, tuple[str, tuple[str, str]]] = {}
 MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "methods.base:changed": ("methods.base:non_default_settings", FROM_0_1),
     "methods.compression.base:Making": ("methods.compression.base:StudentBuilder", FROM_0_1),
+    "methods.compression.external:require": (
+        "methods.compression.external:require_package",
+        FROM_0_1,
+    ),
+    "methods.compression.external:by_library": (
+        "methods.compression.external:explaining_library_errors",
+        FROM_0_1,
+    ),
+    "methods.compression.external:written_by": (
+        "methods.compression.external:save_library_student",
+        FROM_0_1,
+    ),
     "suites:OUTSIDE": ("suites:LM_EVAL_PREFIX", FROM_0_1),
+    "suites.loading.lm_eval:configurable_task": (
+        "suites.loading.lm_eval:build_task_over_rows",
+        FROM_0_1,
+    ),
+    "suites.loading.lm_eval:built": ("suites.loading.lm_eval:build_task", FROM_0_1),
+    "suites.loading.lm_eval:builtin": ("suites.loading.lm_eval:read_builtin", FROM_0_1),
     "methods._settings": ("methods.base", FROM_0_1),
     "methods._base": ("methods.training.base, methods.training.sources", FROM_0_1),
     "methods._terms": (
@@ -147,6 +166,16 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
     "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
     "harness.scoring.backend:Scored": ("harness.scoring.backend:LikelihoodRequest", FROM_0_1),
+}
+
+# Arguments in Python: "module:name.argument" -> new name, until when. The function or class is
+# decorated with `accept_old_arguments`.
+ARGUMENTS = {
+    "methods.training.base:TrainOptions.inwards": ("taps", FROM_0_1),
+    "methods.training.terms:Objective.inwards": ("taps", FROM_0_1),
+    "methods.training.sources:Teachers.whole": ("needs_all_probabilities", FROM_0_1),
+    "methods.training.sources:Teachers.inside": ("needs_inner_states", FROM_0_1),
+    "methods.training.sources:Teachers.own_tokens": ("own_tokenizer", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

@@ -1,4 +1,4 @@
-"""Claims about each family of methods, what others published, and what this study measures. No torch.
+"""Claims about families of methods, what others published, and what was measured. No torch.
 
 The claims are those that comparisons of compression methods keep repeating. The published figures
 and their sources stand in `harness/reporting/assets/published.json`. The column `measured` comes
@@ -7,7 +7,7 @@ from records alone.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -394,10 +394,10 @@ def cost_verdicts(group: Group) -> dict[str, str]:
             continue
         decisions = [
             _cheaper_decision(seconds, other_seconds)
-            if levels[name] < levels[other]
+            if levels[name] < levels[other_name]
             else _cheaper_decision(other_seconds, seconds)
-            for other, other_seconds in seconds_by_family.items()
-            if other_seconds and levels[other] != levels[name]
+            for other_name, other_seconds in seconds_by_family.items()
+            if other_seconds and levels[other_name] != levels[name]
         ]
         cost_words[name] = words[_all_of(decisions)] if decisions else _NOT_TESTABLE
     return cost_words

@@ -152,12 +152,12 @@ def row_scenario(row: ResultRow) -> str:
 def _without_timings(record: RunRecord) -> RunRecord:
     """Return a record without the measurements that belong to a scenario."""
     prefixes = ("decode_", "prefill_", "ttft_", "tpot_")
-    others = [
+    untimed = [
         measurement
         for measurement in record.measurements
         if not measurement.name.startswith(prefixes)
     ]
-    return record.model_copy(update={"measurements": tuple(others)})
+    return record.model_copy(update={"measurements": tuple(untimed)})
 
 
 def scenarios_table(group: Group) -> Table | None:

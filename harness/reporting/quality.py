@@ -1,4 +1,4 @@
-"""Tables of what students can do: scores, retention, flips, diagnostics, row against row. No torch."""
+"""Tables of quality: scores, retention, flips, diagnostics, and row against row. No torch."""
 
 import re
 from collections.abc import Mapping, Sequence

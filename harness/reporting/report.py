@@ -118,5 +118,5 @@ def write_tables(
     *,
     forms: Sequence[str] = FORMS,
 ) -> list[Path]:
-    """Write `table.md`, `tables.tex`, `tables.json` and one CSV for each table; return the paths."""
+    """Write `table.md`, `tables.tex`, `tables.json` and a CSV for each table; return the paths."""
     return write_sections(build_sections(records, options), folder, forms=forms)

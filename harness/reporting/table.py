@@ -27,7 +27,7 @@ class RowCells(NamedTuple):
 
 
 class BestCell(str):
-    """The text of a cell among the best: of the best row, or not significantly worse. Set in bold."""
+    """The text of a cell of the best row, or of one that is not significantly worse: bold."""
 
 
 @dataclass(frozen=True)

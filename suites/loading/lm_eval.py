@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.errors import HarnessError, in_one_line
 from harness.files.untrusted import Limits, read_text_file
+from harness.renames.modules import by_old_name
 
 _YAML_LIMITS = Limits(bytes=8 * 2**20)  # it may hold the shots
 _MAX_VALUES = 200_000  # of one file
@@ -129,3 +130,6 @@ def explaining_hub_errors(task: str, remedy: str) -> Iterator[None]:
         raise HarnessError(
             f"{task}: the Hugging Face Hub could not be reached ({reason[:120]}); {remedy}"
         ) from problem
+
+
+__getattr__ = by_old_name(__name__)

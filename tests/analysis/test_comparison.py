@@ -9,13 +9,13 @@ from harness.reporting import report
 
 
 def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
-    other = make("sft", 0.6, seed=1).model_copy(
+    other_record = make("sft", 0.6, seed=1).model_copy(
         update={"environment": ENVIRONMENT.model_copy(update={"machine": "another, 8 cores"})}
     )
-    text = report.markdown([*RECORDS, other])
+    text = report.markdown([*RECORDS, other_record])
     assert (
-        "stand in 2 tables, since a column never mixes: machine (another, 8 cores | made up, 2 "
-        "cores)" in text
+        "stand in 2 tables, because a table never mixes conditions. They differ in machine "
+        "(another, 8 cores | made up, 2 cores)." in text
     )
     newer = make("sft", 0.6, seed=1, tasks=("gsm8k-mini@2",))
     assert "tasks (gsm8k-mini@1 | gsm8k-mini@2)" in report.markdown([*RECORDS, newer])
@@ -32,24 +32,24 @@ def test_records_of_two_machines_never_share_a_column_and_the_field_is_named():
     ],
 )
 def test_rows_made_under_other_conditions_stand_in_another_table(field, changes):
-    other = make("sft", 0.5, seed=1, **changes)
-    found = comparison.group_records([*RECORDS, other])
-    assert len(found) == 2
-    with_sft = next(group for group in found if "sft" in {row.label for row in group.rows})
-    without = next(group for group in found if "cot" in {row.label for row in group.rows})
+    other_record = make("sft", 0.5, seed=1, **changes)
+    groups = comparison.group_records([*RECORDS, other_record])
+    assert len(groups) == 2
+    with_sft = next(group for group in groups if "sft" in {row.label for row in group.rows})
+    without = next(group for group in groups if "cot" in {row.label for row in group.rows})
     assert with_sft.shared[field] != without.shared[field]
-    assert all({"sft", "cot"} - {row.label for row in group.rows} for group in found)
+    assert all({"sft", "cot"} - {row.label for row in group.rows} for group in groups)
 
 
 def test_one_teacher_and_one_untouched_student_serve_two_budgets():
-    other = [
+    other_records = [
         make("sft", 0.5, seed=1, budget_tokens=2000),
         make("cot", 0.6, seed=1, budget_tokens=2000, controls=("untouched",)),
     ]
-    found = comparison.group_records([*RECORDS, *other])
-    assert len(found) == 2 and all(group.teacher for group in found)
-    assert all("untouched" in {row.label for row in group.rows} for group in found)
-    assert "no retention" not in report.markdown([*RECORDS, *other])
+    groups = comparison.group_records([*RECORDS, *other_records])
+    assert len(groups) == 2 and all(group.teacher for group in groups)
+    assert all("untouched" in {row.label for row in group.rows} for group in groups)
+    assert "no retention" not in report.markdown([*RECORDS, *other_records])
 
 
 def test_a_failure_never_hides_a_success_and_stays_in_its_own_table():
@@ -80,21 +80,21 @@ def test_equal_seeds_make_no_pairs():
     """
     cot = [make("cot", 0.6, seed=seed) for seed in (1, 3)]
     sft = [make("sft", 0.3, seed=seed) for seed in (1, 2, 3)]
-    found = comparison.compare(
+    interval = comparison.compare(
         comparison.ResultRow("cot", tuple(cot)),
         comparison.ResultRow("sft", tuple(sft)),
         "gsm8k-mini",
         ratio=False,
     )
     renamed = [record.model_copy(update={"seed": record.seed + 7}) for record in sft]
-    assert found == comparison.compare(
+    assert interval == comparison.compare(
         comparison.ResultRow("cot", tuple(cot)),
         comparison.ResultRow("sft", tuple(renamed)),
         "gsm8k-mini",
         ratio=False,
     )
     values = [[record.scores[0].value for record in side] for side in (cot, sft)]
-    assert found.value == pytest.approx(sum(values[0]) / 2 - sum(values[1]) / 3)
+    assert interval.value == pytest.approx(sum(values[0]) / 2 - sum(values[1]) / 3)
 
 
 def test_rows_scored_on_other_items_are_not_paired():
@@ -102,13 +102,13 @@ def test_rows_scored_on_other_items_are_not_paired():
     odd = odd.model_copy(
         update={"scores": (odd.scores[0].model_copy(update={"items_digest": "other"}),)}
     )
-    found = comparison.compare(
+    interval = comparison.compare(
         comparison.ResultRow("cot", (odd,)),
         comparison.ResultRow("teacher", (RECORDS[0],)),
         "gsm8k-mini",
         ratio=True,
     )
-    assert found.value is None and "different items" in found.reason
+    assert interval.value is None and "different items" in interval.reason
 
 
 def test_models_with_different_chat_templates_are_paired_on_the_same_items(small):
@@ -124,14 +124,14 @@ def test_models_with_different_chat_templates_are_paired_on_the_same_items(small
         score, _ = score_task(opened, MmluMini(), LocalOrHubData(), **given)
         return make(label, task="mmlu-mini", scores=(score,), chat=True, **changes)
 
-    [found] = comparison.group_records(
+    [group] = comparison.group_records(
         [
             row("teacher", "<{{ m.role }}>{{ m.content }}"),
             row("uld", "## {{ m.role }}\n{{ m.content }}\n", seed=1),
         ]
     )
-    student = next(one for one in found.rows if one.label == "uld")
-    assert comparison.compare(student, found.teacher, "mmlu-mini", ratio=True).value is not None
+    student = next(row_of_group for row_of_group in group.rows if row_of_group.label == "uld")
+    assert comparison.compare(student, group.teacher, "mmlu-mini", ratio=True).value is not None
 
 
 def test_the_newest_record_of_a_row_counts_and_the_older_is_said():
@@ -149,9 +149,9 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
         make("teacher other", 0.7, teachers=both, method="teacher"),
         make("teacher", 0.9, teachers=both),
     ]
-    [found] = comparison.group_records(records)
-    assert [row.label for row in comparison.ordered_rows(found)] == [
+    [group] = comparison.group_records(records)
+    assert [row.label for row in comparison.ordered_rows(group)] == [
         "teacher",
         "teacher other",
         "response",
-    ] and found.teacher.label == "teacher"
+    ] and group.teacher.label == "teacher"

@@ -9,6 +9,6 @@ from harness.records.record import write_record
 @pytest.fixture
 def place(tmp_path):
     folder = tmp_path / "records"
-    for one in (TEACHES, SAME):
-        write_record(folder / f"{one.label}.json", one)
+    for record in (TEACHES, SAME):
+        write_record(folder / f"{record.label}.json", record)
     return folder

@@ -13,7 +13,7 @@ OPTIONS = {
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods "
     "--no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout "
-    "--allow-task-code",
+    "--allow-task-code --train-data --calibration --overlap",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
@@ -230,8 +230,8 @@ def test_packages_resolve_to_one_parent_folder():
     import suites
 
     parents = {
-        str(__import__("pathlib").Path(one.__file__).parent.parent)
-        for one in (package, methods, suites)
+        str(__import__("pathlib").Path(module.__file__).parent.parent)
+        for module in (package, methods, suites)
     }
     assert len(parents) == 1
 

@@ -21,8 +21,8 @@ def test_a_store_is_judged_by_its_newest_run(tmp_path):
     behind it.
     """
     broken = row("int8", "", scores=(), status="failed", reason="out of memory", key="new")
-    for one in (TEACHES, SAME, broken):
-        write_record(tmp_path / "cells" / one.key[:24] / "record.json", one)
+    for record in (TEACHES, SAME, broken):
+        write_record(tmp_path / "cells" / record.key[:24] / "record.json", record)
     (tmp_path / "runs").mkdir()
     for name, keys in (
         ("20260101-000000-1", ["teacher-None", "int8-None"]),
@@ -146,10 +146,10 @@ def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
         == 0
     )
     assert (tmp_path / "again.json").read_bytes() == before  # the same records give the same bytes
-    found = read_baseline(path)
+    frozen = read_baseline(path)
     assert (
-        found.margin == 0.9
-        and found.rows[1].scores[0].outcomes == SAME.scores[0].outcomes["strict-match"]
+        frozen.margin == 0.9
+        and frozen.rows[1].scores[0].outcomes == SAME.scores[0].outcomes["strict-match"]
     )
     assert harness("check", place, "--baseline", path).return_value == 0
     shown = harness("baseline", "show", path).output
@@ -177,9 +177,10 @@ def test_a_baseline_is_frozen_shown_compared_and_moved(place, tmp_path):
         == 0
     )
     moved = read_baseline(path)
-    assert [one.reason for one in moved.history] == ["first", "worse, and why"] and moved.history[
-        1
-    ].accepted == ("int8 gsm8k-mini [frozen]",)
+    assert [change.reason for change in moved.history] == [
+        "first",
+        "worse, and why",
+    ] and moved.history[1].accepted == ("int8 gsm8k-mini [frozen]",)
     assert moved.margin == 0.9
 
 
@@ -227,7 +228,7 @@ def test_frozen_rows_are_dropped_only_when_asked(place, tmp_path):
         ).return_value
         == 0
     )
-    assert {one.label for one in read_baseline(path).rows} == {"teacher", "int8"}
+    assert {frozen_row.label for frozen_row in read_baseline(path).rows} == {"teacher", "int8"}
 
 
 def test_a_reason_is_asked_for(place, tmp_path):
@@ -263,7 +264,9 @@ def test_a_baseline_of_one_row_moves_that_row_alone(place, tmp_path):
         ).return_value
         == 0
     )
-    values = {one.label: one.scores[0].value for one in read_baseline(path).rows}
+    values = {
+        frozen_row.label: frozen_row.scores[0].value for frozen_row in read_baseline(path).rows
+    }
     assert values == {"teacher": 0.8, "int4": 0.795, "int8": 0.8}
 
 

@@ -158,11 +158,11 @@ def test_options_typed_win_over_the_file_and_methods_settings_come_together(door
     (tmp_path / "run.toml").write_text(
         "seeds = 2\nrows = 7\n[set.response]\ntemperature = 1\ntop_k = 5\n[set.sft]\nlr = 1"
     )
-    got = door(
+    values = door(
         "run.toml", "--rows", "9", "--set", "response.temperature=4", "--set", "cot.samples=2"
     )[2]
-    assert (got.seeds, got.rows) == (2, 9)
-    assert got.set == {
+    assert (values.seeds, values.rows) == (2, 9)
+    assert values.set == {
         "response": {"temperature": 4, "top_k": 5},
         "sft": {"lr": 1},
         "cot": {"samples": 2},
@@ -170,10 +170,10 @@ def test_options_typed_win_over_the_file_and_methods_settings_come_together(door
 
 
 def test_every_setting_says_what_it_is_and_names_each_of_its_choices():
-    for name, one in settings_by_name(config.RunConfig).items():
-        assert one.field.description and one.help[0] != "[", name
-        for choice in one.choices:
-            assert choice in one.help, (name, choice)
+    for name, setting in settings_by_name(config.RunConfig).items():
+        assert setting.field.description and setting.help[0] != "[", name
+        for choice in setting.choices:
+            assert choice in setting.help, (name, choice)
 
 
 def test_the_help_of_all_commands_does_not_read_the_configuration():

@@ -200,7 +200,7 @@ class NoDraw(MagnitudePruning):
         (WrongStart, "starts_from", "declared starts_from = 'student'"),
         (Lazy, "changes_a_weight", "number by number"),
         (SecretTraining, "trains", "declared trains = False; cost.json says 1,"),
-        (NoTraining, "trains", "declared trains = True; cost.json says 0 tokens seen"),
+        (NoTraining, "trains", "declared trains = True; by cost.json it saw 0 tokens"),
         (
             SecretReading,
             "calibrates",

@@ -337,9 +337,9 @@ def test_the_configuration_is_checked_whoever_builds_it():
 
 def test_a_stopped_command_says_what_is_kept():
     assert stopped_line("SIGTERM", ["run", "--out", "a b"]).endswith(
-        "the same command goes on from there: harness run --out 'a b'"
+        "finished work is kept; to go on, type: harness run --out 'a b'"
     )
-    assert "type it again: harness check x" in stopped_line("Ctrl-C", ["check", "x"])
+    assert "type again: harness check x" in stopped_line("Ctrl-C", ["check", "x"])
 
 
 def a_child(tmp_path, code):
@@ -745,8 +745,7 @@ def test_sigterm_ends_every_process_shows_the_cursor_and_says_how_to_go_on(tmp_p
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l") >= 0, "the cursor is shown again"
     last = " ".join(text.rsplit("harness: ", 1)[1].split())
     assert last.startswith(
-        "stopped (SIGTERM); what was finished is kept, the same command goes on from there: "
-        "harness run --methods sft"
+        "stopped (SIGTERM); finished work is kept; to go on, type: harness run --methods sft"
     )
     survivors = [
         path

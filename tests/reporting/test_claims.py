@@ -8,8 +8,8 @@ from harness.reporting import claims
 
 
 def claims_of(records):
-    [found] = comparison.group_records(records)
-    table = claims.claims_table(found)
+    [group] = comparison.group_records(records)
+    table = claims.claims_table(group)
     return {(row[0], row[1]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
 
 
@@ -21,49 +21,57 @@ def test_claims_are_judged_by_rows_and_named():
     trained = good(
         "response", teacher, 60, family="distillation", decode=2.0, megabytes=4, seconds=200
     )
-    told = claims_of([teacher, packed, slow, zeros, trained])
-    assert told["Quantization", "accuracy retention"]["verdict"] == "holds here (int4, 2 of 2 rows)"
+    claim_lines = claims_of([teacher, packed, slow, zeros, trained])
     assert (
-        told["Quantization", "decode speedup (over float32)"]["verdict"]
+        claim_lines["Quantization", "accuracy retention"]["verdict"]
+        == "holds here (int4, 2 of 2 rows)"
+    )
+    assert (
+        claim_lines["Quantization", "decode speedup (over float32)"]["verdict"]
         == "holds here (int8, 1 of 2 rows)"
     )
-    assert told["Quantization", "decode speedup (over float32)"]["measured"] == "1.20 to 2.50 x"
-    assert told["Quantization", "all at once"]["verdict"] == "holds here (int8, 1 of 2 rows)"
-    for one in ("accuracy retention", "decode speedup (over float32)", "memory reduction (disk)"):
-        assert told["Pruning", one]["verdict"] == "does not"
-    assert told["Distillation", "memory reduction (disk)"]["claimed"] == "3 to 10 x"
     assert (
-        told["Low-rank", "accuracy retention"] | {"measured": "-"}
-        == told["Low-rank", "accuracy retention"]
+        claim_lines["Quantization", "decode speedup (over float32)"]["measured"] == "1.20 to 2.50 x"
     )
-    assert told["Low-rank", "all at once"]["verdict"] == "not testable here"
+    assert claim_lines["Quantization", "all at once"]["verdict"] == "holds here (int8, 1 of 2 rows)"
+    for name in ("accuracy retention", "decode speedup (over float32)", "memory reduction (disk)"):
+        assert claim_lines["Pruning", name]["verdict"] == "does not"
+    assert claim_lines["Distillation", "memory reduction (disk)"]["claimed"] == "3 to 10 x"
+    assert (
+        claim_lines["Low-rank", "accuracy retention"] | {"measured": "-"}
+        == claim_lines["Low-rank", "accuracy retention"]
+    )
+    assert claim_lines["Low-rank", "all at once"]["verdict"] == "not testable here"
     assert [
-        told[one, "training cost"]["verdict"] for one in ("Quantization", "Pruning", "Distillation")
+        claim_lines[name, "training cost"]["verdict"]
+        for name in ("Quantization", "Pruning", "Distillation")
     ] == ["holds here"] * 3
-    assert told["Quantization", "accuracy retention"]["published"].startswith(
+    assert claim_lines["Quantization", "accuracy retention"]["published"].startswith(
         "MMLU 34.2 to 101.1 %, GSM8K 62.0 to 104.7 %, other 98.9 % (0.5B"
     )
-    assert told["Low-rank", "decode speedup (over float32)"]["published"] == "-"
-    assert told["Chains", "all at once"]["verdict"] == "not testable here"
-    whole = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=0.5, seconds=9)
+    assert claim_lines["Low-rank", "decode speedup (over float32)"]["published"] == "-"
+    assert claim_lines["Chains", "all at once"]["verdict"] == "not testable here"
+    chain = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=0.5, seconds=9)
     assert (
-        claims_of([teacher, packed, slow, whole])["Chains", "all at once"]["verdict"]
+        claims_of([teacher, packed, slow, chain])["Chains", "all at once"]["verdict"]
         == "holds here (a+b)"
     )
     # smaller, and keeps too little
-    poor = good("a+b", teacher, 160, family="chain", decode=2.0, megabytes=0.5, seconds=9)
+    poor_chain = good("a+b", teacher, 160, family="chain", decode=2.0, megabytes=0.5, seconds=9)
     assert (
-        claims_of([teacher, packed, slow, poor])["Chains", "all at once"]["verdict"] == "does not"
+        claims_of([teacher, packed, slow, poor_chain])["Chains", "all at once"]["verdict"]
+        == "does not"
     )
     # int4 alone is as small and keeps more
-    large = good("a+b", teacher, 40, family="chain", decode=2.0, megabytes=1, seconds=9)
+    large_chain = good("a+b", teacher, 40, family="chain", decode=2.0, megabytes=1, seconds=9)
     assert (
-        claims_of([teacher, packed, slow, large])["Chains", "all at once"]["verdict"] == "does not"
+        claims_of([teacher, packed, slow, large_chain])["Chains", "all at once"]["verdict"]
+        == "does not"
     )
     # as small, two items fewer: nobody knows
-    alike = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=1, seconds=9)
+    close_chain = good("a+b", teacher, 4, family="chain", decode=2.0, megabytes=1, seconds=9)
     assert (
-        claims_of([teacher, packed, slow, alike])["Chains", "all at once"]["verdict"]
+        claims_of([teacher, packed, slow, close_chain])["Chains", "all at once"]["verdict"]
         == "cannot tell"
     )
     dear = claims_of([teacher, packed.model_copy(update={"cost": Cost(seconds=500)}), trained])
@@ -95,11 +103,14 @@ def test_a_teacher_at_chance_makes_retention_untestable():
         task="mmlu-mini",
         chance=0.25,
     )
-    told = claims_of([teacher, packed])
-    assert told["Quantization", "accuracy retention"]["verdict"] == "not testable here"
-    assert told["Quantization", "accuracy retention"]["measured"] == "-"
-    assert told["Quantization", "decode speedup (over float32)"]["verdict"] == "holds here (int8)"
-    assert told["Quantization", "all at once"]["verdict"] == "not testable here"
+    claim_lines = claims_of([teacher, packed])
+    assert claim_lines["Quantization", "accuracy retention"]["verdict"] == "not testable here"
+    assert claim_lines["Quantization", "accuracy retention"]["measured"] == "-"
+    assert (
+        claim_lines["Quantization", "decode speedup (over float32)"]["verdict"]
+        == "holds here (int8)"
+    )
+    assert claim_lines["Quantization", "all at once"]["verdict"] == "not testable here"
 
 
 def test_claims_stand_only_where_something_was_compressed():
@@ -112,7 +123,7 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
     teacher = make("teacher", 0.9)
     first, last = good("a", teacher, 90, family="pruning", decode=1.5, megabytes=4, seconds=2), None
     last = good("b", teacher, 36, family="quantization", decode=2, megabytes=2, seconds=1)
-    whole = good("a+b", teacher, 120, family="chain", decode=2.5, megabytes=1, seconds=3)
+    chain = good("a+b", teacher, 120, family="chain", decode=2.5, megabytes=1, seconds=3)
     stages = tuple(
         StageRecord(
             label=label,
@@ -124,20 +135,20 @@ def test_a_chain_is_told_stage_by_stage_with_the_product_of_its_parts():
         )
         for label, size, seconds in (("a", 4, 2.0), ("a+b", 1, 1.0))
     )
-    whole = whole.model_copy(update={"stages": stages})
-    [found] = comparison.group_records([teacher, first, last, whole])
-    table = claims.chains_table(found)
+    chain = chain.model_copy(update={"stages": stages})
+    [group] = comparison.group_records([teacher, first, last, chain])
+    table = claims.chains_table(group)
     lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
     assert [line["stage"] for line in lines] == ["a", "a+b"] and [
         line["stage s"] for line in lines
     ] == ["2.0", "1.0"]
-    right = teacher.scores[0].outcomes["strict-match"].count("1")
-    product = (right - 90) / right * (right - 36) / right
+    correct = teacher.scores[0].outcomes["strict-match"].count("1")
+    product = (correct - 90) / correct * (correct - 36) / correct
     assert (
         lines[1]["retention of the parts"] == f"{100 * product:.1f} %"
         and lines[0]["retention of the parts"] == "-"
     )
-    assert lines[1]["retention"].startswith(f"{100 * (right - 120) / right:.1f} %")
+    assert lines[1]["retention"].startswith(f"{100 * (correct - 120) / correct:.1f} %")
     assert lines[1]["decode x of the parts"] == "3.00" and lines[1]["decode x"] == "2.50"
     assert (lines[1]["MiB"], lines[1]["MiB of the parts"]) == (
         "1.00",

@@ -118,42 +118,42 @@ def records():
     ]
 
 
-def store(folder, every):
+def store(folder, records_to_write):
     """Write a store with answers and training logs beside the records."""
-    for one in every:
-        cell = folder / "cells" / one.key[:24]
-        write_record(cell / "record.json", one)
-        marks = one.scores[0].outcomes["strict-match"]
+    for record in records_to_write:
+        cell = folder / "cells" / record.key[:24]
+        write_record(cell / "record.json", record)
+        marks = record.scores[0].outcomes["strict-match"]
         items = [
             {
                 "task": "gsm8k-mini",
-                "item": at,
+                "item": number,
                 "group": "2",
-                "gold": str(at),
-                "prompt": f"Shot.\n\nQuestion: {NASTY if at == 0 else at}\nAnswer:",
-                "text": f" She has {at} pens {'and' if mark == '1' else 'or'} more. #### "
-                f"{at if mark == '1' else at + 1}",
+                "gold": str(number),
+                "prompt": f"Shot.\n\nQuestion: {NASTY if number == 0 else number}\nAnswer:",
+                "text": f" She has {number} pens {'and' if mark == '1' else 'or'} more. #### "
+                f"{number if mark == '1' else number + 1}",
                 "correct": {"strict-match": mark == "1"},
                 "tokens": 9,
             }
-            for at, mark in enumerate(marks)
+            for number, mark in enumerate(marks)
         ]
         (cell / "samples.jsonl").write_text(
             "".join(json.dumps(item) + "\n" for item in items), encoding="utf-8"
         )
-        if one.trains:
-            student = folder / "students" / one.key[:24]
+        if record.trains:
+            student = folder / "students" / record.key[:24]
             student.mkdir(parents=True)
             steps = [
                 {
-                    "step": at,
+                    "step": number,
                     "epoch": 0,
-                    "seen": 100 * at,
+                    "seen": 100 * number,
                     "rate": 1e-3,
-                    "kl": 2.0 / at,
-                    "ce": 3.0 / at,
+                    "kl": 2.0 / number,
+                    "ce": 3.0 / number,
                 }
-                for at in range(1, 400)
+                for number in range(1, 400)
             ]
             steps[199]["validation_ce"] = 0.5
             steps[299]["ce"] = float("nan")
@@ -161,7 +161,7 @@ def store(folder, every):
                 "".join(json.dumps(step) + "\n" for step in steps) + '{"step": 400, "se'
             )
             (cell / "job.json").write_text(
-                json.dumps({"stage_folders": [f"/elsewhere/students/{one.key[:24]}"]})
+                json.dumps({"stage_folders": [f"/elsewhere/students/{record.key[:24]}"]})
             )
     return folder
 
@@ -211,11 +211,11 @@ def test_the_page_holds_what_the_tables_hold(made):
     assert [tuple(map(tuple, table["rows"])) for table in group["tables"]] == [
         tuple(map(tuple, table.rows)) for table in expected.tables
     ]
-    kept = {one[0]: one for one in group["points"]["gsm8k-mini"]["speed"]}
+    points = {point[0]: point for point in group["points"]["gsm8k-mini"]["speed"]}
     assert (
-        kept["teacher"][2][0] == 1.0
-        and kept["untouched"][4] is False
-        and kept["response"][3][0] == 2.0
+        points["teacher"][2][0] == 1.0
+        and points["untouched"][4] is False
+        and points["response"][3][0] == 2.0
     )
     assert [(row, [run["run"] for run in runs]) for row, runs in group["curves"].items()] == [
         (row, ["seed 1", "seed 2"]) for row in ("response", "cot")
@@ -230,15 +230,15 @@ def test_the_page_holds_what_the_tables_hold(made):
 
 
 def test_the_frontier_holds_what_nothing_beats():
-    [found] = [one.group for one in report.build_sections(records())]
+    [group] = [one.group for one in report.build_sections(records())]
     from harness.reporting.plots import points_of
 
-    points = points_of(found, "gsm8k-mini", "speed")
-    front = {one.label for one in points if one.on_frontier}
+    points = points_of(group, "gsm8k-mini", "speed")
+    frontier = {one.label for one in points if one.on_frontier}
     methods = [one for one in points if one.block != "control"]
 
-    def place(one):
-        return one.retention.value, one.gain.value
+    def place(point):
+        return point.retention.value, point.gain.value
 
     for one in points:
         beaten = any(
@@ -246,8 +246,8 @@ def test_the_frontier_holds_what_nothing_beats():
             and all(a >= b for a, b in zip(place(other), place(one), strict=True))
             for other in methods
         )
-        assert (one.label in front) == (not beaten and one.block != "control")
-    assert front and "untouched" not in front
+        assert (one.label in frontier) == (not beaten and one.block != "control")
+    assert frontier and "untouched" not in frontier
 
 
 def test_the_same_records_give_the_same_page(made, tmp_path):
@@ -289,18 +289,19 @@ def test_half_a_surrogate_pair_stops_nothing(tmp_path):
 
 
 def test_what_cannot_be_drawn_has_its_reason():
-    def why(every):
+    def why(records):
         return [
             group["why"]
             for group in [
-                html_page._group_data(one, "x", {}) for one in report.build_sections(every)
+                html_page._group_data(section, "x", {})
+                for section in report.build_sections(records)
             ]
         ]
 
-    [first, *others] = records()
+    [first, *students] = records()
     assert why([first])[0]["gsm8k-mini"]["speed"] == "the teacher's row is the only one"
-    assert "the teacher has no row" in why(others)[0]["gsm8k-mini"]["speed"]
-    untimed = [one.model_copy(update={"measurements": ()}) for one in records()]
+    assert "the teacher has no row" in why(students)[0]["gsm8k-mini"]["speed"]
+    untimed = [record.model_copy(update={"measurements": ()}) for record in records()]
     assert why(untimed)[0]["gsm8k-mini"] == {
         "speed": "nothing was timed beside the teacher",
         "memory": "no bytes on disk were measured",
@@ -565,14 +566,14 @@ def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
         "boxes",
         "then",
     ]
-    every = [record("teacher", 0.9, n=1319, speed=1.0)]
+    all_records = [record("teacher", 0.9, n=1319, speed=1.0)]
     for at in range(30):
-        every += [
+        all_records += [
             record(f"response[temperature={at}]", 0.6 + at / 100, seed=seed, n=1319)
             for seed in (1, 2, 3)
         ]
     evidence = {}
-    for one in every:
+    for one in all_records:
         draw = random.Random(one.key)
         path = tmp_path / f"{one.key[:24].strip()}.jsonl".replace("[", "_").replace("]", "_")
         with path.open("w") as stream:
@@ -591,7 +592,7 @@ def test_a_page_of_thirty_methods_and_three_seeds(browser, tmp_path):
                 }
                 stream.write(json.dumps(item) + "\n")
         evidence[one.key] = Evidence(path, None)
-    html_page.write_page(report.build_sections(every), tmp_path / "out", evidence=evidence)
+    html_page.write_page(report.build_sections(all_records), tmp_path / "out", evidence=evidence)
     size = (tmp_path / "out" / "page.html").stat().st_size
     assert size <= 8_000_000
     tab = browser.new_page()

@@ -23,11 +23,11 @@ def test_a_row_that_no_epoch_made_better_is_named_and_its_rate_is_shown():
 
     text = report.markdown([RECORDS[0], trained("response", 2.28, 2.31), trained("cot", 2.28, 1.5)])
     assert (
-        "- response (seed 1): no epoch's held-out loss was below that of the untouched start (2.31 "
+        "- response (seed 1): the held-out loss never fell below that of the start (2.31 "
         "against 2.28); try --tune." in text
     )
     assert (
-        "cot (seed 1): no epoch" not in text
+        "cot (seed 1): the held-out" not in text
         and rows_of(text, "Training cost")["cot"]["rate"] == "0.00018"
     )
     assert "(2.31 against 2.28).\n" in report.markdown(
@@ -46,7 +46,7 @@ def test_a_doubtful_measurement_is_said_once_with_its_rows():
             for name in ("cot", "sft")
         ),
     ]
-    assert f"- Measured, cot, sft: {busy}." in report.markdown(records)
+    assert f"- Measurements of cot, sft: {busy}." in report.markdown(records)
 
 
 def test_a_teacher_no_better_than_the_untouched_student_is_warned_of():
@@ -81,13 +81,13 @@ def test_a_task_that_no_trace_was_left_of_is_warned_of_once():
     ]
     assert (
         line
-        == "gsm8k-mini, cot: WARNING: not trained, no trace survived: of 20 answers by the teacher "
-        "20 were wrong."
+        == "gsm8k-mini, cot: WARNING: not trained on this task, no trace survived: of 20 answers "
+        "by the teacher 20 were wrong."
     )
 
 
 def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
-    told = {
+    packing = {
         "bits_per_weight": 5.19,
         "bits_of_a_packed_weight": 4.25,
         "table_and_head": "int8",
@@ -95,15 +95,15 @@ def test_a_packed_row_says_its_bits_and_what_became_of_table_and_head():
     }
     rows = [
         make("teacher", 0.9),
-        make("int4", 0.8, cost=Cost(notes={"int4": told})),
+        make("int4", 0.8, cost=Cost(notes={"int4": packing})),
         make("prune-wanda", 0.8, cost=Cost(notes={"prune-wanda": {}})),
     ]
     lines = [
         line for line in report.group_notes(comparison.group_records(rows)[0]) if "bits" in line
     ]
     assert lines == [
-        "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); table and head "
-        "in int8; left as they were: *.down_proj."
+        "int4: 5.19 bits on disk for each weight of the model (4.25 in the blocks); token table "
+        "and head in int8; unchanged: *.down_proj."
     ]
 
 
@@ -145,5 +145,6 @@ def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
     row = row.model_copy(update={"cost": row.cost.model_copy(update={"notes": notes})})
     text = report.markdown([make("teacher", 0.9), row])
     assert [line for line in text.splitlines() if "not trained on" in line] == [
-        f"- {name}, response: not trained on: {name} has no train split." for name in names
+        f"- {name}, response: not trained on this task: {name} has no train split."
+        for name in names
     ]

@@ -27,7 +27,7 @@ def test_the_best_and_all_that_are_not_worse_are_bold():
         for line in text.split("**Speed")[0].splitlines()
         if line.startswith("|") and "**" in line
     }
-    assert bold == {"near", "best"} and "Bold: the best row that is no control" in text
+    assert bold == {"near", "best"} and "Bold: the best row, and all rows" in text
 
 
 def test_a_method_is_compared_with_its_controls():
@@ -71,8 +71,8 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
         ),
         *(row(f"selective-random[{share}]", share, control=True) for share in (0.3, 0.5)),
     ]
-    [found] = comparison.group_records(records)
-    table = quality.controls_table(found)
+    [group] = comparison.group_records(records)
+    table = quality.controls_table(group)
     pairs = set(zip(table.frame["row"], table.frame["against"], strict=True))
     assert pairs == {
         ("selective[0.3]", "selective-random[0.3]"),
@@ -93,7 +93,7 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
         settings={"prune-wanda": wanda["unstructured"], "response": {**training, "alpha": 0.1}},
         handed_on={"learning_rate": 1e-3},
     )
-    others = [
+    single_rows = [
         make("prune-wanda", 0.4, settings=wanda["unstructured"]),
         make("prune-wanda[pattern=2:4]", 0.3, method="prune-wanda", settings=wanda["2:4"]),
         *(
@@ -110,8 +110,8 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
             for rate, value in (("", 1e-3), ("[learning_rate=0.01]", 1e-2))
         ),
     ]
-    [found] = comparison.group_records([make("teacher", 0.9), chain, *others])
-    assert set(quality.controls_table(found).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
+    [group] = comparison.group_records([make("teacher", 0.9), chain, *single_rows])
+    assert set(quality.controls_table(group).frame["against"]) == {"prune-wanda", "prune-wanda+sft"}
 
 
 def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
@@ -120,10 +120,10 @@ def test_where_the_teacher_is_at_chance_nothing_is_better_or_worse():
         make("plain", 0.2, chance=0.25, control=True),
     )
     rows = [make("teacher", 0.2, chance=0.25), good, plain]
-    [found] = comparison.group_records(rows)
+    [group] = comparison.group_records(rows)
     [line] = [
-        dict(zip(quality.controls_table(found).columns, row, strict=True))
-        for row in quality.controls_table(found).rows
+        dict(zip(quality.controls_table(group).columns, row, strict=True))
+        for row in quality.controls_table(group).rows
     ]
     assert line["verdict"] == "teacher at chance: not judged" and line[
         "difference (points)"
@@ -135,18 +135,18 @@ def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
         make(name, share, chance=0.25, task="mmlu")
         for name, share in (("teacher", 0.2), ("a", 0.4), ("b", 0.1))
     ]
-    [found] = comparison.group_records(rows)
-    table = quality.quality_table(found)
-    at = table.columns.index
+    [group] = comparison.group_records(rows)
+    table = quality.quality_table(group)
+    position = table.columns.index
     assert (
-        {row[at("retention")] for row in table.rows}
-        == {row[at("above chance")] for row in table.rows}
+        {row[position("retention")] for row in table.rows}
+        == {row[position("above chance")] for row in table.rows}
         == {"-"}
     )
     assert not any(
         isinstance(cell, BestCell) for row in table.rows for cell in row
-    ) and not comparison.best_labels(found, "mmlu")
-    assert any(line.startswith("mmlu: teacher at chance (") for line in report.group_notes(found))
+    ) and not comparison.best_labels(group, "mmlu")
+    assert any(line.startswith("mmlu: teacher at chance (") for line in report.group_notes(group))
     [good] = comparison.group_records([make("teacher", 0.9, chance=0.25, task="mmlu"), *rows[1:]])
     assert comparison.best_labels(good, "mmlu") and not any(
         "at chance" in line for line in report.group_notes(good)
@@ -154,14 +154,14 @@ def test_a_teacher_at_chance_gives_no_retention_and_no_best_row():
 
 
 def test_every_row_stands_against_a_named_one(tmp_path):
-    [found] = comparison.group_records(RECORDS)
-    table = quality.against_table(found, "cot")
+    [group] = comparison.group_records(RECORDS)
+    table = quality.against_table(group, "cot")
     assert table.name == "against-cot" and set(table.frame["row"]) == {
         "teacher",
         "answer-only",
         "untouched",
     }
-    assert quality.against_table(found, "nothing") is None
+    assert quality.against_table(group, "nothing") is None
     names = [
         path.name
         for path in report.write_tables(
@@ -173,30 +173,30 @@ def test_every_row_stands_against_a_named_one(tmp_path):
 
 def test_perplexities_stand_against_controls_by_their_ratio():
     def read(label, factor, **more):
-        one = make(label, 0.5, task="wikitext", **more)
-        totals = tuple((-100.0 - at - 50 * math.log(factor), 50.0) for at in range(20))
-        score = one.scores[0].model_copy(
+        record = make(label, 0.5, task="wikitext", **more)
+        totals = tuple((-100.0 - number - 50 * math.log(factor), 50.0) for number in range(20))
+        score = record.scores[0].model_copy(
             update={"kind": "perplexity", "totals": totals, "outcomes": {}, "value": 8.0 * factor}
         )
-        return one.model_copy(update={"scores": (score,)})
+        return record.model_copy(update={"scores": (score,)})
 
     rows = [
         read("teacher", 1.0),
         read("good", 1.1, controls=("plain",)),
         read("plain", 2e4, control=True),
     ]
-    [found] = comparison.group_records(rows)
+    [group] = comparison.group_records(rows)
     [line] = [
-        dict(zip(quality.controls_table(found).columns, row, strict=True))
-        for row in quality.controls_table(found).rows
+        dict(zip(quality.controls_table(group).columns, row, strict=True))
+        for row in quality.controls_table(group).rows
     ]
     assert (
         line["difference (points)"].startswith("x5.5e-05 [5.5e-05") and line["verdict"] == "better"
     )
-    [other] = [row for row in quality.against_table(found, "good").rows if row[0] == "plain"]
+    [other] = [row for row in quality.against_table(group, "good").rows if row[0] == "plain"]
     assert other[-3].startswith("x1.8e+04 [1.8e+04, 1.8e+04]") and other[-1] == "worse"
-    [note] = [line for line in report.group_notes(found) if line.startswith("Teacher ")]
-    assert note.endswith("; nothing was trained.")
+    [note] = [line for line in report.group_notes(group) if line.startswith("Teacher ")]
+    assert note.endswith(". Nothing was trained.")
 
 
 def test_fractions_have_retention_with_an_interval_and_no_flips():
@@ -206,17 +206,17 @@ def test_fractions_have_retention_with_an_interval_and_no_flips():
     assert (
         "90.0 % [" in text
         and "losses/wins" not in text
-        and "items carry numbers, so intervals are those of paired means" in text
+        and "items have numbers, so intervals are those of paired means" in text
     )
     assert "no retention" not in text
 
 
 def test_a_figure_that_is_better_when_lower_is_no_retention():
-    given = {"higher_is_better": False, "unit": "number", "metric": "wer"}
+    fields = {"higher_is_better": False, "unit": "number", "metric": "wer"}
     records = [
-        numbered("teacher", TEACHERS, **given),
+        numbered("teacher", TEACHERS, **fields),
         *(
-            numbered(name, [share * v for v in TEACHERS], **given)
+            numbered(name, [share * v for v in TEACHERS], **fields)
             for name, share in (("worse", 1.5), ("better", 0.5))
         ),
     ]
@@ -227,13 +227,13 @@ def test_a_figure_that_is_better_when_lower_is_no_retention():
         and "retention" not in text.partition("- Teacher")[0]
     )
     assert "wer is better when lower" in text
-    [found] = comparison.group_records(records)
-    assert comparison.best_labels(found, found.tasks[0]) == {"better"}
-    assert [row.label for row in comparison.ordered_rows(found)][1] == "better"
+    [group] = comparison.group_records(records)
+    assert comparison.best_labels(group, group.tasks[0]) == {"better"}
+    assert [row.label for row in comparison.ordered_rows(group)][1] == "better"
 
 
 def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
-    given = {
+    fields = {
         "values": {},
         "unpaired": "mcc is one figure of all items together, and no item has one",
         "unit": "number",
@@ -241,7 +241,7 @@ def test_what_cannot_be_paired_is_shown_without_retention_and_says_why():
         "value": -0.25,
     }
     text = report.markdown(
-        [numbered("teacher", TEACHERS, **given), numbered("int8", TEACHERS, **given)]
+        [numbered("teacher", TEACHERS, **fields), numbered("int8", TEACHERS, **fields)]
     )
     assert (
         "-0.250" in text
@@ -265,7 +265,7 @@ def test_parts_that_count_alike_are_weighed_in_every_table():
     text = report.markdown(
         [numbered("teacher", TEACHERS, **hits), numbered("int8", TEACHERS, **half)]
     )
-    assert "50.0 % [" in text and "its 2 tasks count alike, whatever their size" in text
+    assert "50.0 % [" in text and "its 2 subtasks have equal weights" in text
 
 
 def test_a_figure_of_all_items_has_retention_and_difference():
@@ -278,13 +278,13 @@ def test_a_figure_of_all_items_has_retention_and_difference():
     assert (
         "difference" in text
         and "100.0 % [" in text
-        and "all items make its f1 together" in text
+        and "f1 is one figure of all items together" in text
         and "losses/wins" not in text
     )
     line = next(line for line in text.splitlines() if line.startswith("| nf4"))
     assert "66.7 %" in line and re.search(r"-\d+\.\d \[-\d+\.\d, -\d+\.\d\]", line)
-    [found] = comparison.group_records(records)
-    assert comparison.best_labels(found, found.tasks[0]) == {"int8"}
+    [group] = comparison.group_records(records)
+    assert comparison.best_labels(group, group.tasks[0]) == {"int8"}
 
 
 def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
@@ -302,7 +302,7 @@ def test_a_figure_that_may_be_below_zero_has_a_difference_and_no_retention():
 
 
 def test_lower_is_better_of_all_items_is_a_ratio():
-    given = {
+    fields = {
         "higher_is_better": False,
         "unit": "number",
         "metric": "ter",
@@ -313,7 +313,7 @@ def test_lower_is_better_of_all_items_is_a_ratio():
         numbered(
             name,
             [0.0] * 60,
-            **given,
+            **fields,
             statistics=tuple(f"{at % 3 * edits} 10" for at in range(60)),
             value=10.0 * edits,
         )

@@ -69,12 +69,15 @@ def test_a_speedup_counts_only_beside_its_verdict_on_quality():
         }
     )
     lost = make("cot", 0.6, seed=1, measurements=(timed(2.1, 2.0, 2.2),))
-    shown = rows_of(report.markdown([RECORDS[0], same, lost]), "Speed")
+    speed_rows = rows_of(report.markdown([RECORDS[0], same, lost]), "Speed")
     assert (
-        shown["identity"]["keeps 95 %"] == "yes"
-        and shown["identity"]["decode x"] == "1.01 [0.97, 1.05]"
+        speed_rows["identity"]["keeps 95 %"] == "yes"
+        and speed_rows["identity"]["decode x"] == "1.01 [0.97, 1.05]"
     )
-    assert shown["cot"]["keeps 95 %"] == "no" and shown["cot"]["decode x"] == "(2.10 [2.00, 2.20])"
+    assert (
+        speed_rows["cot"]["keeps 95 %"] == "no"
+        and speed_rows["cot"]["decode x"] == "(2.10 [2.00, 2.20])"
+    )
     alone = rows_of(report.markdown([make("teacher", status="failed", reason="x"), lost]), "Speed")
     assert alone["cot"]["keeps 95 %"] == "-" and alone["cot"]["decode x"] == "-"
 
@@ -84,8 +87,8 @@ def test_the_length_of_answers_outside_mlperfs_band_is_flagged():
     short = short.model_copy(
         update={"scores": (short.scores[0].model_copy(update={"tokens_per_answer": 20.0}),)}
     )
-    shown = rows_of(report.markdown([RECORDS[0], short, make("sft", 0.6, seed=1)]), "Speed")
-    assert shown["cot"]["length x"] == "0.63 !" and shown["sft"]["length x"] == "1.00"
+    speed_rows = rows_of(report.markdown([RECORDS[0], short, make("sft", 0.6, seed=1)]), "Speed")
+    assert speed_rows["cot"]["length x"] == "0.63 !" and speed_rows["sft"]["length x"] == "1.00"
 
 
 def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
@@ -105,16 +108,16 @@ def test_the_teachers_cached_work_is_divided_by_the_rows_that_used_it():
         make("sft", seed=1, cost=Cost(seconds=4.0)),
     ]
     text = report.markdown(records, report.ReportOptions(price=3.6))
-    shown = rows_of(text, "Training cost (at 3.6 a device-hour)")
+    cost_rows = rows_of(text, "Training cost (at 3.6 a device-hour)")
     assert (
-        shown["cot"]["shared s"] == "30.0"
-        and shown["cot"]["shared s/row"] == "10.0"
-        and shown["sft"]["shared s/row"] == "-"
+        cost_rows["cot"]["shared s"] == "30.0"
+        and cost_rows["cot"]["shared s/row"] == "10.0"
+        and cost_rows["sft"]["shared s/row"] == "-"
     )
     assert (
-        shown["cot"]["money"] == "0.0200"
-        and shown["cot"]["energy J"] == "50"
-        and shown["sft"]["energy J"] == "-"
+        cost_rows["cot"]["money"] == "0.0200"
+        and cost_rows["cot"]["energy J"] == "50"
+        and cost_rows["sft"]["energy J"] == "-"
     )
     assert "money" not in report.markdown(records)
 
@@ -168,13 +171,13 @@ def test_rows_are_ordered_by_a_column_within_their_family():
         fast("d", 9.0, "z"),
     ]
     controls = [make("untouched", 0.05, control=True, family="control")]
-    [made] = report.build_sections([*records, *controls], report.ReportOptions(sort="decode x"))
-    speed = next(table for table in made.tables if table.name == "speed")
+    [section] = report.build_sections([*records, *controls], report.ReportOptions(sort="decode x"))
+    speed = next(table for table in section.tables if table.name == "speed")
     assert [row[0] for row in speed.rows] == ["teacher", "d", "b", "a", "c", "untouched (control)"]
-    [made] = report.build_sections([*records, *controls], report.ReportOptions(sort="-decode x"))
-    assert [row[0] for row in next(table for table in made.tables if table.name == "speed").rows][
-        1:3
-    ] == ["a", "b"]
+    [section] = report.build_sections([*records, *controls], report.ReportOptions(sort="-decode x"))
+    assert [
+        row[0] for row in next(table for table in section.tables if table.name == "speed").rows
+    ][1:3] == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,10 @@ def test_rows_timed_under_another_scenario_have_dashes():
     )
     speed = rows_of(text, "Speed")
     assert "5" in speed["int8"]["decode tok/s"] and speed["int4"]["decode tok/s"] == "-"
-    assert "- int4: timed under another scenario than the table's (batch 64): dashes." in text
+    assert (
+        "- int4: timed under another scenario than the table's (batch 64), so the speeds are "
+        "dashes." in text
+    )
 
 
 def test_tables_are_the_same_bytes_on_another_processor(tmp_path):
@@ -281,7 +287,7 @@ def test_retention_in_the_csv_is_the_ratio_of_the_records(tmp_path):
     report.write_tables(RECORDS, tmp_path)
     rows = {row["row"]: row for row in csv.DictReader((tmp_path / "quality.csv").open())}
     teacher = RECORDS[0].scores[0].value
-    mean = sum(one.scores[0].value for one in RECORDS[1:4]) / 3
+    mean = sum(record.scores[0].value for record in RECORDS[1:4]) / 3
     assert float(rows["cot"]["gsm8k-mini retention"]) == pytest.approx(mean / teacher, abs=1e-5)
     assert (
         float(rows["cot"]["gsm8k-mini retention low"])
@@ -298,8 +304,8 @@ def test_every_column_is_explained():
         if line.startswith("| row")
         for cell in line.strip("|").split("|")
     }
-    known = {*glossary.GLOSSARY, "against", "task", "difference (points)", "verdict"}
-    words = {column.removesuffix(" x") for column in known} | known
+    explained = {*glossary.GLOSSARY, "against", "task", "difference (points)", "verdict"}
+    words = {column.removesuffix(" x") for column in explained} | explained
     assert {column.removesuffix(" MiB").removesuffix(" x") for column in columns} <= words
 
 
@@ -321,12 +327,12 @@ def test_committed_tables_are_what_their_records_give_byte_for_byte(study, tmp_p
     records, problems = read_records(place)
     assert records and not problems
     report.write_tables(records, tmp_path, report.ReportOptions(references=STUDIES[study]))
-    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    held = {path.name: path.read_bytes() for path in (place / "tables").iterdir()}
-    assert {name: body for name, body in held.items() if name in made} == made, [
-        name for name in made if made[name] != held.get(name)
+    written = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    committed = {path.name: path.read_bytes() for path in (place / "tables").iterdir()}
+    assert {name: body for name, body in committed.items() if name in written} == written, [
+        name for name in written if written[name] != committed.get(name)
     ]
-    assert not held.keys() - made.keys(), "files that nothing makes any more"
+    assert not committed.keys() - written.keys(), "files that nothing makes any more"
 
 
 def test_bars_and_line_breaks_stay_inside_their_cells():

@@ -115,9 +115,9 @@ def test_two_live_teachers_and_one_with_other_tokens_are_counted_in_full(
 
 
 def test_domain_weights_route_each_row_to_the_teacher_of_its_task():
-    from methods.multi_teacher import _one_hot, _teacher_weights
+    from methods.multi_teacher import _teacher_weights, _weight_lowest
 
-    by_task = [_one_hot([0.5, 0.1]), _one_hot([0.2, 3.0])]
+    by_task = [_weight_lowest([0.5, 0.1]), _weight_lowest([0.2, 3.0])]
     batch = batch_of([TokenRow((1, 2, 3), 1, 0), TokenRow((1, 2, 3, 4), 2, 1)], 0)
     positions = Positions(torch.zeros(4, 3), batch.labels_N, (), batch)
     assert _teacher_weights("domain", positions, (), by_task).tolist() == [
