@@ -618,5 +618,8 @@ def test_the_page_of_architectures_is_what_its_program_writes():
     assert results.keys() == FAMILIES.keys() and len(results) >= 36
     assert program.PAGE.read_text(encoding="utf-8") == program.page(results)
     assert not [
-        message for row in results.values() for message in row.values() if message.startswith("breaks")
+        message
+        for row in results.values()
+        for message in row.values()
+        if message.startswith("breaks")
     ]
