@@ -1,9 +1,8 @@
-"""The truth on disk: a record a cell, what stands beside it, baselines, and other projects' forms
-of them. No torch.
+"""The truth on disk: a record a cell, what stands beside it, baselines, and other projects' forms.
 
-`record.RunRecord` with `record.read` and `record.write`, `store.Store` of a user's cells, `samples`
-beside a record, `columns` (every quantity, of the type in `quantity`), `baseline` (the file),
-`environment` of a process, `model_card` and `export` for others.
+No torch. `record.RunRecord` with `record.read_record` and `record.write_record`, `store.Store` of a
+user's cells, `samples` beside a record, `columns` (every quantity, of the type in `quantity`),
+`baseline` (the file), `environment` of a process, `model_card` and `export` for others.
 """
 
 __all__ = [

@@ -1,9 +1,8 @@
-"""Frozen records: per-item outcomes, bytes and conditions of rows that were accepted, in one file
-small enough for git. No torch.
+"""Baselines: outcomes, bytes and conditions of accepted rows, in one file small enough for git.
 
-A file holds the digest of everything else in it, so that an edit by hand is found, and the first
-accepted value of every score, so that many small steps down are seen as the fall that they are.
-1,000 outcomes are 125 bytes before compression.
+No torch. A file holds the digest of everything else in it, so that an edit by hand is found, and
+the first accepted value of every score, so that many small losses are seen as the large one that
+they are. 1,000 outcomes are 125 bytes before compression.
 """
 
 import base64
@@ -40,8 +39,9 @@ ITEM_FIELDS = ("packed", "totals", "values", "statistics")
 
 
 class Origin(_BaselinePart):
-    """The first accepted value of a score, which every later one is held to; its items stand here
-    once they differ from the frozen ones.
+    """The first accepted value of a score, to which every later one is compared.
+
+    Its items stand here once they differ from the frozen ones.
     """
 
     value: float
@@ -54,7 +54,7 @@ class Origin(_BaselinePart):
 
 
 def _bits(packed: str) -> bytes:
-    """Return outcomes as packed bits; raises `ValueError` for what is none."""
+    """Return outcomes as packed bits. Raises `ValueError` for what is none."""
     try:
         return zlib.decompress(base64.b64decode(packed, validate=True))
     except zlib.error as problem:
@@ -62,7 +62,7 @@ def _bits(packed: str) -> bytes:
 
 
 def _packed_is_whole(score: "FrozenScore") -> str:
-    """Say where packed outcomes are no bits, or not one bit an item."""
+    """Return what is wrong where packed outcomes are no bits, or not one bit an item."""
     for packed in (score.packed, score.origin.packed if score.origin else ""):
         try:
             count = len(_bits(packed)) if packed else None
@@ -74,7 +74,7 @@ def _packed_is_whole(score: "FrozenScore") -> str:
 
 
 def _origin_is_its_items(score: "FrozenScore") -> str:
-    """Say where the first accepted value is not the one that its items make."""
+    """Return what is wrong where the first accepted value is not the one that its items make."""
     return consistency.value_is_its_items(score.first) or consistency.n_is_its_items(score.first)
 
 
@@ -132,8 +132,8 @@ class FrozenScore(_BaselinePart):
     @property
     def outcomes(self) -> str:
         """Per-item outcomes, "1" right and "0" wrong."""
-        bits = np.unpackbits(np.frombuffer(_bits(self.packed), dtype=np.uint8), count=self.n)
-        return (bits + ord("0")).tobytes().decode()
+        unpacked = np.unpackbits(np.frombuffer(_bits(self.packed), dtype=np.uint8), count=self.n)
+        return (unpacked + ord("0")).tobytes().decode()
 
     @property
     def numbers(self) -> tuple[float, ...]:
@@ -152,20 +152,20 @@ class FrozenScore(_BaselinePart):
         )
 
 
-def _margin_is_one(given: "FrozenRow | Baseline") -> str:
-    """Say where a margin is no share that could be kept or lost."""
-    if given.margin is None:
+def _margin_is_one(owner: "FrozenRow | Baseline") -> str:
+    """Return what is wrong where a margin is no share that could be kept or lost."""
+    if owner.margin is None:
         return ""
     return (
-        "" if 0 < given.margin < 1 else f"{given.margin:g} is no share that could be kept or lost"
+        "" if 0 < owner.margin < 1 else f"{owner.margin:g} is no share that could be kept or lost"
     )
 
 
 def _tasks_are_distinct(row: "FrozenRow") -> str:
-    """Say where a task was frozen twice."""
+    """Return what is wrong where a task was frozen twice."""
     tasks = [score.task for score in row.scores]
-    double = next((task for task in tasks if tasks.count(task) > 1), None)
-    return f"{double} stands there twice" if double else ""
+    duplicate = next((task for task in tasks if tasks.count(task) > 1), None)
+    return f"{duplicate} stands there twice" if duplicate else ""
 
 
 class FrozenRow(_BaselinePart):
@@ -206,20 +206,19 @@ class FrozenRow(_BaselinePart):
 
     @staticmethod
     def machine_of(record: RunRecord) -> dict[str, str]:
-        """Return within what answers must agree to the last: processor, GPU, platform, threads,
-        versions.
-        """
-        known = record.environment
-        if known is None:
+        """Return the machine and versions within which answers must agree exactly."""
+        environment = record.environment
+        if environment is None:
             return {}
         versions = {
-            name: known.versions.get(name, "") for name in ("torch", "transformers", "tokenizers")
+            name: environment.versions.get(name, "")
+            for name in ("torch", "transformers", "tokenizers")
         }
-        gpu = {"gpu": str(known.gpu)} if known.gpu else {}
+        gpu = {"gpu": str(environment.gpu)} if environment.gpu else {}
         return {
-            "machine": known.machine,
-            "platform": known.platform,
-            "threads": str(known.threads),
+            "machine": environment.machine,
+            "platform": environment.platform,
+            "threads": str(environment.threads),
             **gpu,
             **versions,
         }
@@ -239,20 +238,17 @@ class Change(_BaselinePart):
 
 
 def _rows_are_distinct(baseline: "Baseline") -> str:
-    """Say where a row and seed was frozen twice."""
-    names = [(row.label, row.seed) for row in baseline.rows]
-    double = next((name for name in names if names.count(name) > 1), None)
-    return (
-        f"{double[0]}{'' if double[1] is None else f' (seed {double[1]})'} stands there twice"
-        if double
-        else ""
-    )
+    """Return what is wrong where a row and seed was frozen twice."""
+    rows = [(row.label, row.seed) for row in baseline.rows]
+    duplicate = next((row for row in rows if rows.count(row) > 1), None)
+    if duplicate is None:
+        return ""
+    label, seed = duplicate
+    return f"{label}{'' if seed is None else f' (seed {seed})'} stands there twice"
 
 
 def _history_is_there(baseline: "Baseline") -> str:
-    """Say where no move is written down: a baseline without a reason was not made by this
-    program.
-    """
+    """Return what is wrong where no move is written down: this program always writes a reason."""
     return "" if baseline.history else "no move; a baseline has one for every reason that was given"
 
 
@@ -296,7 +292,7 @@ class Baseline(_BaselinePart):
 
 def freeze_record(record: RunRecord) -> FrozenRow:
     """Freeze one record that succeeded."""
-    speed = record.measured("decode_speedup")
+    speedup = record.measured("decode_speedup")
     return FrozenRow(
         label=record.label,
         seed=record.seed,
@@ -308,7 +304,7 @@ def freeze_record(record: RunRecord) -> FrozenRow:
         conditions=FrozenRow.conditions_of(record),
         machine=FrozenRow.machine_of(record),
         scores=tuple(map(_freeze_score, record.scores)),
-        decode_speedup=(speed.value, speed.low, speed.high) if speed else None,
+        decode_speedup=(speedup.value, speedup.low, speedup.high) if speedup else None,
     )
 
 
@@ -356,8 +352,10 @@ def write_baseline(path: Path, baseline: Baseline) -> None:
 
 
 def read_baseline(path: Path) -> Baseline:
-    """Read a baseline; a file that is none, is newer, or was edited by hand raises `HarnessError`
-    naming it and the way out.
+    """Read a baseline.
+
+    Raises `HarnessError` with the file and the way out for one that is none, is newer than this
+    version, or was edited by hand.
     """
     if not path.exists():
         raise HarnessError(
@@ -393,23 +391,28 @@ def read_baseline(path: Path) -> Baseline:
     try:
         return Baseline.model_validate(data, context=consistency.READING_CONTEXT)
     except ValidationError as problem:
-        told = consistency.first_problem(problem)
+        reason = consistency.first_problem(problem)
         raise HarnessError(
-            f"{path}: {told}; take it back from git, or delete it and freeze the rows anew"
+            f"{path}: {reason}; take it back from git, or delete it and freeze the rows anew"
         ) from problem
 
 
 def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
-    """Schema 2 keeps first accepted values: of a baseline that did not, those that it holds, since
-    its last move of the row.
+    """Migrate to schema 2, which keeps first accepted values.
+
+    A baseline that did not keep them gets those that it holds, since its last move of the row.
     """
 
     def origin(row: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
-        since = next(
+        last_change = next(
             (change for change in reversed(old["history"]) if row["label"] in change["rows"]),
             {"date": "", "reason": ""},
         )
-        return {"value": score["value"], "date": since["date"], "reason": since["reason"]}
+        return {
+            "value": score["value"],
+            "date": last_change["date"],
+            "reason": last_change["reason"],
+        }
 
     rows = [
         {**row, "scores": [{**score, "origin": origin(row, score)} for score in row["scores"]]}
@@ -419,22 +422,15 @@ def _with_origins(old: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_new_names(old: dict[str, Any]) -> dict[str, Any]:
-    """Schema 3 has the settings in rows' names by the names that they have now, in its
-    history too.
-    """
+    """Migrate to schema 3: labels, in the history too, have the current names of settings."""
     rows = [{**row, "label": current_label(row["label"])} for row in old["rows"]]
-    listed = ("rows", "accepted", "anew")
-    history = [
-        {
-            **change,
-            **{
-                name: [current_label(label) for label in change[name]]
-                for name in listed
-                if name in change
-            },
-        }
-        for change in old["history"]
-    ]
+    fields_of_labels = ("rows", "accepted", "anew")
+
+    def by_new_names(change: dict[str, Any]) -> dict[str, Any]:
+        present = [name for name in fields_of_labels if name in change]
+        return change | {name: [current_label(label) for label in change[name]] for name in present}
+
+    history = [by_new_names(change) for change in old["history"]]
     return {**old, "schema": 3, "rows": rows, "history": history}
 
 

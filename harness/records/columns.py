@@ -1011,11 +1011,11 @@ def quantity_of(column: str) -> Quantity | None:
     """Return the quantity of a column by its text, a task's name beside it or not."""
     if isinstance(column, Header):
         return column.quantity
-    fits = [one for one in QUANTITIES if _fits(one, column)]
-    return max(fits, key=lambda one: len(one.header), default=None)
+    candidates = [quantity for quantity in QUANTITIES if _fits(quantity, column)]
+    return max(candidates, key=lambda quantity: len(quantity.header), default=None)
 
 
-def _fits(one: Quantity, column: str) -> bool:
-    if one.task_last:
-        return f"{column} ".startswith(f"{one.header} ")
-    return f" {column}".endswith(f" {one.header}")
+def _fits(quantity: Quantity, column: str) -> bool:
+    if quantity.task_last:
+        return f"{column} ".startswith(f"{quantity.header} ")
+    return f" {column}".endswith(f" {quantity.header}")

@@ -1,9 +1,8 @@
-"""Under which conditions a row is made and scored: one object, made by the plan, held by the cell's
-job and by its record. No torch.
+"""Under which conditions a row is made and scored: one object, made by the plan. No torch.
 
-Every field says in its own line whether two rows must agree in it before they are compared, and how
-tables and baselines write it. Whatever groups, compares or refuses rows reads that here: a new
-setting is a new field, and no list of names is kept elsewhere.
+The cell's job and its record hold it. Every field says in its own line whether two rows must agree
+in it before they are compared, and how tables and baselines write it. Whatever groups, compares or
+refuses rows reads that here: a new setting is a new field, and no list of names is kept elsewhere.
 """
 
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -65,8 +64,9 @@ class BaselineText:
 
 @dataclass(frozen=True)
 class MustAgree:
-    """Two rows are compared only where they agree in this field; `name` is what tables call it.
-    Fields of one name are one condition.
+    """Two rows are compared only where they agree in this field.
+
+    `name` is what tables call it. Fields of one name are one condition.
     """
 
     name: str
@@ -78,9 +78,7 @@ class MustAgree:
 
 @dataclass(frozen=True)
 class MayDiffer:
-    """Rows may differ in this field and be compared all the same; `why` says what makes
-    that right.
-    """
+    """Rows may differ in this field and still be compared; `why` says what makes that right."""
 
     why: str
 
@@ -103,9 +101,7 @@ def _data_text(sets: "tuple[DataReference, ...]") -> str | None:
 
 
 class _FullyMarked(ConsistentModel):
-    """A model whose every field says `Same` or `Free`; one that does not is refused when its class
-    is made.
-    """
+    """A model whose every field says `MustAgree` or `MayDiffer`; other classes are refused."""
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_: Any) -> None:
@@ -219,14 +215,15 @@ class Conditions(_FullyMarked):
 
     @model_validator(mode="before")
     @classmethod
-    def _limited(cls, given: Any) -> Any:
-        """A number of items makes a sample; records of schema 7 and before say only that it was
-        one.
+    def _limited(cls, values: Any) -> Any:
+        """Mark a number of items as a sample.
+
+        Records of schema 7 and before say only that it was one.
         """
         return (
-            {**given, "limited": True}
-            if isinstance(given, Mapping) and given.get("limit")
-            else given
+            {**values, "limited": True}
+            if isinstance(values, Mapping) and values.get("limit")
+            else values
         )
 
     @property
@@ -241,48 +238,50 @@ class Conditions(_FullyMarked):
 
 
 def shared_conditions(model: BaseModel, rows: Collection[RowKind] = EVERY_ROW) -> dict[str, str]:
-    """Return what must be equal before two rows are compared, as tables write it, of the fields
-    that say something about `rows`.
+    """Return what must be equal before two rows are compared, as tables write it.
+
+    Only fields that say something about `rows` count.
     """
     texts: dict[str, list[str]] = {}
-    for value, same, _ in _comparable(model):
-        if same.of in rows and (text := same.text(value)) is not None:
-            texts.setdefault(same.name, []).append(text)
+    for value, mark, _ in _comparable(model):
+        if mark.of in rows and (text := mark.text(value)) is not None:
+            texts.setdefault(mark.name, []).append(text)
     return {name: ", ".join(filter(None, parts)) for name, parts in texts.items()}
 
 
 def baseline_conditions(model: BaseModel, rows: Collection[RowKind]) -> dict[str, str]:
     """Return the same as a baseline writes it."""
     texts: dict[str, str] = {}
-    for value, same, default in _comparable(model):
-        known = same.frozen or BaselineText(same.name, same.text, always=False)
-        if same.of in rows and same.in_baselines and (known.always or value != default):
-            texts[known.name] = texts.get(known.name, "") + (known.text(value) or "")
+    for value, mark, default in _comparable(model):
+        writing = mark.frozen or BaselineText(mark.name, mark.text, always=False)
+        if mark.of in rows and mark.in_baselines and (writing.always or value != default):
+            texts[writing.name] = texts.get(writing.name, "") + (writing.text(value) or "")
     return texts
 
 
-def first_difference(one: BaseModel, other: BaseModel) -> str:
+def first_difference(conditions: BaseModel, other: BaseModel) -> str:
     """Name the first field in which two conditions differ, "" where they are the same."""
     return next(
         (
             name
-            for name in type(one).model_fields
-            if getattr(one, name) != getattr(other, name, None)
+            for name in type(conditions).model_fields
+            if getattr(conditions, name) != getattr(other, name, None)
         ),
         "",
     )
 
 
 def _comparable(model: BaseModel) -> Iterator[tuple[Any, MustAgree, Any]]:
-    """Yield value, mark and default of every field in which rows that are compared agree."""
+    """Yield value, mark and default of every field in which compared rows must agree."""
     for name, same, default in _marks(type(model)):
         yield getattr(model, name), same, default
 
 
 @cache
 def _marks(model: type[BaseModel]) -> tuple[tuple[str, MustAgree, Any], ...]:
-    """Return name, mark and default of these fields of a class: read once, for a report groups
-    thousands of records.
+    """Return name, mark and default of these fields of a class.
+
+    They are cached, for a report groups thousands of records.
     """
     fields = model.model_fields.items()
     return tuple(
@@ -294,8 +293,9 @@ def _marks(model: type[BaseModel]) -> tuple[tuple[str, MustAgree, Any], ...]:
 
 
 class WithConditions(BaseModel):
-    """A model that holds its conditions. It is made from them, or from their fields among its own:
-    files have them so, of every schema.
+    """A model that holds its conditions.
+
+    It is built from them, or from their fields among its own: files of every schema have them so.
     """
 
     # the fields that are parts, whose fields may stand among its own
@@ -304,40 +304,45 @@ class WithConditions(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _gathered(cls, given: Any) -> Any:
-        if not isinstance(given, Mapping):
-            return given
-        parted = cls._parted(given)
+    def _gathered(cls, values: Any) -> Any:
+        """Gather fields of the parts that stand among the model's own."""
+        if not isinstance(values, Mapping):
+            return values
+        values_by_part = cls._parted(values)
         return {
-            **parted.pop(""),
-            **{name: part for name, part in parted.items() if name not in given},
+            **values_by_part.pop(""),
+            **{name: part for name, part in values_by_part.items() if name not in values},
         }
 
     @classmethod
-    def _parted(cls, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-        """Part values into those of the parts, by the part's name, and under "" the rest."""
-        parts = {name: cls.model_fields[name].annotation for name in cls.holds if name not in given}
-        owner = {
+    def _parted(cls, values: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+        """Split values into those of each part, by its name, and the model's own under ""."""
+        parts = {
+            name: cls.model_fields[name].annotation for name in cls.holds if name not in values
+        }
+        part_of_field = {
             field: name
             for name, part in parts.items()
             if part is not None
             for field in part.model_fields
         }
-        parted: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in parts}}
-        for key, value in given.items():
-            parted["" if key in cls.model_fields else owner.get(key, "")][key] = value
-        return parted
+        values_by_part: dict[str, dict[str, Any]] = {"": {}, **{name: {} for name in parts}}
+        for key, value in values.items():
+            values_by_part["" if key in cls.model_fields else part_of_field.get(key, "")][key] = (
+                value
+            )
+        return values_by_part
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """Return a copy with other values, those of its parts among them."""
-        parted = self._parted(update or {})
-        own = parted.pop("")
+        values_by_part = self._parted(update or {})
+        own_values = values_by_part.pop("")
         return super().model_copy(
             update={
-                **own,
+                **own_values,
                 **{
                     name: getattr(self, name).model_copy(update=part)
-                    for name, part in parted.items()
+                    for name, part in values_by_part.items()
                     if part
                 },
             },
@@ -360,10 +365,10 @@ class WithFlatConditions(WithConditions):
     def _written(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, JsonValue]:
-        written: dict[str, JsonValue] = handler(self)
-        held = self.conditions.model_dump(mode=info.mode)
+        fields: dict[str, JsonValue] = handler(self)
+        conditions = self.conditions.model_dump(mode=info.mode)
         return {
             key: value
-            for name, one in written.items()
-            for key, value in (held if name == "conditions" else {name: one}).items()
+            for name, one in fields.items()
+            for key, value in (conditions if name == "conditions" else {name: one}).items()
         }

@@ -1,5 +1,4 @@
-"""What a record or a baseline says twice must agree: named checks that their classes run while a
-file is read. No torch.
+"""Checks that what a record or a baseline says twice agrees, run when a file is read. No torch.
 
 A digest shows that a file is the one that was written; it does not show that what was written is
 true. Objects that are made in memory are not checked: a finished cell is never lost to a check.
@@ -39,8 +38,8 @@ class ConsistentModel(BaseModel):
     def _agrees(self, info: ValidationInfo) -> Self:
         if info.context == READING_CONTEXT:
             for field, check in self.checks:
-                if wrong := check(self):
-                    raise PydanticCustomError(_KIND, "{told}", {"told": f"{field}: {wrong}"})
+                if problem := check(self):
+                    raise PydanticCustomError(_KIND, "{told}", {"told": f"{field}: {problem}"})
         return self
 
 
@@ -55,8 +54,9 @@ def first_problem(problem: ValidationError) -> str:
 
 
 def is_contradiction(problem: ValidationError) -> bool:
-    """Tell whether a file has the right form and contradicts itself: no newer version reads it
-    either.
+    """Tell whether a file has the right form and contradicts itself.
+
+    No newer version reads such a file either.
     """
     return bool(problem.errors()[0]["type"] == _KIND)
 
@@ -92,9 +92,7 @@ def finite_fields(*names: str) -> Checks:
 
 
 class ScoredItems(Protocol):
-    """What the score of a record and that of a baseline have in common: a figure and the items that
-    it is made from.
-    """
+    """What scores of records and of baselines have in common: a figure and the items behind it."""
 
     @property
     def kind(self) -> str: ...  # noqa: D102
@@ -127,8 +125,9 @@ def figure_of_items(
     totals: Sequence[tuple[float, float]],
     parts: Sequence[tuple[int, float]],
 ) -> float | None:
-    """Return the figure that items make: the (weighted) mean of their numbers, a perplexity or bits
-    per byte; None without items.
+    """Return the figure that items make, None without items.
+
+    It is the (weighted) mean of their numbers, a perplexity, or bits per byte.
     """
     if kind == "perplexity":
         return _figure_of_documents(metric, totals) if totals else None
@@ -152,33 +151,27 @@ def _figure_of_documents(metric: str, totals: Sequence[tuple[float, float]]) -> 
 
 
 def value_is_its_items(score: ScoredItems) -> str:
-    """Say where a figure is not the one that its items make."""
-    try:
-        together = (
-            pooled.corpus_figure(pooled.Corpus(score.form, score.statistics), score.parts)
-            if score.form
-            else None
+    """Return what is wrong where a figure is not the one that its items make."""
+    if score.form:
+        run = pooled.Corpus(score.form, score.statistics)
+        try:
+            expected: float | None = pooled.corpus_figure(run, score.parts)
+        except (KeyError, ValueError, IndexError) as problem:
+            return f"its items' statistics make no {score.form} ({problem})"
+    else:
+        expected = figure_of_items(
+            score.kind, score.metric, score.numbers, score.totals, score.parts
         )
-    except (KeyError, ValueError, IndexError) as problem:
-        return f"its items' statistics make no {score.form} ({problem})"
-    made = (
-        together
-        if score.form
-        else figure_of_items(score.kind, score.metric, score.numbers, score.totals, score.parts)
-    )
-    if made is None:
-        return (
-            ""
-            if score.unpaired
-            else f"{score.value:.6g}, and no item of {score.primary or score.kind} says so"
-        )
-    if math.isclose(score.value, made, rel_tol=_REL_TOLERANCE, abs_tol=1e-12):
+    if expected is None:
+        source = score.primary or score.kind
+        return "" if score.unpaired else f"{score.value:.6g}, and no item of {source} says so"
+    if math.isclose(score.value, expected, rel_tol=_REL_TOLERANCE, abs_tol=1e-12):
         return ""
-    return f"{score.value:.6g}, and its {score.n:,} items make {made:.6g}"
+    return f"{score.value:.6g}, and its {score.n:,} items make {expected:.6g}"
 
 
 def n_is_its_items(score: ScoredItems) -> str:
-    """Say where a number of items is not that of the numbers or documents that are there."""
+    """Return what is wrong where a number of items is not that of the numbers or documents."""
     if score.n < 1:
         return f"{score.n}; a score has an item"
     counts = {
@@ -188,8 +181,8 @@ def n_is_its_items(score: ScoredItems) -> str:
     }
     return next(
         (
-            f"{score.n:,}, and there are {count:,} {what}"
-            for what, count in counts.items()
+            f"{score.n:,}, and there are {count:,} {kind}"
+            for kind, count in counts.items()
             if count not in (0, score.n)
         ),
         "",
@@ -197,40 +190,26 @@ def n_is_its_items(score: ScoredItems) -> str:
 
 
 def parts_are_whole(score: ScoredItems) -> str:
-    """Say where the parts of a group are not all its items, or their weights not 1 together."""
+    """Return what is wrong where a group's parts miss items, or do not weigh 1 together."""
     if not score.parts:
         return ""
-    items, weight = (
-        sum(count for count, _ in score.parts),
-        math.fsum(count * weight for count, weight in score.parts),
-    )
-    if items != score.n or min(count for count, _ in score.parts) < 1:
-        return f"{items:,} items in parts of {score.n:,}"
-    return (
-        ""
-        if math.isclose(weight, 1, rel_tol=1e-6)
-        else f"weights that make {weight:.6g} together; they make 1"
-    )
+    counts = [count for count, _ in score.parts]
+    if sum(counts) != score.n or min(counts) < 1:
+        return f"{sum(counts):,} items in parts of {score.n:,}"
+    weight = math.fsum(count * weight for count, weight in score.parts)
+    if math.isclose(weight, 1, rel_tol=1e-6):
+        return ""
+    return f"weights that make {weight:.6g} together; they make 1"
 
 
 def documents_have_sizes(score: ScoredItems) -> str:
-    """Say where a document has no words, or a likelihood above 1."""
+    """Return what is wrong where a document has no words, or a likelihood above 1."""
     if score.totals and score.kind != "perplexity":
         return f"documents of a task that is scored by {score.kind}"
-    odd = next(
-        (
-            at
-            for at, (total, size) in enumerate(score.totals)
-            if not (total <= 1e-6 and 0 < size < math.inf)
-        ),
-        None,
-    )
-    return (
-        ""
-        if odd is None
-        else f"document {odd} has a log-likelihood of {score.totals[odd][0]:.6g} for "
-        f"{score.totals[odd][1]:g} words"
-    )
+    for position, (total, size) in enumerate(score.totals):
+        if not (total <= 1e-6 and 0 < size < math.inf):
+            return f"document {position} has a log-likelihood of {total:.6g} for {size:g} words"
+    return ""
 
 
 # In this order: a value is worked out of items that are known to be whole.
@@ -243,76 +222,64 @@ FIGURE_CHECKS: Checks = (
 
 
 def outcomes_are_marks(score: "TaskScore") -> str:
-    """Say where an extractor's outcomes are not one "0" or "1" an item, or an extractor judged
-    items twice.
+    """Return what is wrong where an extractor's outcomes are not one "0" or "1" an item.
+
+    An extractor that has values too judged its items twice.
     """
     for name, marks in score.outcomes.items():
         if set(marks) - {"0", "1"}:
             return f"{name} holds {sorted(set(marks) - {'0', '1'})[0]!r}; an outcome is 0 or 1"
         if len(marks) != score.n:
             return f"{name} has {len(marks):,} of {score.n:,} items"
-    twice = sorted(set(score.outcomes) & set(score.values))
-    return f"{twice[0]} stands among the values too" if twice else ""
+    judged_twice = sorted(set(score.outcomes) & set(score.values))
+    return f"{judged_twice[0]} stands among the values too" if judged_twice else ""
 
 
 def values_are_numbers(score: "TaskScore") -> str:
-    """Say where an extractor's values are not one number an item."""
-    wrong = next((name for name, values in score.values.items() if len(values) != score.n), None)
-    if wrong is not None:
-        return f"{wrong} has {len(score.values[wrong]):,} of {score.n:,} items"
-    odd = next(
-        (
-            name
-            for name, values in score.values.items()
-            if any(math.isnan(value) for value in values)
-        ),
-        None,
-    )
-    return f"{odd} holds an item that is no number" if odd is not None else ""
+    """Return what is wrong where an extractor's values are not one number an item."""
+    for name, values in score.values.items():
+        if len(values) != score.n:
+            return f"{name} has {len(values):,} of {score.n:,} items"
+    for name, values in score.values.items():
+        if any(math.isnan(value) for value in values):
+            return f"{name} holds an item that is no number"
+    return ""
 
 
 def groups_hold_the_figure(score: "TaskScore") -> str:
-    """Say where a figure lies outside those of its groups; of parts that count alike, groups may
-    cut across them.
+    """Return what is wrong where a figure lies outside those of its groups.
+
+    Of parts that count alike, groups may cut across them.
     """
-    if any(math.isnan(value) for value in score.groups.values()):
+    figures = score.groups.values()
+    if any(math.isnan(figure) for figure in figures):
         return "a group's figure is no number"
-    if not score.groups or score.parts:
+    if not figures or score.parts:
         return ""
-    low, high, slack = (
-        min(score.groups.values()),
-        max(score.groups.values()),
-        _REL_TOLERANCE * max(1.0, abs(score.value)),
-    )
-    return (
-        ""
-        if low - slack <= score.value <= high + slack
-        else f"{low:.6g} to {high:.6g}, and the figure is {score.value:.6g}"
-    )
+    low, high, slack = min(figures), max(figures), _REL_TOLERANCE * max(1.0, abs(score.value))
+    if low - slack <= score.value <= high + slack:
+        return ""
+    return f"{low:.6g} to {high:.6g}, and the figure is {score.value:.6g}"
 
 
 def macro_is_the_groups(score: "TaskScore") -> str:
-    """Say where the mean over groups is not the mean of the groups."""
+    """Return what is wrong where the mean over groups is not the mean of the groups."""
     if score.macro is None:
         return ""
     if not score.groups:
         return f"{score.macro:.6g}, and there are no groups"
     mean = math.fsum(score.groups.values()) / len(score.groups)
-    return (
-        ""
-        if math.isclose(score.macro, mean, rel_tol=_REL_TOLERANCE, abs_tol=1e-12)
-        else f"{score.macro:.6g}, and the groups' mean is {mean:.6g}"
-    )
+    if math.isclose(score.macro, mean, rel_tol=_REL_TOLERANCE, abs_tol=1e-12):
+        return ""
+    return f"{score.macro:.6g}, and the groups' mean is {mean:.6g}"
 
 
 def chosen_is_all(score: "TaskScore") -> str:
-    """Say where the shares of the positions that were picked are not 1 together."""
+    """Return what is wrong where the shares of the chosen positions are not 1 together."""
     total = math.fsum(score.chosen.values())
-    return (
-        ""
-        if not score.chosen or abs(total - 1) <= 1e-6
-        else f"shares of {total:.6g} together; they make 1"
-    )
+    if not score.chosen or abs(total - 1) <= 1e-6:
+        return ""
+    return f"shares of {total:.6g} together; they make 1"
 
 
 SCORE_CHECKS: Checks = (
@@ -326,70 +293,54 @@ SCORE_CHECKS: Checks = (
 )
 
 
-def value_is_in_its_interval(one: "Measurement") -> str:
-    """Say where a measured value lies outside its own interval."""
-    low, high = (
-        one.low if one.low is not None else -math.inf,
-        one.high if one.high is not None else math.inf,
-    )
-    slack = _REL_TOLERANCE * abs(one.value)
-    return (
-        ""
-        if low - slack <= one.value <= high + slack
-        else f"{one.value:.6g}, outside its interval [{low:.6g}, {high:.6g}]"
-    )
+def value_is_in_its_interval(measurement: "Measurement") -> str:
+    """Return what is wrong where a measured value lies outside its own interval."""
+    value = measurement.value
+    low = -math.inf if measurement.low is None else measurement.low
+    high = math.inf if measurement.high is None else measurement.high
+    slack = _REL_TOLERANCE * abs(value)
+    if low - slack <= value <= high + slack:
+        return ""
+    return f"{value:.6g}, outside its interval [{low:.6g}, {high:.6g}]"
 
 
 MEASUREMENT_CHECKS: Checks = (*nonnegative_fields("value"), ("value", value_is_in_its_interval))
 
 
 def tasks_are_the_scores(record: "RunRecord") -> str:
-    """Say where a record's tasks are not those of its scores: all of them, in order, where it
-    succeeded.
+    """Return what is wrong where a record's tasks are not those of its scores.
+
+    Where it succeeded they are all of them, in order.
     """
     scored = [f"{score.task}@{score.version}" for score in record.scores]
+    tasks = ", ".join(record.conditions.tasks) or "none"
     if record.status == "success" and scored != list(record.conditions.tasks):
-        return (
-            f"{', '.join(record.conditions.tasks) or 'none'}, and there are scores of "
-            f"{', '.join(scored) or 'none'}"
-        )
-    if double := next((one for one in scored if scored.count(one) > 1), None):
-        return f"{double} was scored twice"
-    strange = next((one for one in scored if one not in record.conditions.tasks), None)
-    return (
-        f"{', '.join(record.conditions.tasks) or 'none'}, and there is a score of {strange}"
-        if strange
-        else ""
-    )
+        return f"{tasks}, and there are scores of {', '.join(scored) or 'none'}"
+    if duplicate := next((task for task in scored if scored.count(task) > 1), None):
+        return f"{duplicate} was scored twice"
+    unknown = next((task for task in scored if task not in record.conditions.tasks), None)
+    return f"{tasks}, and there is a score of {unknown}" if unknown else ""
 
 
 def distances_are_of_its_tasks(record: "RunRecord") -> str:
-    """Say where a distance to the teacher is of a task that was not scored."""
-    strange = next((one.task for one in record.fidelity if record.score(one.task) is None), None)
-    return f"a distance on {strange}, which has no score" if strange else ""
+    """Return what is wrong where a distance to the teacher is of a task that was not scored."""
+    tasks = [fidelity.task for fidelity in record.fidelity]
+    unscored = next((task for task in tasks if record.score(task) is None), None)
+    return f"a distance on {unscored}, which has no score" if unscored else ""
 
 
 def stages_end_in_the_row(record: "RunRecord") -> str:
-    """Say where the last stage of a chain is not the row itself, or scored something else."""
+    """Return what is wrong where the last stage of a chain is not the row, or scored otherwise."""
     if not record.stages:
         return ""
     last = record.stages[-1]
     if last.label != record.label:
         return f"the last one is {last.label}, and the row {record.label}"
-    own = {score.task: score.value for score in record.scores}
-    wrong = next(
-        (
-            task
-            for task, value in last.scores.items()
-            if not math.isclose(value, own.get(task, math.nan), rel_tol=_REL_TOLERANCE)
-        ),
-        None,
-    )
-    return (
-        f"the last one scored {last.scores[wrong]:.6g} on {wrong}, and the row did not"
-        if wrong is not None
-        else ""
-    )
+    row_scores = {score.task: score.value for score in record.scores}
+    for task, value in last.scores.items():
+        if not math.isclose(value, row_scores.get(task, math.nan), rel_tol=_REL_TOLERANCE):
+            return f"the last one scored {value:.6g} on {task}, and the row did not"
+    return ""
 
 
 RECORD_CHECKS: Checks = (

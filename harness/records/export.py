@@ -1,5 +1,6 @@
-"""Records in other projects' forms: lm-eval's result files, a `datasets` folder of items, runs of a
-tracker. No torch.
+"""Records in other projects' forms: lm-eval's results, a `datasets` folder, runs of a tracker.
+
+No torch.
 """
 
 import importlib
@@ -27,8 +28,9 @@ def record_file_name(record: RunRecord) -> str:
 
 
 def lm_eval_results(record: RunRecord) -> dict[str, Any]:
-    """Return a record as `lm_eval.simple_evaluate` would have: what `lm_eval.utils.make_table` and
-    its readers take.
+    """Return a record as `lm_eval.simple_evaluate` returns results.
+
+    `lm_eval.utils.make_table` and its other readers take it.
     """
     results: dict[str, dict[str, Any]] = {}
     better: dict[str, dict[str, bool]] = {}
@@ -39,7 +41,7 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
             for key in results[score.task]
             if "," in key
         }
-    environment, under = record.environment, record.conditions
+    environment, conditions = record.environment, record.conditions
     return {
         "results": results,
         "group_subtasks": {score.task: [] for score in record.scores},
@@ -57,11 +59,11 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
             "model": "compression-harness",
             "model_args": f"row={record.label}",
             "batch_size": "auto",
-            "device": under.device,
+            "device": conditions.device,
             "limit": score_limit(record),
             "bootstrap_iters": 0,
             "gen_kwargs": None,
-            "model_dtype": under.dtype,
+            "model_dtype": conditions.dtype,
             "model_num_parameters": record.student.parameters if record.student else None,
             "model_sha": record.student.digest if record.student else "",
         },
@@ -70,13 +72,13 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
         "transformers_version": environment.versions.get("transformers") if environment else None,
         "model_source": "compression-harness",
         "model_name": record.label,
-        "system_instruction": under.system,
+        "system_instruction": conditions.system,
         "chat_template": None,
         "total_evaluation_time_seconds": str(sum(score.seconds for score in record.scores)),
         "harness": {
             "key": record.key,
             "seed": record.seed,
-            "teachers": [one.name for one in under.teachers],
+            "teachers": [teacher.name for teacher in conditions.teachers],
             "path": record.path,
         },
     }
@@ -89,43 +91,43 @@ def score_limit(record: RunRecord) -> int | None:
 
 
 def _shots(version: str) -> int:
-    found = re.search(r"(\d+)shot", version)
-    return int(found[1]) if found else 0
+    match = re.search(r"(\d+)shot", version)
+    return int(match[1]) if match else 0
 
 
 def _metrics(score: TaskScore) -> dict[str, float | str]:
     name = score.metric or _METRICS[score.kind]
     if score.kind == "perplexity" or score.unpaired or score.form:
-        filtered = score.primary if score.kind == "generate" else "none"
+        filter_name = score.primary if score.kind == "generate" else "none"
         return {
-            f"{name},{filtered}": score.value,
-            f"{name}_stderr,{filtered}": "N/A" if score.stderr is None else score.stderr,
+            f"{name},{filter_name}": score.value,
+            f"{name}_stderr,{filter_name}": "N/A" if score.stderr is None else score.stderr,
         }
-    found: dict[str, float | str] = {}
+    metrics: dict[str, float | str] = {}
     for extractor, values in score.values.items():
-        metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)
-        found[f"{metric},{filtered}"] = weighted_mean(values, score.parts)
+        metric, filter_name = (extractor, "none") if score.kind == "choose" else (name, extractor)
+        metrics[f"{metric},{filter_name}"] = weighted_mean(values, score.parts)
         error = standard_error(values, score.parts)
-        found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
+        metrics[f"{metric}_stderr,{filter_name}"] = "N/A" if error is None else error
     for extractor, marks in score.outcomes.items():
         share = marks.count("1") / score.n
-        metric, filtered = (extractor, "none") if score.kind == "choose" else (name, extractor)
+        metric, filter_name = (extractor, "none") if score.kind == "choose" else (name, extractor)
         if score.parts:
             hits = [float(mark == "1") for mark in marks]
             error = standard_error(hits, score.parts)
-            found[f"{metric},{filtered}"] = weighted_mean(hits, score.parts)
-            found[f"{metric}_stderr,{filtered}"] = "N/A" if error is None else error
+            metrics[f"{metric},{filter_name}"] = weighted_mean(hits, score.parts)
+            metrics[f"{metric}_stderr,{filter_name}"] = "N/A" if error is None else error
             continue
-        found[f"{metric},{filtered}"] = share
+        metrics[f"{metric},{filter_name}"] = share
         # of the mean of 0 and 1 with n - 1 in the denominator, as lm-eval's mean_stderr
-        found[f"{metric}_stderr,{filtered}"] = (
+        metrics[f"{metric}_stderr,{filter_name}"] = (
             math.sqrt(share * (1 - share) / (score.n - 1)) if score.n > 1 else "N/A"
         )
-    return found
+    return metrics
 
 
 def to_lm_eval(records: Sequence[RunRecord], out: Path) -> list[Path]:
-    """Write one `results_ROW.json` a record; return the files."""
+    """Write one `results_ROW.json` for each record; return the files."""
     written = []
     for record in records:
         written.append(out / f"results_{record_file_name(record)}.json")
@@ -154,8 +156,9 @@ _COLUMNS = (
 def to_datasets(
     records: Sequence[RunRecord], evidence: Mapping[str, Evidence], out: Path
 ) -> list[Path]:
-    """Write the items of every record as a `datasets` folder, a split a row:
-    `datasets.load_from_disk(folder)` opens it.
+    """Write the items of records as a `datasets` folder, a split for each; return it in a list.
+
+    `datasets.load_from_disk(folder)` opens it. Raises `HarnessError` where no answers were kept.
     """
     from datasets import Dataset, DatasetDict
 
@@ -163,14 +166,16 @@ def to_datasets(
     for record in records:
         rows = [
             {
-                **{name: one.get(name) for name in _COLUMNS},
+                **{name: answer.get(name) for name in _COLUMNS},
                 "row": record.label,
                 "seed": record.seed,
-                "correct": json.dumps(one.get("correct", {})),
-                "extracted": json.dumps(one.get("extracted", {})),
-                "log_probabilities": [float(value) for value in one.get("log_probabilities", [])],
+                "correct": json.dumps(answer.get("correct", {})),
+                "extracted": json.dumps(answer.get("extracted", {})),
+                "log_probabilities": [
+                    float(value) for value in answer.get("log_probabilities", [])
+                ],
             }
-            for one in evidence[record.key].answers()
+            for answer in evidence[record.key].answers()
         ]
         if rows:
             splits[re.sub(r"\W+", "_", record_file_name(record))] = Dataset.from_list(rows)
@@ -186,37 +191,37 @@ def to_datasets(
 
 def tracker_metrics(record: RunRecord) -> dict[str, float]:
     """Return the numbers of a record by name, as trackers take them."""
-    found = {
+    metrics = {
         f"{score.task}/{score.primary or 'perplexity'}": score.value for score in record.scores
     }
-    found |= {
-        f"{one.name.replace(':', '/')}": one.value
-        for one in record.measurements
-        if not one.condition or "speedup" in one.name
+    metrics |= {
+        f"{part.name.replace(':', '/')}": part.value
+        for part in record.measurements
+        if not part.condition or "speedup" in part.name
     }
-    found |= {f"{one.task}/kl": one.kl for one in record.fidelity}
+    metrics |= {f"{part.task}/kl": part.kl for part in record.fidelity}
     cost = record.cost
-    found |= {
+    metrics |= {
         "cost/seen_tokens": float(cost.seen_tokens),
         "cost/seconds": cost.seconds,
         "cost/flops": cost.flops,
     }
-    return {name: float(value) for name, value in found.items() if math.isfinite(value)}
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def tracker_settings(record: RunRecord) -> dict[str, str]:
-    """Return what a record was made by, as trackers take it."""
-    under = record.conditions
+    """Return how a record was made, as trackers take it."""
+    conditions = record.conditions
     return {
         "row": record.label,
         "method": record.method,
         "family": record.family,
-        "teacher": ", ".join(one.name for one in under.teachers),
-        "student": under.student_recipe,
+        "teacher": ", ".join(teacher.name for teacher in conditions.teachers),
+        "student": conditions.student_recipe,
         "seed": str(record.seed),
-        "budget": str(under.budget_tokens),
-        "device": under.device,
-        "dtype": under.dtype,
+        "budget": str(conditions.budget_tokens),
+        "device": conditions.device,
+        "dtype": conditions.dtype,
         "path": record.path,
         "key": record.key,
         **{f"set.{name}": str(value) for name, value in record.settings.items()},
@@ -224,12 +229,14 @@ def tracker_settings(record: RunRecord) -> dict[str, str]:
 
 
 def to_tracker(name: str, records: Sequence[RunRecord], *, project: str) -> list[str]:
-    """Write a run of MLflow, W&B or trackio for each record; their own variables say where
-    (MLFLOW_TRACKING_URI, WANDB_MODE).
+    """Write a run of MLflow, W&B or trackio for each record; return a line for each.
+
+    Their own environment variables say where (MLFLOW_TRACKING_URI, WANDB_MODE). Raises
+    `HarnessError` where the tracker is not installed.
     """
     if importlib.util.find_spec(name) is None:
         raise HarnessError(f"{name} is not installed; type: pip install {name}")
-    done = []
+    lines = []
     for record in records:
         title = record_file_name(record)
         if name == "mlflow":
@@ -249,5 +256,5 @@ def to_tracker(name: str, records: Sequence[RunRecord], *, project: str) -> list
             tracker.init(project=project, name=title, config=tracker_settings(record))
             tracker.log(tracker_metrics(record))
             tracker.finish()
-        done.append(f"{name}: {project}/{title}")
-    return done
+        lines.append(f"{name}: {project}/{title}")
+    return lines

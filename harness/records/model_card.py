@@ -1,6 +1,4 @@
-"""The model card beside a student's weights: what it was made from, how, what that took, and its
-scores as a `model-index`.
-"""
+"""The model card beside a student's weights: origin, cost, and scores as a `model-index`."""
 
 import json
 from pathlib import Path
@@ -21,7 +19,7 @@ def write_card(folder: Path, record: RunRecord) -> Path:
 
 
 def card_text(record: RunRecord) -> str:
-    """Return the card's text: YAML in front, as the Hub reads it, then the same for people."""
+    """Return the card: YAML in front, as the Hub reads it, then the same for people."""
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
@@ -73,12 +71,17 @@ def _shown(name: str) -> str:
 
 
 def _lineage(record: RunRecord) -> str:
-    named = record.cost.notes.get("taught_by", [])
-    taught = [
-        one for one in record.conditions.teachers if isinstance(named, list) and one.name in named
+    taught_by = record.cost.notes.get("taught_by", [])
+    teachers_used = [
+        teacher
+        for teacher in record.conditions.teachers
+        if isinstance(taught_by, list) and teacher.name in taught_by
     ]
     teachers = (
-        " and ".join(f"`{_shown(one.name)}` ({one.digest[:12]})" for one in taught) or "no teacher"
+        " and ".join(
+            f"`{_shown(teacher.name)}` ({teacher.digest[:12]})" for teacher in teachers_used
+        )
+        or "no teacher"
     )
     start = (
         f"`{_shown(record.conditions.student_base.name)}` "
@@ -112,13 +115,20 @@ def _lineage(record: RunRecord) -> str:
 
 def _where(record: RunRecord) -> str:
     """Return the GPU, else the machine, that a record was made on."""
-    known = record.environment
-    return "-" if known is None else str(known.gpu) if known.gpu else known.machine
+    environment = record.environment
+    return (
+        "-"
+        if environment is None
+        else str(environment.gpu)
+        if environment.gpu
+        else environment.machine
+    )
 
 
 def _from_teacher(record: RunRecord) -> bool:
-    """Tell whether the first stage changed the teacher's own weights; where that was not noted,
-    what does not train started there.
+    """Tell whether the first stage changed the teacher's own weights.
+
+    Where that was not noted, a stage that does not train is taken to have started there.
     """
     if record.starts_from:
         return record.starts_from == "teacher"
@@ -134,22 +144,22 @@ def _scores(record: RunRecord) -> str:
     for score in record.scores:
         shown = score.shown(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
-    told = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
+    note = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
     if record.conditions.limited:
-        told += " A TRIAL on a sample of the items: not for quoting."
+        note += " A TRIAL on a sample of the items: not for quoting."
     return (
         "\n".join(lines)
-        + f"\n\n{told} Compare it with its controls ({', '.join(record.controls) or 'none'}) "
+        + f"\n\n{note} Compare it with its controls ({', '.join(record.controls) or 'none'}) "
         "before you quote it."
     )
 
 
 def _settings(record: RunRecord) -> str:
     notes = {key: value for key, value in record.cost.notes.items() if key != "terms"}
-    made = {
+    content = {
         "settings": record.settings,
         "counts": notes,
         "terms": record.cost.notes.get("terms", {}),
     }
     versions = record.environment.versions if record.environment else {}
-    return f"```json\n{json.dumps({**made, 'versions': versions}, indent=1)}\n```"
+    return f"```json\n{json.dumps({**content, 'versions': versions}, indent=1)}\n```"

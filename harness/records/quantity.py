@@ -1,5 +1,6 @@
-"""The type of a quantity: how its column is headed, and how its numbers are scaled, rounded and
-written. No torch.
+"""The type of a quantity: how its column is headed, and its numbers scaled, rounded and written.
+
+No torch.
 """
 
 from collections.abc import Callable
@@ -82,17 +83,17 @@ class Quantity:
         unit = " %" if self.unit == "%" and not self.words else ""
         return f"{self.prefix}{self.digits(value)}{unit}"
 
-    def with_interval(self, found: Interval) -> str:
+    def with_interval(self, interval: Interval) -> str:
         """Write a number with its interval, where it has one: 97.1 % [95.0, 99.2]."""
-        text = self.text(found.value)
-        if found.value is None or found.low is None or found.high is None:
+        text = self.text(interval.value)
+        if interval.value is None or interval.low is None or interval.high is None:
             return text
-        low, high = (self.digits(end, like=found.value) for end in (found.low, found.high))
+        low, high = (self.digits(end, like=interval.value) for end in (interval.low, interval.high))
         return f"{text} [{low}, {high}]"
 
-    def exact(self, found: Interval) -> dict[Header, object]:
+    def exact(self, interval: Interval) -> dict[Header, object]:
         """Return a number and its interval's ends unrounded, by column."""
-        return {self.name: found.value, self.low: found.low, self.high: found.high}
+        return {self.name: interval.value, self.low: interval.low, self.high: interval.high}
 
     def digits(self, value: float, *, like: float | None = None) -> str:
         """Write a column's number without unit, in the form that `like` has where size decides."""
@@ -105,10 +106,10 @@ class Quantity:
 
 
 def mebibytes_format(value: float) -> str:
-    """Keep two digits of less than a hundredth, since 0.00 reads as none."""
+    """Return the format of MiB; less than a hundredth has two digits, since 0.00 reads as none."""
     return ".2g" if 0 < value < 0.005 else ",.2f"
 
 
 def ratio_format(value: float) -> str:
-    """Write very large and very small ratios in powers of ten."""
+    """Return the format of ratios; very large and very small ones are powers of ten."""
     return ".3f" if 0.01 <= value < 1_000 else ".2g"

@@ -1,7 +1,7 @@
-"""The record of a cell: one schema-numbered JSON file that says everything about it; everything
-else is derived.
+"""The record of a cell: one JSON file that says everything about it; all else is derived. No torch.
 
-Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file is named and refused.
+Its schema has a number. Readers accept every older schema (`_MIGRATIONS`); a newer or foreign file
+is refused by name.
 """
 
 import json
@@ -96,15 +96,17 @@ class TaskScore(_RecordPart):
 
     @property
     def retains(self) -> bool:
-        """Tell whether a student's figure over its teacher's says how much was kept: larger is
-        better, from zero on, and items pair.
+        """Tell whether a student's figure over its teacher's says how much was kept.
+
+        It does where larger is better, from zero on, and items pair.
         """
         return not self.lower_is_better and not self.unpaired and not self.signed
 
     @property
     def hit_or_miss(self) -> bool:
-        """Tell whether every item is right or wrong and all count alike: what flips and McNemar's
-        test are made for.
+        """Tell whether every item is right or wrong and all count alike.
+
+        Flips and McNemar's test are made for such items.
         """
         return (
             self.retains
@@ -130,8 +132,9 @@ class TaskScore(_RecordPart):
 
 
 class Fidelity(_RecordPart):
-    """How near a student's distributions are to its teacher's on one task: means over items, errors
-    clustered by item.
+    """How near a student's distributions are to its teacher's on one task.
+
+    Figures are means over items, with errors clustered by item.
     """
 
     checks: ClassVar[Checks] = (
@@ -165,8 +168,9 @@ class Measurement(_RecordPart):
 
 
 class SharedCost(_RecordPart):
-    """What a cached artefact of the teacher's took when it was made; every row that used it names
-    the same key.
+    """What a cached artefact of the teacher's took when it was made.
+
+    Every row that used it names the same key.
     """
 
     checks: ClassVar[Checks] = nonnegative_fields("tokens", "seconds", "flops")
@@ -214,10 +218,11 @@ class Cost(_RecordPart):
     notes: dict[str, JsonValue] = {}  # method's counts: rows kept, dropped and why
 
     def __add__(self, later: "Cost") -> "Cost":
-        """Return what two stages of a chain took together: sums, the larger peak, energy where both
-        were read.
+        """Return what two stages of a chain took together.
+
+        These are sums, the larger peak, and energy where both were read.
         """
-        summed = (
+        sum_fields = (
             "seen_tokens",
             "trained_tokens",
             "steps",
@@ -228,22 +233,24 @@ class Cost(_RecordPart):
             "teacher_seconds",
             "teacher_flops",
         )
-        both = [one.energy_joules for one in (self, later) if one.seconds]
-        peaks = [one.peak_bytes for one in (self, later) if one.peak_bytes is not None]
-        known = [joules for joules in both if joules is not None]
+        energies = [cost.energy_joules for cost in (self, later) if cost.seconds]
+        peaks = [cost.peak_bytes for cost in (self, later) if cost.peak_bytes is not None]
+        read_energies = [joules for joules in energies if joules is not None]
         return Cost(
-            **{name: getattr(self, name) + getattr(later, name) for name in summed},
+            **{name: getattr(self, name) + getattr(later, name) for name in sum_fields},
             devices=max(self.devices, later.devices),
-            shared=tuple({one.key: one for one in (*self.shared, *later.shared)}.values()),
+            shared=tuple({cost.key: cost for cost in (*self.shared, *later.shared)}.values()),
             peak_bytes=max(peaks, default=None),
-            energy_joules=sum(known) if both and len(known) == len(both) else None,
+            energy_joules=sum(read_energies)
+            if energies and len(read_energies) == len(energies)
+            else None,
             energy_source=self.energy_source or later.energy_source,
             notes={**self.notes, **later.notes},
         )
 
 
 class StageRecord(_RecordPart):
-    """One stage of a chain: what it made, what that took, and what its own row scored."""
+    """One stage of a chain: its student, its cost, and the scores of its own row."""
 
     checks: ClassVar[Checks] = nonnegative_fields("weight_bytes")
 
@@ -320,14 +327,16 @@ class RunRecord(WithFlatConditions, _RecordPart):
 
     @property
     def is_starting_point(self) -> bool:
-        """Tell whether its student is what training starts from, as it is."""
+        """Tell whether its student is the one that training starts from, unchanged."""
         if not self.starts_from:
             return self.method in _STUDENTS_AS_THEY_ARE
         return self.family == "control" and not self.trains and self.starts_from == "student"
 
     def measured(self, name: str) -> Measurement | None:
         """Return a measurement by name, None where it was not made."""
-        return next((one for one in self.measurements if one.name == name), None)
+        return next(
+            (measurement for measurement in self.measurements if measurement.name == name), None
+        )
 
 
 _STUDENTS_AS_THEY_ARE = ("untouched",)  # methods of records from before `starts_from` was noted
@@ -342,8 +351,7 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     4: lambda old: {**old, "schema": 5},  # 5 added fields with defaults: the stages of chains
     5: lambda old: {**old, "schema": 6},  # 6 added the file's digest
     # 7 added fields with defaults: the GPU, its driver and CUDA; values of items, direction,
-    # weights, why items cannot be paired, what
-    # they add to a figure of all of them
+    # weights, why items cannot be paired, what they add to a figure of all of them
     6: lambda old: {**old, "schema": 7},
     # 8 added a field with a default: how many items of each task a sample had
     7: lambda old: {**old, "schema": 8},
@@ -354,17 +362,16 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
 
 
 def _by_new_names(old: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record with the settings of its method, and of the rows and stages that it names, by
-    their names now.
+    """Return a record with the current names of settings: its own, and those in labels it names.
 
     What is no record at all comes back as it is, for the model to refuse.
     """
-    method, last = str(old.get("method", "")), str(old.get("method", "")).rpartition("+")[2]
-    settings = {"settings": method, "handed_on": last}
+    method = str(old.get("method", ""))
+    method_of = {"settings": method, "handed_on": method.rpartition("+")[2]}  # by field
     renamed: dict[str, Any] = {
-        name: settings_in_records(own, old[name])
-        for name, own in settings.items()
-        if isinstance(old.get(name), dict)
+        field: settings_in_records(owner, old[field])
+        for field, owner in method_of.items()
+        if isinstance(old.get(field), dict)
     }
     if isinstance(old.get("label"), str):
         renamed["label"] = current_label(old["label"])
@@ -383,8 +390,10 @@ class BadRecord(OneLine):
 
 
 def read_record(path: Path) -> RunRecord:
-    """Read one record, migrating older schemas. Raises `BadRecord` naming the file: torn, newer,
-    edited, or at odds with itself.
+    """Read one record, migrating older schemas.
+
+    Raises `BadRecord` with the file's name for one that is torn, newer, edited, or contradicts
+    itself.
     """
     try:
         data = read_json(path)
@@ -394,23 +403,24 @@ def read_record(path: Path) -> RunRecord:
         ) from problem
     if not isinstance(data, dict) or "schema" not in data or data.get("kind") != "cell":
         raise BadRecord(f"{path}: not a record of this harness (no schema number)")
-    stated, schema = data.pop("digest", None), data["schema"]
-    if type(schema) is not int or not 1 <= schema <= SCHEMA:
-        told = (
-            f"schema {schema}, this"
-            if type(schema) is int
-            else f"its schema is {describe_json_type(schema)}, not a number; this"
-        )
-        raise BadRecord(f"{path}: {told} version reads up to {SCHEMA}; upgrade compression-harness")
-    if (
-        wrong := _unsigned(data, schema)
-        if stated is None
-        else ""
-        if stated == _digest(data)
-        else "its digest differs"
-    ):
+    stated_digest, schema = data.pop("digest", None), data["schema"]
+    if type(schema) is not int:
         raise BadRecord(
-            f"{path}: edited after it was written ({wrong}); take it back from git, or run again"
+            f"{path}: its schema is {describe_json_type(schema)}, not a number; this version reads "
+            f"up to {SCHEMA}; upgrade compression-harness"
+        )
+    if not 1 <= schema <= SCHEMA:
+        raise BadRecord(
+            f"{path}: schema {schema}, this version reads up to {SCHEMA}; upgrade "
+            "compression-harness"
+        )
+    if stated_digest is None:
+        defect = _why_unsigned(data, schema)
+    else:
+        defect = "" if stated_digest == _digest(data) else "its digest differs"
+    if defect:
+        raise BadRecord(
+            f"{path}: edited after it was written ({defect}); take it back from git, or run again"
         )
     while data["schema"] != SCHEMA:
         data = _MIGRATIONS[data["schema"]](data)
@@ -421,45 +431,27 @@ def read_record(path: Path) -> RunRecord:
         raise BadRecord(f"{path}: {consistency.first_problem(problem)}{way_out}") from problem
 
 
-# fields of scores
+# fields of scores, and the schema that they came with
 _LATER_FIELDS = (
-    "likelihoods_digest",
-    "values",
-    "parts",
-    "metric",
-    "higher_is_better",
-    "unit",
+    *("likelihoods_digest", "values", "parts", "metric", "higher_is_better", "unit"),
     "unpaired",
 )
-_LATER_SCHEMA = 7  # the schema that they came with
+_LATER_SCHEMA = 7
 
 
-def _unsigned(data: Mapping[str, Any], schema: int) -> str:
-    """Say why a record without a digest is none that was written so, "" where it is of a schema
-    that had none.
-    """
+def _why_unsigned(data: Mapping[str, Any], schema: int) -> str:
+    """Return why a record without a digest cannot be believed; "" for a schema that had none."""
     if schema >= _FIRST_SIGNED_SCHEMA:
         return f"schema {schema} has a digest, and it has none"
     listed = data.get("scores")
-    scores = (
-        [score for score in listed if isinstance(score, dict)] if isinstance(listed, list) else []
-    )
-    usual = {
-        name: list(found)
-        if isinstance(found := TaskScore.model_fields[name].default, tuple)
-        else found
-        for name in _LATER_FIELDS
-    }
-    later = next(
-        (
-            name
-            for score in scores
-            for name in _LATER_FIELDS
-            if score.get(name, usual[name]) != usual[name]
-        ),
-        "",
-    )
-    return f"it says schema {schema}, and {later} came with schema {_LATER_SCHEMA}" if later else ""
+    scores = [score for score in listed if isinstance(score, dict)] if type(listed) is list else []
+    for score in scores:
+        for name in _LATER_FIELDS:
+            default = TaskScore.model_fields[name].default
+            default = list(default) if isinstance(default, tuple) else default  # as JSON has it
+            if score.get(name, default) != default:
+                return f"it says schema {schema}, and {name} came with schema {_LATER_SCHEMA}"
+    return ""
 
 
 def write_record(path: Path, record: RunRecord) -> None:
@@ -478,8 +470,9 @@ TEACHER = "teacher"
 
 
 def row_kinds(record: RunRecord) -> tuple[RowKind, ...]:
-    """Return which conditions of making say something about a record: none of a teacher's, the
-    budget of one that trains.
+    """Return which conditions of making say something about a record.
+
+    None of a teacher's; the budget of one that trains.
     """
     if record.method == TEACHER:
         return ()

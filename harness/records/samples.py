@@ -1,5 +1,4 @@
-"""What stands beside a record in a store: the answers of every item, and the log of every training
-step. No torch.
+"""What stands beside a record in a store: answers of items, and the log of training. No torch.
 
 A study keeps records alone, so both may be missing; then pages and exports say so.
 """
@@ -27,30 +26,29 @@ class Evidence:
         yield from _verified_rows(self.samples)
 
     def steps(self) -> Iterator[dict[str, Any]]:
-        """Yield what was logged of each training step: step, seen tokens, rate, and every loss
-        term.
-        """
+        """Yield the log of each training step: step, tokens seen, rate, and every loss term."""
         yield from _lines(self.training)
 
 
 def _lines(path: Path | None) -> Iterator[dict[str, Any]]:
     if path is None or not path.exists():
         return
-    for found in read_json_lines(
+    for value in read_json_lines(
         path, skip_torn=True
     ):  # a run that was killed leaves a torn last line
-        if isinstance(found, dict):
-            yield found
+        if isinstance(value, dict):
+            yield value
 
 
 def _verified_rows(path: Path | None) -> Iterator[dict[str, Any]]:
-    """Yield the rows of items whose digests hold: an edited answer is shown nowhere. A file of a
-    version without digests has none.
+    """Yield the rows of items whose digests match: an edited answer is shown nowhere.
+
+    A file from before there were digests has none.
     """
-    signed = any("digest" in found for found in _lines(path))
-    for found in _lines(path):
+    has_digests = any("digest" in line for line in _lines(path))
+    for line in _lines(path):
         with suppress(ValueError):
-            row = verify_line(found) if signed else found
+            row = verify_line(line) if has_digests else line
             if _is_row(row):
                 yield row
 
@@ -69,16 +67,16 @@ _FIELD_TYPES = {
 }
 
 
-def _is_row(found: dict[str, Any]) -> bool:
-    """Tell whether an object names a task and an item, and what else is shown of it has its
-    form.
-    """
-    right = all(type(found[name]) is kind for name, kind in _FIELD_TYPES.items() if name in found)
+def _is_row(value: dict[str, Any]) -> bool:
+    """Tell whether an object names a task and an item, and its other fields have their types."""
+    types_match = all(
+        type(value[name]) is kind for name, kind in _FIELD_TYPES.items() if name in value
+    )
     return (
-        right
-        and "task" in found
-        and "item" in found
-        and all(type(one) in (int, float) for one in found.get("log_probabilities", ()))
+        types_match
+        and "task" in value
+        and "item" in value
+        and all(type(number) in (int, float) for number in value.get("log_probabilities", ()))
     )
 
 
@@ -87,11 +85,12 @@ def _is_text(value: object) -> bool:
 
 
 def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evidence]:
-    """Find the evidence of records, by key: in the store that `place` is or that its run file
-    belongs to.
+    """Find the evidence of records, by key.
+
+    It lies in the store that `place` is, or that its run file belongs to.
     """
     root = place.parent.parent if place.is_file() else place
-    found: dict[str, Evidence] = {}
+    evidence: dict[str, Evidence] = {}
     for record in records:
         cell = root / "cells" / record.key[:24]
         samples = cell / "samples.jsonl"
@@ -101,7 +100,7 @@ def evidence_of(place: Path, records: Sequence[RunRecord]) -> Mapping[str, Evide
         except Unreadable:
             folders = []
         for folder in filter(_is_text, folders if isinstance(folders, list) else []):
-            own = root / "students" / Path(folder).name / "training.jsonl"
-            training = own if own.exists() else training
-        found[record.key] = Evidence(samples if samples.exists() else None, training)
-    return found
+            log = root / "students" / Path(folder).name / "training.jsonl"
+            training = log if log.exists() else training
+        evidence[record.key] = Evidence(samples if samples.exists() else None, training)
+    return evidence

@@ -1,5 +1,4 @@
-"""The store of a user's cells: one folder per cell by key, students shared between cells, locks,
-lists of runs.
+"""The store of a user's cells: one folder per cell by key, shared students, locks, lists of runs.
 
 OUT/cells/KEY/   record.json, samples.jsonl, log.txt
 OUT/students/KEY/   student/ (the checkpoint), cost.json, training.jsonl, state/ while it trains
@@ -16,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
@@ -30,7 +30,7 @@ from harness.records.record import BadRecord, RunRecord, read_record, write_reco
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who computes a cell at the moment."""
+    """The process that computes a cell at the moment."""
 
     process: int
     machine: str
@@ -41,7 +41,7 @@ class LockHolder:
 
 
 class CellBusy(Exception):
-    """A cell that another run is computing, and that this one was told not to wait for."""
+    """A cell that another run computes, where waiting for it was not wanted."""
 
     def __init__(self, holder: LockHolder | None) -> None:
         super().__init__(f"computed by {holder}" if holder else "computed by another run")
@@ -77,7 +77,7 @@ class Store:
         return self.cell(key) / "record.json"
 
     def finished(self, key: str) -> RunRecord | None:
-        """Return the record of a cell that succeeded, None where it must be computed (again)."""
+        """Return the record of a cell that succeeded, None where it must be computed."""
         path = self.record_path(key)
         if not path.exists():
             return None
@@ -89,7 +89,7 @@ class Store:
 
     @contextmanager
     def locked(self, key: str, *, wait: bool, on_wait: Callable[[str], None]) -> Iterator[None]:
-        """Hold a cell's lock; wait for another holder, or raise `Busy` when told not to."""
+        """Hold a cell's lock; wait for another holder, or raise `CellBusy` without `wait`."""
         path = self.root / "locks" / f"{key[:24]}.lock"
         note = path.with_suffix(".json")
         lock = FileLock(path)
@@ -131,23 +131,26 @@ _KEY = re.compile(r"[\w-]{1,200}")  # a key names a folder, so it is no path
 
 def _holder(note: Path) -> LockHolder | None:
     try:
-        told = read_object(note)
+        content = read_object(note)
         return LockHolder(
-            int(told["process"]), clean(str(told["machine"])), clean(str(told["since"]))
+            int(content["process"]), clean(str(content["machine"])), clean(str(content["since"]))
         )
     except (ValueError, LookupError, TypeError):
         return None
 
 
 def _delete_stale_notes(locks: Path) -> None:
-    """Delete the notes of holders that were killed on this machine: their locks are free, and a
-    finished cell's is taken by nobody.
+    """Delete the notes of holders that were killed on this machine.
+
+    Their locks are free, but nobody takes the lock of a finished cell again.
     """
     for note in locks.glob("*.json"):
         holder = _holder(note)
         with suppress(OSError):
-            torn = holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET_SECONDS
-            if torn or (
+            is_torn = (
+                holder is None and time.time() - note.stat().st_mtime > leftovers.QUIET_SECONDS
+            )
+            if is_torn or (
                 holder is not None
                 and holder.machine == clean(socket.gethostname())
                 and not leftovers.process_exists(holder.process)
@@ -155,9 +158,17 @@ def _delete_stale_notes(locks: Path) -> None:
                 note.unlink(missing_ok=True)
 
 
-def record_files(place: Path) -> tuple[list[Path], list[str]]:
-    """Find the record files of a run file, a store, a study (`records/`), or a plain folder; and
-    what a run lacks.
+class RecordFiles(NamedTuple):
+    """The record files of a place, and a line on what its run lacks."""
+
+    paths: list[Path]
+    problems: list[str]
+
+
+def record_files(place: Path) -> RecordFiles:
+    """Find the record files of a run file, a store, a study (`records/`), or a plain folder.
+
+    Raises `HarnessError` where there are none.
     """
     if place.is_file():
         return _files_of(place)
@@ -169,19 +180,19 @@ def record_files(place: Path) -> tuple[list[Path], list[str]]:
         (place / "records", "*.json"),
         (place, "*.json"),
     ):
-        if folder.is_dir() and (found := sorted(folder.glob(pattern))):
-            return found, []
+        if folder.is_dir() and (paths := sorted(folder.glob(pattern))):
+            return RecordFiles(paths, [])
     raise HarnessError(f"no records in {place}; {hint}")
 
 
-def _files_of(place: Path) -> tuple[list[Path], list[str]]:
+def _files_of(place: Path) -> RecordFiles:
     """Find the records of one file: itself, or the cells that a run lists."""
     try:
         data = read_json(place)
     except Unreadable:
         data = None
     if not isinstance(data, dict) or data.get("kind") != "run":
-        return [place], []  # read as a record, which says what is wrong with any other
+        return RecordFiles([place], [])  # read as a record, which says what is wrong with any other
     if "sha256" in data:  # older run files have none
         try:
             read_signed(place)
@@ -190,27 +201,26 @@ def _files_of(place: Path) -> tuple[list[Path], list[str]]:
                 f"{problem}; give another run file, or type the command of the run again"
             ) from problem
     keys = data.get("cells")
-    if (
-        not isinstance(keys, list)
-        or not keys
-        or not all(isinstance(key, str) and _KEY.fullmatch(key) for key in keys)
-    ):
+    if not isinstance(keys, list) or not keys or not all(map(_is_key, keys)):
         raise HarnessError(
             f"{place}: a run file whose cells are no list of keys; give another, or type the "
             "command of the run again"
         )
     store = Store(place.parent.parent)
     paths = [store.record_path(key) for key in keys]
-    missing = sum(not path.exists() for path in paths)
+    existing = [path for path in paths if path.exists()]
+    missing = len(paths) - len(existing)
+    if not missing:
+        return RecordFiles(existing, [])
     lacking = (
-        [
-            f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or "
-            "is under way)"
-        ]
-        if missing
-        else []
+        f"{place}: {missing} of its {len(paths)} cells have no record (the run was stopped, or is "
+        "under way)"
     )
-    return [path for path in paths if path.exists()], lacking
+    return RecordFiles(existing, [lacking])
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, str) and _KEY.fullmatch(value) is not None
 
 
 def newest_run(place: Path) -> Path:
@@ -221,41 +231,42 @@ def newest_run(place: Path) -> Path:
 
 def duplicate_row(records: Sequence[RunRecord]) -> str:
     """Name the first row and seed of which there are two records, "" where there is none."""
-    seen: set[tuple[str, int | None]] = set()
+    rows: set[tuple[str, int | None]] = set()
     for record in records:
-        if (record.label, record.seed) in seen:
+        if (record.label, record.seed) in rows:
             return f"{record.label}{f' (seed {record.seed})' if record.seed is not None else ''}"
-        seen.add((record.label, record.seed))
+        rows.add((record.label, record.seed))
     return ""
 
 
 def copy_to_study(records: Sequence[RunRecord], folder: Path) -> None:
-    """Copy records into a study's folder, each under its row and seed; records that stood there go,
-    once the new ones stand.
+    """Copy records into a study's folder, each under its row and seed, in place of older ones.
 
-    Nothing else is touched; a folder that holds something and is no study is refused before
-    anything is written.
+    Older records are deleted once the new ones stand. Nothing else is touched; a folder that holds
+    something and is no study is refused before anything is written.
     """
-    named: dict[str, RunRecord] = {}
+    records_by_name: dict[str, RunRecord] = {}
     for record in records:
         name = re.sub(r"[^\w.=-]+", "_", record.label).strip("_")
         seed = f"-seed{record.seed}" if record.seed is not None else ""
-        if f"{name}{seed}" in named:
+        if f"{name}{seed}" in records_by_name:
             raise HarnessError(
                 f"two records of {record.label}{seed}: a study holds one run's records; name that "
                 "run's file (results/runs/runs/)"
             )
-        named[f"{name}{seed}"] = record
-    before = _own_records(folder, [f"{name}.json" for name in named])
-    for name, record in named.items():
+        records_by_name[f"{name}{seed}"] = record
+    older = _own_records(folder, [f"{name}.json" for name in records_by_name])
+    for name, record in records_by_name.items():
         write_record(folder / f"{name}.json", record)
-    for old in before - {folder / f"{name}.json" for name in named}:
-        old.unlink()
+    for path in older - {folder / f"{name}.json" for name in records_by_name}:
+        path.unlink()
 
 
 def _own_records(folder: Path, names: Sequence[str]) -> set[Path]:
-    """Return the record files of a study's `records/`; refuses a folder that is none, and a foreign
-    file under one of the new names.
+    """Return the record files of a study's `records/`.
+
+    Raises `HarnessError` for a folder that is no study, and for a foreign file under one of the
+    names.
     """
     study = folder.parent
     for place in (study, folder):
@@ -263,44 +274,48 @@ def _own_records(folder: Path, names: Sequence[str]) -> set[Path]:
             raise HarnessError(
                 f"--keep {study}: {place} is a file; give a folder, new or of a study"
             )
-    known = {path for path in folder.glob("*.json") if _is_record(path)}
+    records = {path for path in folder.glob("*.json") if _is_record(path)}
     if study.is_dir() and not folder.is_dir() and any(study.iterdir()):
         raise HarnessError(
             f"--keep {study}: not empty, and no study (it has no records/); give a new folder, or "
             "a study's"
         )
     if foreign := next(
-        (path for path in map(folder.joinpath, names) if path.exists() and path not in known), None
+        (path for path in map(folder.joinpath, names) if path.exists() and path not in records),
+        None,
     ):
         raise HarnessError(
             f"--keep {study}: {foreign} is no record and would be overwritten; move it, or give "
             "another folder"
         )
-    return known
+    return records
 
 
 def _is_record(path: Path) -> bool:
-    """Tell whether a file is a record, of whatever schema, whole or edited: its own kind
-    says so.
-    """
+    """Tell whether a file is a record, of whatever schema, whole or edited, by its own kind."""
     if path.is_symlink() or path.suffix != ".json" or not path.is_file():
         return False
     try:
-        told = read_json(path)
+        content = read_json(path)
     except Unreadable:
         return False
     return (
-        isinstance(told, dict)
-        and told.get("kind") == "cell"
-        and "schema" in told
-        and "label" in told
+        isinstance(content, dict)
+        and content.get("kind") == "cell"
+        and "schema" in content
+        and "label" in content
     )
 
 
-def read_records(place: Path) -> tuple[list[RunRecord], list[str]]:
-    """Read every record of a place; return them and one line for each file that is none, or that a
-    run lacks.
-    """
+class ReadRecords(NamedTuple):
+    """The records of a place, and a line for each file that is none or that a run lacks."""
+
+    records: list[RunRecord]
+    problems: list[str]
+
+
+def read_records(place: Path) -> ReadRecords:
+    """Read every record of a place. Raises `HarnessError` where there are none."""
     paths, problems = record_files(place)
     records = []
     for path in paths:
@@ -308,4 +323,4 @@ def read_records(place: Path) -> tuple[list[RunRecord], list[str]]:
             records.append(read_record(path))
         except BadRecord as problem:
             problems.append(str(problem))
-    return records, problems
+    return ReadRecords(records, problems)

@@ -6,7 +6,7 @@ from harness.renames.notice import renames_of, warn_once
 
 
 def current_column(header: str, tasks: Collection[str], *, typed_in: str) -> str:
-    """Return a column that was typed by the header that it has now.
+    """Return the current header of a column that was typed.
 
     Its sign stays, and so does the name of a task, where the column is one of several tasks.
     """
@@ -14,11 +14,11 @@ def current_column(header: str, tasks: Collection[str], *, typed_in: str) -> str
     typed = header.removeprefix("-")
     for old, rename in renames_of("column").items():
         for task in ("", *tasks):
-            forms = {
+            headers = {
                 f"{task} {old}".strip(): f"{task} {rename.new}",
                 f"{old} {task}".strip(): f"{rename.new} {task}",
             }
-            if typed in forms:
+            if typed in headers:
                 warn_once(rename, where=f"{typed_in} {header}")
-                return sign + forms[typed].strip()
+                return sign + headers[typed].strip()
     return header

@@ -1,4 +1,4 @@
-"""Rows of older records and baselines by the names of now: in silence, for files are no mistake."""
+"""Rows of older records and baselines by current names, without a warning: nobody typed them."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,13 @@ _SETTING = re.compile(r"(?:(?<=^)|(?<=,))(\s*)(\w+)=([^,]*)")
 
 
 def settings_in_records(method: str, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings of an older record by their names now; a chain's stand by method."""
+    """Return the settings of an older record by current names; those of a chain stand by method."""
     if "+" in method:
-        parts = {name: own for name, own in settings.items() if isinstance(own, Mapping)}
-        return {**settings, **{name: settings_in_records(name, own) for name, own in parts.items()}}
+        parts = {name: part for name, part in settings.items() if isinstance(part, Mapping)}
+        return {
+            **settings,
+            **{name: settings_in_records(name, part) for name, part in parts.items()},
+        }
     current: dict[str, Any] = {}
     for name, value in settings.items():
         rename = _rename_of(method, name)
@@ -27,21 +30,21 @@ def settings_in_records(method: str, settings: Mapping[str, Any]) -> dict[str, A
 
 
 def current_label(label: str, *, typed_in: str = "") -> str:
-    """Return a row's label, `int4[group=64]+...`, by the names that its settings have now.
+    """Return a row's label, `int4[group=64]+...`, by the current names of its settings.
 
-    Where it was typed, `typed_in` is the option: an old name in it is said. Raises `HarnessError`
-    for one beside its new name.
+    Where it was typed, `typed_in` is the option, and an old name in it gives a warning. Raises
+    `HarnessError` for an old name beside its new one with another value.
     """
     return _PART.sub(lambda part: f"{part[1]}[{_current(part[1], part[2], typed_in)}]", label)
 
 
 def current_labels(labels: Sequence[str] | None, *, typed_in: str) -> list[str]:
-    """Return rows that were typed by the names that they have now; none where nothing was typed."""
+    """Return rows that were typed by their current names; an empty list where nothing was typed."""
     return [current_label(label, typed_in=typed_in) for label in labels or ()]
 
 
 def _current(method: str, settings: str, typed_in: str) -> str:
-    given = {name: value for _, name, value in _SETTING.findall(settings)}
+    values = {name: value for _, name, value in _SETTING.findall(settings)}
 
     def renamed(match: re.Match[str]) -> str:
         blank, name, value = match.groups()
@@ -51,7 +54,7 @@ def _current(method: str, settings: str, typed_in: str) -> str:
         current = str(value_by_new_name(rename, value))
         if typed_in:
             warn_once(rename, where=f"{typed_in} {method}[{name}={value}]")
-        if typed_in and given.get(rename.new, current) != current:
+        if typed_in and values.get(rename.new, current) != current:
             raise HarnessError(
                 f"{typed_in}: {method}[{settings}] names one setting twice, as {name} and "
                 f"{rename.new}; keep {rename.new}"

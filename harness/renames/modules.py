@@ -12,7 +12,7 @@ from harness.renames.notice import find_rename, warn_once
 
 
 def current_modules(name: str) -> tuple[str, ...]:
-    """Return the name that a module has now; several where it was split."""
+    """Return the current name of a module; several where it was split."""
     rename = find_rename("module", name)
     return tuple(rename.new.split(", ")) if rename else (name,)
 
@@ -30,9 +30,7 @@ def spec_of(name: str) -> ModuleSpec | None:
 
 
 class _Alias(Loader):
-    """Loads the module of the new name; for one that was split, a module that looks into
-    its parts.
-    """
+    """Loads the module of the new name; of one that was split, a module that asks each part."""
 
     def __init__(self, new: str) -> None:
         self.parts = new.split(", ")

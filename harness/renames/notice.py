@@ -1,4 +1,4 @@
-"""A renamed thing as an object, and the one line that says so."""
+"""A renamed thing as an object, and the one warning about it."""
 
 import warnings
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from harness import renames
 from harness.errors import OldName
 
-Kind = Literal["setting", "trait", "option", "module", "column"]
+Kind = Literal["setting", "trait", "option", "module", "argument", "column"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Rename:
 
     @property
     def until(self) -> str:
-        """Return how long the old name works, in words."""
+        """How long the old name works, in words."""
         return f"works until version {self.version} and {self.date}"
 
 
@@ -43,7 +43,7 @@ def find_rename(kind: Kind, old: str) -> Rename | None:
 
 
 def renames_of(kind: Kind) -> dict[str, Rename]:
-    """Return one kind of names, by the old one."""
+    """Return the renames of one kind, by old name."""
     table = _tables()[kind]
     return {old: _rename(kind, old, entry) for old, entry in table.items()}
 
@@ -54,13 +54,17 @@ def _tables() -> dict[Kind, Mapping[str, Any]]:
         "trait": renames.TRAITS,
         "option": renames.OPTIONS,
         "module": renames.MODULES,
+        "argument": renames.ARGUMENTS,
         "column": renames.COLUMNS,
     }
 
 
 def _rename(kind: Kind, old: str, entry: Any) -> Rename:
-    """Return a line of the table as an object; a setting's has its reading and its methods."""
-    new, *reading, (version, date) = entry[:3] if kind == "setting" else entry
+    """Return a line of the table as an object.
+
+    A setting's line also has how its value is read, and which methods have it.
+    """
+    new, *reading_of_value, (version, date) = entry[:3] if kind == "setting" else entry
     methods = entry[3] if kind == "setting" else ()
     return Rename(
         kind=kind,
@@ -68,7 +72,7 @@ def _rename(kind: Kind, old: str, entry: Any) -> Rename:
         new=new,
         version=version,
         date=date,
-        opposite=reading == ["opposite"],
+        opposite=reading_of_value == ["opposite"],
         methods=methods,
     )
 
@@ -77,11 +81,11 @@ _WARNED: set[tuple[Kind, str]] = set()  # in this process: every old name is sai
 
 
 def warn_once(rename: Rename, *, where: str) -> None:
-    """Warn once in a process that an old name was read; `where` is the place, as `int4.group`."""
+    """Warn once in a process that an old name was used; `where` is the place, as `int4.group`."""
     if (rename.kind, rename.old) in _WARNED:
         return
     _WARNED.add((rename.kind, rename.old))
-    sense = " (true by the old name is false by the new one)" if rename.opposite else ""
-    message = f"{where}: {rename.old} is {rename.new} now{sense}; the old name {rename.until}"
+    note = " (true by the old name is false by the new one)" if rename.opposite else ""
+    message = f"{where}: {rename.old} is {rename.new} now{note}; the old name {rename.until}"
     # No file of the caller's: Python would print its line of source below, and this is one line.
     warnings.warn_explicit(message, OldName, "harness", 1)

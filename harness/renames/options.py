@@ -7,21 +7,21 @@ from harness.errors import HarnessError
 from harness.renames.notice import find_rename, renames_of, warn_once
 
 
-def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
-    """Return values by the names that options have now.
+def current_options(options: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+    """Return values by the current names of options.
 
     Raises `HarnessError` where one is given by both names, with two values.
     """
     current: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in options.items():
         rename = find_rename("option", name)
         if rename is None:
             current[name] = value
             continue
-        if given.get(rename.new, value) != value:
+        if options.get(rename.new, value) != value:
             raise HarnessError(
                 f"{where + ': ' if where else ''}{name}={value} and "
-                f"{rename.new}={given[rename.new]} are two names for one option, "
+                f"{rename.new}={options[rename.new]} are two names for one option, "
                 f"and differ; which is meant? Keep {rename.new}, its name now"
             )
         warn_once(rename, where=where or name)
@@ -30,7 +30,7 @@ def current_options(given: Mapping[str, Any], *, where: str = "") -> dict[str, A
 
 
 def current_flags(typed: Sequence[str]) -> list[str]:
-    """Return what was typed with the flags of now: of `--old 3`, `--old=3` and `--no-old`.
+    """Return what was typed with current flags in place of `--old 3`, `--old=3` and `--no-old`.
 
     What stands after `--` is no flag. Raises `HarnessError` where both names are typed.
     """

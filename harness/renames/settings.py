@@ -13,9 +13,9 @@ from harness.renames.notice import Rename, find_rename, renames_of, warn_once
 def value_by_new_name(rename: Rename, value: Any) -> Any:
     """Return a value as the new setting has it.
 
-    Of a setting that turned its sense, what is no truth value stays, for the setting to refuse.
-    What is one is said by pydantic, which reads the setting: a spelling that only one of them knew
-    would turn the sense round.
+    A setting of the opposite sense turns truth values. Pydantic, which reads the setting, reads
+    them here too: a spelling that only one of the two knew would be turned wrongly. Any other value
+    stays as it is, for the setting to refuse.
     """
     if not rename.opposite:
         return value
@@ -28,9 +28,7 @@ def value_by_new_name(rename: Rename, value: Any) -> Any:
 
 
 def default_by_new_name(rename: Rename, default: Any) -> Any:
-    """Return what a class states as a setting's default, a value or a field that holds one, as the
-    new setting has it.
-    """
+    """Return a stated default as the new setting has it: a value, or a field that holds one."""
     if rename.opposite and isinstance(getattr(default, "default", None), bool):
         # a truth value has no bounds that the field could hold beside it
         return not default.default
@@ -38,7 +36,7 @@ def default_by_new_name(rename: Rename, default: Any) -> Any:
 
 
 def current_settings(
-    where: str, given: Mapping[str, Any], fields: Collection[str]
+    where: str, settings: Mapping[str, Any], fields: Collection[str]
 ) -> dict[str, Any]:
     """Return settings by the names that a class has now, in their order; `where` is the method.
 
@@ -46,17 +44,16 @@ def current_settings(
     `HarnessError` where both are given and differ.
     """
     current: dict[str, Any] = {}
-    for name, value in given.items():
+    for name, value in settings.items():
         rename = find_rename("setting", name)
         if rename is None or name in fields or rename.new not in fields:
             current[name] = value
             continue
         renamed = value_by_new_name(rename, value)
-        if given.get(rename.new, renamed) != renamed:
+        if settings.get(rename.new, renamed) != renamed:
             raise HarnessError(
-                f"{where}: {name}={value} and {rename.new}={given[rename.new]} are two names for "
-                "one setting, and differ; "
-                f"which is meant? Keep {rename.new}, its name now"
+                f"{where}: {name}={value} and {rename.new}={settings[rename.new]} are two names "
+                f"for one setting, and differ; which is meant? Keep {rename.new}, its name now"
             )
         warn_once(rename, where=f"{where}.{name}")
         current[rename.new] = renamed
@@ -65,18 +62,14 @@ def current_settings(
 
 def settings_of_class(owner: type[Any]) -> tuple[str, ...]:
     """Return the names of a class's settings."""
-    return (
-        tuple(field.name for field in dataclasses.fields(owner))
-        if dataclasses.is_dataclass(owner)
-        else ()
-    )
+    fields = dataclasses.fields(owner) if dataclasses.is_dataclass(owner) else ()
+    return tuple(field.name for field in fields)
 
 
 def rename_stated_settings(owner: type[Any]) -> None:
     """Let a class that states an inherited setting by its old name state the new one.
 
-    Called before the class is made a dataclass. A setting that its bases know nothing of is its
-    own.
+    Called before the class is made a dataclass. A setting that its bases do not have is its own.
     """
     inherited = {name for base in owner.__mro__[1:] for name in settings_of_class(base)}
     annotations = inspect.get_annotations(owner)
@@ -102,10 +95,10 @@ def accept_old_names(owner: type[Any]) -> None:
     names = settings_of_class(owner)
 
     @wraps(build)
-    def take(self: Any, *args: Any, **given: Any) -> None:
-        build(self, *args, **current_settings(type(self).__name__, given, names))
+    def construct(self: Any, *args: Any, **keywords: Any) -> None:
+        build(self, *args, **current_settings(type(self).__name__, keywords, names))
 
-    owner.__init__ = take
+    owner.__init__ = construct
     if not hasattr(owner, "__getattr__"):
         owner.__getattr__ = _by_old_name
 

@@ -348,7 +348,7 @@ def test_a_tasks_name_does_not_turn_a_columns_direction(task):
 
 def test_a_table_orders_a_column_by_its_quantity():
     cells = [
-        (
+        table.RowCells(
             {
                 columns.ROW.name: label,
                 columns.RETENTION.name.of("trained-qa"): columns.RETENTION.text(value),
