@@ -73,6 +73,10 @@ class CachedTeacher:
             return Distribution(self.logits(batch.rows, batch.ids.device))
         return Distribution(None, self.top(batch.rows, batch.ids.device))
 
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+        """Return the same as `read`: what a cache keeps of a position is small."""
+        return self.read(batch, vocabulary)
+
     def logits(self, rows: Sequence[TokenRow], device: Any) -> Tensor:
         """Return the log-probabilities (N, V) of the rows' trained positions; they are logits.
 
