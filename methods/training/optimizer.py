@@ -85,8 +85,9 @@ def freeze_zeros(model: Any) -> list[Any]:
     Their gradient is dropped before it is clipped or used, and weight decay leaves 0 alone.
     """
     hooks = []
-    for parameter in model.parameters():
-        if parameter.ndim < 2 or not parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        # an adapter's second factor begins at zero, and is no pruned matrix
+        if parameter.ndim < 2 or not parameter.requires_grad or "lora_" in name:
             continue
         trained_mask = kept_weights(model.config, parameter.detach())
         if trained_mask is not None:
