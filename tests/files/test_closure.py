@@ -267,12 +267,12 @@ def test_a_class_of_a_test_has_its_files_code():
 
 
 def test_code_that_is_nowhere_is_one_line():
-    folder = type("Typed", (), {"__module__": "nowhere_at_all"})
+    typed_class = type("Typed", (), {"__module__": "nowhere_at_all"})
     with pytest.raises(
         HarnessError,
         match=r"the code of nowhere_at_all\.Typed cannot be found.*put it into a \.py file",
     ) as caught:
-        code_digests(folder)
+        code_digests(typed_class)
     assert "\n" not in str(caught.value)
 
 

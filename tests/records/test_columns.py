@@ -102,12 +102,12 @@ def texts_of(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
     ]
     docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
-    tables = [
+    texts = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    return {node.value.strip() for node in tables if id(node) not in docstrings}
+    return {node.value.strip() for node in texts if id(node) not in docstrings}
 
 
 def test_a_header_is_written_once():
