@@ -124,7 +124,7 @@ def _scores(record: RunRecord) -> str:
     headers = (columns.TASK.header, columns.SCORE.header, columns.ITEMS.header)
     lines = [f"| {' | '.join(headers)} |", "|:--|--:|--:|"]
     for score in record.scores:
-        shown = score.shown(score.value)
+        shown = score.format_value(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
     note = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
     if record.conditions.limited:

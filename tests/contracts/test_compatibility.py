@@ -211,7 +211,7 @@ def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     assert "int4[group=128]" in path.read_text() and "group_size" not in path.read_text()
     before = read_baseline(path)
     assert before.model_copy(update={"digest": ""}) == today.model_copy(update={"digest": ""})
-    assert before.moved("int4[group_size=128]").accepted == ("int4[group_size=128]",)
+    assert before.last_change("int4[group_size=128]").accepted == ("int4[group_size=128]",)
     findings = check(new, Rules(), before).findings
     assert any(
         finding.row == "int4[group_size=128]"
