@@ -22,6 +22,7 @@ KINDS = {
     "trait": "trait of a method",
     "option": "option of `harness run`",
     "module": "module or name to import",
+    "argument": "argument in Python",
     "column": "column",
 }
 

@@ -72,7 +72,7 @@ class UniversalLogitDistillation(Trained):
 
         terms = [hard_labels()]
         terms += [Term("uld", self.uld_weight, uld_values, counts=aligned_positions)]
-        teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokens=True)
+        teachers = Teachers(models=(job.teacher,), vocabulary=None, own_tokenizer=True)
         return self.train(
             job,
             full_solution_pairs(examples),

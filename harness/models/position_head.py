@@ -15,7 +15,8 @@ class PositionHead:
     """
 
     def __init__(self, model: Any) -> None:
-        self._selected: torch.Tensor | None = None  # (B, T-1), during a call of `logits_at`
+        self._selected: torch.Tensor | None = None  # (B, T-1), during a call
+        self._kept: list[torch.Tensor] | None = None  # during a call of `hidden_at`
         self.model = model
         head = model.get_output_embeddings()
         self._hook = head.register_forward_pre_hook(self._select) if head is not None else None
@@ -27,7 +28,11 @@ class PositionHead:
         states, *others = arguments
         if states.ndim != 3 or states.shape[1] != selected.shape[1] + 1:
             return None
-        return (states[:, :-1][selected][None], *others)
+        states = states[:, :-1][selected][None]
+        if self._kept is not None:
+            self._kept.append(states[0])
+            states = states[:, :1]  # the head shall not make the others' logits
+        return (states, *others)
 
     def logits_at(
         self,
@@ -53,6 +58,23 @@ class PositionHead:
             logits[0] if logits.shape[:2] == (1, count) else logits[:, :-1][selected]
         )
         return result
+
+    def hidden_at(
+        self,
+        ids_BT: "torch.Tensor",
+        attention_BT: "torch.Tensor",
+        selected: "torch.Tensor",
+        *,
+        through: Any = None,
+    ) -> "torch.Tensor":
+        """Return what goes into the head at the selected positions, (N, H); no logits are made."""
+        self._selected, self._kept = selected, []
+        try:
+            (through or self.model)(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False)
+            [hidden] = self._kept
+        finally:
+            self._selected = self._kept = None
+        return hidden
 
     def close(self) -> None:
         """Remove the hook from the model."""

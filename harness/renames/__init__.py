@@ -2,11 +2,12 @@
 
 This page is the table; `docs/compatibility.md` shows it. `settings` reads settings of methods,
 `labels` rows of older records, `options` flags, keys of run files and arguments of `harness.run`,
-`modules` what programs import, `columns` headers that are typed, and `notice` warns of each old
-name once. To rename something, add it here and rename it there: nothing else knows the old name.
+`modules` what programs import, `arguments` what they call it with, `columns` headers that are
+typed, and `notice` warns of each old name once. To rename something, add it here and rename it
+there: nothing else knows the old name.
 """
 
-__all__ = ["columns", "labels", "modules", "notice", "options", "settings"]
+__all__ = ["arguments", "columns", "labels", "modules", "notice", "options", "settings"]
 
 # The version and the date until which a name goes on to work; the later of the two counts.
 FROM_0_1 = ("0.3.0", "2027-12-01")
@@ -165,6 +166,16 @@ MODULES: dict[str, tuple[str, tuple[str, str]]] = {
     "harness.data:overlapping": ("harness.data:overlapping_prompts", FROM_0_1),
     "harness.data.source:DataSource": ("harness.data.source:LocalOrHubData", FROM_0_1),
     "harness.scoring.backend:Scored": ("harness.scoring.backend:LikelihoodRequest", FROM_0_1),
+}
+
+# Arguments in Python: "module:name.argument" -> new name, until when. The function or class is
+# decorated with `accept_old_arguments`.
+ARGUMENTS = {
+    "methods.training.base:TrainOptions.inwards": ("taps", FROM_0_1),
+    "methods.training.terms:Objective.inwards": ("taps", FROM_0_1),
+    "methods.training.sources:Teachers.whole": ("needs_all_probabilities", FROM_0_1),
+    "methods.training.sources:Teachers.inside": ("needs_inner_states", FROM_0_1),
+    "methods.training.sources:Teachers.own_tokens": ("own_tokenizer", FROM_0_1),
 }
 
 # Headers of columns in tables, CSV files and frames: old header -> new header, until when.

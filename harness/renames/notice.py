@@ -8,7 +8,7 @@ from typing import Any, Literal
 from harness import renames
 from harness.errors import OldName
 
-Kind = Literal["setting", "trait", "option", "module", "column"]
+Kind = Literal["setting", "trait", "option", "module", "argument", "column"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +54,7 @@ def _tables() -> dict[Kind, Mapping[str, Any]]:
         "trait": renames.TRAITS,
         "option": renames.OPTIONS,
         "module": renames.MODULES,
+        "argument": renames.ARGUMENTS,
         "column": renames.COLUMNS,
     }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from harness.contract import Checkpoint, Example, Family, Job, Method, Start
+from harness.renames.arguments import accept_old_arguments, current_arguments
 from harness.renames.modules import by_old_name
 from methods.base import non_default_settings, settings
 from methods.training.settings import LoopSettings
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from methods.training.terms import Term
 
 
+@accept_old_arguments
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainOptions:
     """What few methods need beside terms and teachers; each replaces a default of the loop."""
@@ -133,11 +135,12 @@ class Trained(Method):
                 examples_of(job.tasks, "validation", job.source, rows=self.validation_rows)
             )
 
+        by_current_name = current_arguments("methods.training.base:TrainOptions", older)
         inputs = TrainingInputs(
             terms=terms,
             teachers=teachers,
             selection=selection,
-            options=dataclasses.replace(options, **older) if older else options,
+            options=dataclasses.replace(options, **by_current_name),
             notes=notes or {},
             shared=shared,
             validation_pairs=validation_pairs,

@@ -236,8 +236,8 @@ class Distilled(DistillationTerms):
             k=self.top_k,
             cache=self.cache,
             over=over,
-            whole=bool(names & {"reverse-kl", "jsd", "skew-kl"}),
-            inside=self.tap_config() is not None,
+            needs_all_probabilities=bool(names & {"reverse-kl", "jsd", "skew-kl"}),
+            needs_inner_states=self.tap_config() is not None,
             temperature=self.temperature,
         )
 

@@ -1,7 +1,7 @@
 """What a loss term may look at: the trained positions of a batch."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,6 +20,16 @@ class Distribution:
 
     logits_NV: Tensor | None  # from a live teacher, or from a cache that keeps all of them
     top: TopK | None = None
+    # in their place, of a live teacher whose logits are never all held: those of a part
+    logits_of: Callable[[slice], Tensor] | None = None
+
+    def part(self, part: slice) -> "Distribution":
+        """Return the distributions at some of the positions."""
+        if self.logits_of is not None:
+            return Distribution(self.logits_of(part))
+        logits = None if self.logits_NV is None else self.logits_NV[part]
+        top = None if self.top is None else TopK(self.top.ids_NK[part], self.top.log_p_NK[part])
+        return Distribution(logits, top)
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Positions:
     batch: Batch | None = None
     # hidden states and attention of both models, where a term needs them
     inner_states: "InnerStates | None" = None
+    # which of the batch's trained positions these are
+    part: slice = field(default_factory=lambda: slice(None))
 
     @property
     def teacher_NV(self) -> Tensor:
@@ -44,10 +56,8 @@ class Positions:
     def tags_N(self) -> Tensor:
         """The tag of each position's row."""
         assert self.batch is not None
-        return torch.tensor(
-            [row.tag for row in self.batch.rows for _ in range(row.trained_tokens)],
-            device=self.labels_N.device,
-        )
+        tags = [row.tag for row in self.batch.rows for _ in range(row.trained_tokens)]
+        return torch.tensor(tags[self.part], device=self.labels_N.device)
 
 
 PositionCount = Callable[[TokenRow], int]

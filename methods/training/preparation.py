@@ -10,6 +10,8 @@ from accelerate import Accelerator
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
+from harness.models.logit_tail import logit_tail_of
+from methods.training.chunked_logits import ChunkedLoss, positions_of_a_part
 from methods.training.noise import refuse_noise, restore_noise, silence_noise
 from methods.training.optimizer import (
     Optimizers,
@@ -59,6 +61,7 @@ class PreparedTraining:
             student.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
+        self.chunked = self._chunked_loss()
         self.head = TrainedPositionLogits(student.model)
         self.inner_states = self._tap_inner_states(rows, training.seed)
         self.model, self.optimizers = self._wrap()
@@ -105,6 +108,22 @@ class PreparedTraining:
         shares = [scaled.share for scaled in optimizers]
         return _Wrapped(wrapped[0], Optimizers(wrapped[len(modules) :], shares))
 
+    def _chunked_loss(self) -> ChunkedLoss | None:
+        """Return what computes losses part by part; None where they must be computed whole.
+
+        They must where a term looks at inner states, where tokens are selected among all of a row,
+        with several processes (DDP takes a weight's gradient once a step), and where the model
+        does something unknown behind its head.
+        """
+        objective, model = self.objective, self.student.model
+        if objective.taps is not None or objective.selection is not None:
+            return None
+        if self.accelerator.num_processes > 1 or (tail := logit_tail_of(model)) is None:
+            return None
+        head = model.get_output_embeddings()
+        size = positions_of_a_part(head.weight.shape[0])
+        return ChunkedLoss(head, tail, size, objective.vocabulary, self.accelerator.autocast)
+
     def stepper(self) -> Stepper:
         """Return what computes the steps of this training."""
         return Stepper(
@@ -117,6 +136,7 @@ class PreparedTraining:
             inner_states=self.inner_states,
             world_size=self.accelerator.num_processes,
             rank=self.accelerator.process_index,
+            chunked=self.chunked,
         )
 
     def clip_gradient(self) -> float:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.contract import Checkpoint, Job
+from harness.renames.arguments import accept_old_arguments
 from harness.renames.modules import by_old_name
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from methods.training.teachers import TeacherSource
 
 
+@accept_old_arguments
 @dataclass(frozen=True, kw_only=True)
 class Teachers:
     """The teachers whose distributions the loss reads, and how it reads them."""
@@ -26,9 +28,9 @@ class Teachers:
     k: int = 64  # tokens that a cache keeps of each distribution, where it cannot keep all
     # auto: where the budget reads every row at least once
     cache: Literal["auto", "on", "off"] = "auto"
-    whole: bool = False  # the loss needs every token's probability, not the k likeliest
-    inside: bool = False  # it reads inner states, which no cache of distributions holds
-    own_tokens: bool = False  # the teacher reads the text in its own tokenizer
+    needs_all_probabilities: bool = False  # of the vocabulary, not the k likeliest
+    needs_inner_states: bool = False  # no cache of distributions holds them
+    own_tokenizer: bool = False  # the teachers read the text in tokens of their own
     temperature: float = 1.0  # of the loss
     # rows of the cache in place of the trained ones, so that methods with fewer rows share a cache
     over: Any = None
@@ -61,7 +63,7 @@ def sources_of(
         opened = [
             open_model(model, device=job.device, dtype=job.dtype) for model in teachers.models
         ]
-        kind = CrossTokenizerTeacher if teachers.own_tokens else LiveTeacher
+        kind = CrossTokenizerTeacher if teachers.own_tokenizer else LiveTeacher
         return TeacherSources([partial(kind, model) for model in opened], [])
     cached_rows = teachers.over or rows
     caches = [  # one teacher in memory at a time
@@ -80,7 +82,7 @@ def _refuse_useless_cache(teachers: Teachers, width: int) -> None:
     """Refuse a cache that keeps fewer tokens than the loss needs, or more than there are."""
     from harness.errors import CellFailed
 
-    if teachers.cache == "on" and teachers.whole and not _keeps_all_tokens(width):
+    if teachers.cache == "on" and teachers.needs_all_probabilities and not _keeps_all_tokens(width):
         raise CellFailed(
             f"this loss needs all {width:,} probabilities and a cache keeps {teachers.k}; type "
             "--set METHOD.cache=off"
@@ -94,12 +96,14 @@ def _refuse_useless_cache(teachers: Teachers, width: int) -> None:
 
 def _runs_live(teachers: Teachers, width: int, *, reads_every_row: bool) -> bool:
     """Tell whether the teachers run beside the student, and no cache is used."""
-    if teachers.inside or teachers.own_tokens or teachers.cache == "off":
+    if teachers.needs_inner_states or teachers.own_tokenizer or teachers.cache == "off":
         return True
     if teachers.cache == "on":
         return False
     costs_more_than_live = not reads_every_row and len(teachers.models) == 1
-    return costs_more_than_live or (teachers.whole and not _keeps_all_tokens(width))
+    return costs_more_than_live or (
+        teachers.needs_all_probabilities and not _keeps_all_tokens(width)
+    )
 
 
 def _keeps_all_tokens(width: int) -> bool:
@@ -116,7 +120,7 @@ def common_context(teachers: Teachers | None) -> int:
     """
     from harness.models.shape import Shape
 
-    models = teachers.models if teachers and not teachers.own_tokens else ()
+    models = teachers.models if teachers and not teachers.own_tokenizer else ()
     return min((Shape.of_folder(model.path).context for model in models), default=2**31)
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from methods.training.chunked_logits import ChunkedLoss, PartLoss
 from methods.training.losses import cross_entropy
-from methods.training.positions import Positions
+from methods.training.positions import Distribution, Positions
 from methods.training.rows import Batch, TokenRow, batch_of
 from methods.training.teachers import TrainedPositionLogits
 from methods.training.terms import Objective, Term
@@ -29,6 +30,11 @@ class StepValues:
 
     means: dict[str, float] = field(default_factory=dict)
     norms: dict[str, float] = field(default_factory=dict)
+
+    def add(self, sums: TermSums) -> None:
+        """Add a micro-batch's part of each mean."""
+        for name, value in sums.items():
+            self.means[name] += float(value.detach())
 
 
 @dataclass
@@ -49,6 +55,7 @@ class Stepper:
     inner_states: "InnerStates | None" = None
     world_size: int = 1
     rank: int = 0
+    chunked: ChunkedLoss | None = None  # where losses may be computed part by part
 
     def backward(
         self,
@@ -60,41 +67,115 @@ class Stepper:
         norms: bool = False,
     ) -> StepValues:
         """Accumulate one step's gradient; return each term's mean, and with `norms` their norms."""
-        values = StepValues()
-        for batch, sums in self._micro_batches(rows, step, values):
-            loss = self._weighted(sums, weights)
-            if norms and not values.norms:
-                values.norms.update(self._gradient_norms(sums, weights, rows, batch))
-            if loss.requires_grad:
-                backward(loss * self.world_size)
+        values, counts = self._new_values(rows), self._counts(rows)
+        for batch in self._micro_batches(rows):
+            of_batch = norms and not values.norms
+            if (teachers := self._teachers_in_parts(batch)) is not None:
+                sums = self._backward_in_parts(
+                    batch, teachers, counts, weights, values, rows if of_batch else ()
+                )
+            else:
+                sums = self._sums(batch, step, counts)
+                loss = self._weighted(sums, weights)
+                if of_batch:
+                    values.norms.update(self._gradient_norms(sums, weights, rows, batch))
+                if loss.requires_grad:
+                    backward(loss * self.world_size)
+            values.add(sums)
         return values
 
     def values(self, rows: Sequence[TokenRow], step: int = 0) -> StepValues:
         """Return each term's mean over a step's rows without a gradient."""
-        values = StepValues()
+        values, counts = self._new_values(rows), self._counts(rows)
         with torch.no_grad():
-            for _ in self._micro_batches(rows, step, values):
-                pass
+            for batch in self._micro_batches(rows):
+                teachers = self._teachers_in_parts(batch)
+                if teachers is None:
+                    values.add(self._sums(batch, step, counts))
+                else:
+                    assert self.chunked is not None
+                    hidden_NH = self.head.hidden(batch, through=self.student)
+                    loss = self._part_loss(batch, teachers, counts)
+                    values.add(self.chunked.values(hidden_NH, loss))
         return values
+
+    def _new_values(self, rows: Sequence[TokenRow]) -> StepValues:
+        return StepValues(dict.fromkeys(self._counts(rows), 0.0))
+
+    def _teachers_in_parts(self, batch: Batch) -> tuple[Distribution, ...] | None:
+        """Return what the teachers say, to be read part by part; None where the batch's logits are
+        few enough to be held whole, or must be.
+        """
+        if self.chunked is None or len(batch.labels_N) <= self.chunked.size:
+            return None
+        teachers = []
+        for source in self.objective.sources:
+            distribution = source.read_parts(batch, self.objective.vocabulary)
+            if distribution is None:
+                return None
+            teachers.append(distribution)
+        return tuple(teachers)
+
+    def _part_loss(
+        self, batch: Batch, teachers: Sequence[Distribution], counts: Mapping[str, int]
+    ) -> PartLoss:
+        """Return what computes each term's sum over a part, divided by the step's count."""
+
+        def loss(part: slice, logits_CV: Tensor) -> TermSums:
+            positions = Positions(
+                logits_CV,
+                batch.labels_N[part],
+                tuple(teacher.part(part) for teacher in teachers),
+                batch,
+                part=part,
+            )
+            return {
+                term.name: term.value(positions).sum() / counts[term.name]
+                for term in self.objective.terms
+                if term.name in counts
+            }
+
+        return loss
+
+    def _backward_in_parts(
+        self,
+        batch: Batch,
+        teachers: Sequence[Distribution],
+        counts: Mapping[str, int],
+        weights: Mapping[str, float],
+        values: StepValues,
+        norms_over: Sequence[TokenRow],
+    ) -> TermSums:
+        """Accumulate a micro-batch's gradient without holding all its logits; return the sums.
+
+        With `norms_over`, the rows of the step, the norm of each term's gradient goes into
+        `values`.
+        """
+        assert self.chunked is not None
+        hidden_NH = self.head.hidden(batch, through=self.student)
+        loss = self._part_loss(batch, teachers, counts)
+        for term in self.objective.terms if norms_over else ():
+            if term.name in counts:
+                share = self._count(term, batch.rows) / self._count(term, norms_over)
+                gradients = self.chunked.term_gradients(
+                    hidden_NH, loss, term.name, self._trained_weights()
+                )
+                values.norms[term.name] = weights[term.name] * norm_of(gradients, share)
+        return self.chunked.backward(hidden_NH, loss, weights, scale=float(self.world_size))
+
+    def _trained_weights(self) -> list[Tensor]:
+        return [weight for weight in self.student.parameters() if weight.requires_grad]
 
     def _weighted(self, sums: TermSums, weights: Mapping[str, float]) -> Tensor:
         zero = torch.zeros((), device=self.device)
         return sum((weights[name] * value for name, value in sums.items()), zero)
 
-    def _micro_batches(
-        self, rows: Sequence[TokenRow], step: int, values: StepValues
-    ) -> Iterator[tuple[Batch, TermSums]]:
-        """Yield this process's micro-batches with their sums; add the sums to `values.means`."""
-        counts = self._counts(rows)
-        values.means = dict.fromkeys(counts, 0.0)
+    def _micro_batches(self, rows: Sequence[TokenRow]) -> Iterator[Batch]:
+        """Yield this process's micro-batches."""
         process_rows = rows[self.rank :: self.world_size]
         for start in range(0, len(process_rows), self.micro_batch_size):
             micro_rows = process_rows[start : start + self.micro_batch_size]
-            batch = batch_of(micro_rows, self.pad_id, self.device)
-            sums = self._sums(batch, step, counts)
-            for name, value in sums.items():
-                values.means[name] += float(value.detach())
-            yield batch, sums
+            yield batch_of(micro_rows, self.pad_id, self.device)
 
     def _counts(self, rows: Sequence[TokenRow]) -> dict[str, int]:
         """Return how many positions each term counts in the step; terms that count none are out."""
@@ -146,12 +227,16 @@ class Stepper:
         """Return the step's gradient norm from a loss that covers a share of the step."""
         if not loss.requires_grad or not share:
             return 0.0
-        trained = [weight for weight in self.student.parameters() if weight.requires_grad]
-        gradients = torch.autograd.grad(loss, trained, retain_graph=True, allow_unused=True)
-        squares = [
-            gradient.float().square().sum() for gradient in gradients if gradient is not None
-        ]
-        return float(torch.stack(squares).sum().sqrt()) / share
+        gradients = torch.autograd.grad(
+            loss, self._trained_weights(), retain_graph=True, allow_unused=True
+        )
+        return norm_of(gradients, share)
+
+
+def norm_of(gradients: Sequence[Tensor | None], share: float) -> float:
+    """Return the norm of a gradient over all weights, of a loss that covers a share of a step."""
+    squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
+    return float(torch.stack(squares).sum().sqrt()) / share if squares and share else 0.0
 
 
 def mean_cross_entropy(
@@ -161,6 +246,7 @@ def mean_cross_entropy(
     pad_id: int,
     micro_batch_size: int,
     device: Any,
+    chunked: ChunkedLoss | None = None,
 ) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
     total, count = 0.0, 0
@@ -168,6 +254,20 @@ def mean_cross_entropy(
     with torch.no_grad():
         for start in range(0, len(by_length), micro_batch_size):
             batch = batch_of(by_length[start : start + micro_batch_size], pad_id, device)
-            total += float(cross_entropy(head(batch), batch.labels_N).sum())
+            total += float(_summed_cross_entropy(batch, head, chunked))
             count += int(batch.mask.sum())
     return total / count
+
+
+def _summed_cross_entropy(
+    batch: Batch, head: TrainedPositionLogits, chunked: ChunkedLoss | None
+) -> Tensor:
+    """Return the labels' cross-entropy, summed over a batch, in parts where the logits are many."""
+    labels_N = batch.labels_N
+    if chunked is None or len(labels_N) <= chunked.size:
+        return cross_entropy(head(batch), labels_N).sum()
+
+    def loss(part: slice, logits_CV: Tensor) -> TermSums:
+        return {"ce": cross_entropy(logits_CV, labels_N[part]).sum()}
+
+    return chunked.values(head.hidden(batch), loss)["ce"]

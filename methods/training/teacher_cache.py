@@ -73,6 +73,10 @@ class CachedTeacher:
             return Distribution(self.logits(batch.rows, batch.ids.device))
         return Distribution(None, self.top(batch.rows, batch.ids.device))
 
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+        """Return the same as `read`: what a cache keeps of a position is small."""
+        return self.read(batch, vocabulary)
+
     def logits(self, rows: Sequence[TokenRow], device: Any) -> Tensor:
         """Return the log-probabilities (N, V) of the rows' trained positions; they are logits.
 
@@ -306,8 +310,8 @@ def _write_shards(
     """Let the teacher read the rows; write its distributions, and an index of where each row is."""
     shards = _ShardWriter(folder, spec.k, spec.width)
     detail = f"read by {spec.teacher.name}"
-    scored = [scored_tokens_of(row) for row in rows]
-    for done, top in enumerate(reader.top_k(scored, k=spec.k, width=spec.width), 1):
+    requests = [likelihood_request(row) for row in rows]
+    for done, top in enumerate(reader.top_k(requests, k=spec.k, width=spec.width), 1):
         shards.add(top)
         job.progress(
             Progress(stage="teacher", done=done, total=len(rows), unit="rows", detail=detail)
@@ -319,8 +323,8 @@ def _write_shards(
     return shards
 
 
-def scored_tokens_of(row: TokenRow) -> LikelihoodRequest:
-    """Return a training row as a request to a backend: its last tokens, the trained ones, count."""
+def likelihood_request(row: TokenRow) -> LikelihoodRequest:
+    """Return a request for the likelihood of a row's trained tokens, which are its last ones."""
     return LikelihoodRequest(row.ids, row.trained_tokens)
 
 
@@ -364,7 +368,7 @@ def _differences_from_live(
     Only tokens of a log-probability above -12 count: fp16 is coarse below, where the loss hardly
     reads it.
     """
-    [live] = reader.top_k([scored_tokens_of(row)], k=None, width=width)
+    [live] = reader.top_k([likelihood_request(row)], k=None, width=width)
     if cache.dense:
         cached_log_p, live_log_p = cache.logits([row], opened.device), live.log_p_NK
     else:

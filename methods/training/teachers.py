@@ -1,6 +1,8 @@
 """Teachers in memory: their logits at the trained positions, whatever their tokenizer."""
 
 import time
+from collections.abc import Callable
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor
 
 from harness.machine.memory import synchronise
 from harness.models.language_model import LanguageModel
+from harness.models.logit_tail import LogitTail, logit_tail_of
 from harness.models.position_head import PositionHead
 from harness.renames.modules import by_old_name
 from methods.training.positions import Distribution
@@ -24,6 +27,10 @@ class TeacherSource(Protocol):
         """
         ...
 
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+        """Return the same without holding all logits; None where it must be read whole."""
+        ...
+
 
 class TrainedPositionLogits(PositionHead):
     """Computes a model's logits at the trained positions of a batch, and no others."""
@@ -31,6 +38,10 @@ class TrainedPositionLogits(PositionHead):
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return logits (N, V); `through` is the wrapped model, where training wraps it."""
         return self.logits_at(batch.ids, batch.attention, batch.mask, through=through)
+
+    def hidden(self, batch: Batch, *, through: Any = None) -> Tensor:
+        """Return what goes into the head at the trained positions, (N, H)."""
+        return self.hidden_at(batch.ids, batch.attention, batch.mask, through=through)
 
 
 class LiveTeacher:
@@ -47,23 +58,51 @@ class LiveTeacher:
         """Run the teacher on the student's own batch."""
         return Distribution(self._logits(batch)[:, :vocabulary])
 
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+        """Run the teacher's body on the batch; its head makes the logits of a part on request."""
+        if self._tail is None:
+            return None
+        tail, head = self._tail, self.model.get_output_embeddings()
+        hidden_NH = self._timed(lambda: self.head.hidden(batch))
+        self._count(batch)
+
+        def logits_of(part: slice) -> Tensor:
+            return self._timed(lambda: tail(head(hidden_NH[part])))[:, :vocabulary]
+
+        return Distribution(None, logits_of=logits_of)
+
+    @cached_property
+    def _tail(self) -> LogitTail | None:
+        return logit_tail_of(self.model)
+
     def _logits(self, batch: Batch) -> Tensor:
-        """Return the teacher's logits, and count the time of this forward pass.
+        """Return the teacher's logits."""
+        self._count(batch)
+        return self._timed(lambda: self.head(batch))
+
+    def _count(self, batch: Batch) -> None:
+        self.tokens += sum(len(row.ids) for row in batch.rows)
+
+    def _timed(self, forward: Callable[[], Tensor]) -> Tensor:
+        """Run a forward pass without gradient, and count its time.
 
         The device is synchronised first, so that work queued before is not counted.
         """
         synchronise(self.language_model.device)
         began = time.perf_counter()
         with torch.no_grad():
-            logits = self.head(batch)
+            result = forward()
         synchronise(self.language_model.device)
         self.seconds += time.perf_counter() - began
-        self.tokens += sum(len(row.ids) for row in batch.rows)
-        return logits
+        return result
 
 
 class CrossTokenizerTeacher(LiveTeacher):
     """A live teacher with another tokenizer, run on its own tokens of the same text."""
+
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+        """Return None: its positions are not the student's, so that parts would not match."""
+        return None
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Return the teacher's logits (M, W) at the aligned positions, in the rows' order."""

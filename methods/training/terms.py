@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from torch import Tensor
 
+from harness.renames.arguments import accept_old_arguments
 from methods.training.losses import cross_entropy
 from methods.training.positions import PositionCount, Positions, trained_tokens
 from methods.training.rows import TokenRow
@@ -49,6 +50,7 @@ def hard_labels(weight: float | Literal["auto"] = 1.0, *, tag: int | None = None
     )
 
 
+@accept_old_arguments
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What a method minimises: its loss terms, and what they read of teachers and rows."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from methods.training.meter import Meter
@@ -36,6 +37,7 @@ class Validation:
             pad_id=prepared.student.pad_id,
             micro_batch_size=prepared.settings.micro_batch_size,
             device=prepared.accelerator.device,
+            chunked=replace(prepared.chunked, vocabulary=None) if prepared.chunked else None,
         )
         prepared.model.train()
         log.write_validation(loss, step=state.step, epoch=state.epoch, seen=state.seen)

@@ -166,7 +166,7 @@ def reading(kit: Kit) -> Figures:
     import torch
 
     from harness.scoring.plain import left_padded
-    from methods.training.teacher_cache import scored_tokens_of, teacher_reader
+    from methods.training.teacher_cache import likelihood_request, teacher_reader
 
     opened = kit.opened("7B")
     width = kit.shapes["7B"][5]
@@ -178,7 +178,7 @@ def reading(kit: Kit) -> Figures:
     tokens, teacher, asked = (
         sum(len(row.ids) for row in rows),
         teacher_reader(opened),
-        [scored_tokens_of(row) for row in rows],
+        [likelihood_request(row) for row in rows],
     )
     sizes = [len(batch) for batch in teacher.batches(asked, width)]
 

@@ -5,6 +5,7 @@ Each gives one warning, and two names for one thing are refused.
 
 import dataclasses
 import importlib
+import inspect
 import pickle
 import re
 import sys
@@ -445,3 +446,31 @@ def test_a_renamed_function_or_class_is_found_in_its_module_by_the_old_name(old,
     assert value is getattr(importlib.import_module(new_module), new_name)
     [line] = said()
     assert line.startswith(f"import: {old} is {new} now; the old name works until version ")
+
+
+def test_an_argument_is_taken_by_its_old_name_and_refused_beside_its_new_one(said):
+    from methods.training.base import TrainOptions
+    from methods.training.sources import Teachers
+
+    teachers = {"models": (), "vocabulary": None}
+    assert Teachers(**teachers, whole=True) == Teachers(**teachers, needs_all_probabilities=True)
+    assert TrainOptions(inwards="x").taps == "x"
+    agreed = Teachers(**teachers, inside=True, needs_inner_states=True)
+    assert agreed.needs_inner_states and not agreed.own_tokenizer
+    assert [line.partition(" now; ")[0] for line in said()] == [
+        "methods.training.sources:Teachers: methods.training.sources:Teachers.whole is "
+        "needs_all_probabilities",
+        "methods.training.base:TrainOptions: methods.training.base:TrainOptions.inwards is taps",
+        "methods.training.sources:Teachers: methods.training.sources:Teachers.inside is "
+        "needs_inner_states",
+    ]
+    with pytest.raises(HarnessError, match=r"which is meant\? Keep needs_all"):
+        Teachers(**teachers, whole=True, needs_all_probabilities=False)
+
+
+@pytest.mark.parametrize("old", renames.ARGUMENTS)
+def test_an_argument_of_the_table_is_one_of_its_function(old):
+    place, _, argument = old.rpartition(".")
+    module, name = place.split(":")
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    assert renames.ARGUMENTS[old][0] in parameters and argument not in parameters

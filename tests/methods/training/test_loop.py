@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from itertools import chain, pairwise, repeat, takewhile
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,13 +16,15 @@ from harness.errors import CellFailed
 from harness.files.digests import file_digest
 from harness.files.writing import read_signed, write_signed
 from harness.models.language_model import open_model
-from methods.training import meter
+from methods.training import meter, preparation, stepper
 from methods.training import state as states
+from methods.training.chunked_logits import parts
 from methods.training.loop import fit
-from methods.training.losses import forward_kl
+from methods.training.losses import forward_kl, jensen_shannon
 from methods.training.optimizer import learning_rate_at
 from methods.training.positions import Positions
 from methods.training.rows import TokenRow, batch_of, collate, rows_within_budget, shuffled_steps
+from methods.training.selection import Selection
 from methods.training.settings import LoopSettings, Training
 from methods.training.state import LoopState, SavedStates
 from methods.training.stepper import Stepper, mean_cross_entropy
@@ -687,3 +690,85 @@ def test_teacher_is_untouched(random_model, tmp_path):
     assert all(
         torch.equal(teacher.model.state_dict()[name], tensor) for name, tensor in before.items()
     )
+
+
+# logits in parts
+
+JSD = [
+    Term("jsd", 0.7, lambda at: jensen_shannon(at.student_NV, at.teacher_NV, beta=0.3)),
+    hard_labels("auto"),
+]
+TAGGED = [hard_labels(0.4, tag=0), hard_labels(0.6, tag=1)]
+
+
+@pytest.mark.parametrize("objective", ["labels", "kl", "jsd", "tags", "narrow"])
+def test_a_training_whose_logits_are_never_all_held_is_the_same(
+    random_model, tmp_path, monkeypatch, objective
+):
+    """Weights, losses, norms and validation, over two epochs, with two micro-batches a step."""
+    rows = [replace(row, tag=index % 2) for index, row in enumerate(rows_of(24))]
+
+    def trained(name):
+        options = {
+            "labels": {},
+            "kl": {"terms": KD, "sources": [LiveTeacher(louder(random_model))]},
+            "jsd": {"terms": JSD, "sources": [LiveTeacher(louder(random_model))]},
+            "tags": {"terms": TAGGED},
+            "narrow": {
+                "terms": KD,
+                "sources": [LiveTeacher(wider(louder(random_model)))],
+                "aim": {"vocabulary": 700},
+            },
+        }[objective]
+        return run(random_model, tmp_path / name, rows=rows, **options)
+
+    whole_model, whole = trained("whole")
+    sizes = []
+
+    def small_parts(vocabulary):
+        sizes.append(vocabulary)
+        return 5
+
+    monkeypatch.setattr(preparation, "positions_of_a_part", small_parts)
+    parts_model, parts = trained("parts")
+    assert sizes, "it was held whole"
+    # a weight of `auto` is a ratio of norms, and Adam divides a gradient by its own size
+    tolerance = 2e-5 if objective == "jsd" else 2e-6
+    for name, tensor in weights(whole_model).items():
+        in_parts = parts_model.state_dict()[name]
+        assert torch.allclose(in_parts, tensor, rtol=0, atol=tolerance), name
+    assert parts.best == pytest.approx(whole.best, rel=1e-6)
+    assert parts.start_ce == pytest.approx(whole.start_ce, rel=1e-6)
+    logs = [
+        [json.loads(line) for line in (tmp_path / name / "training.jsonl").read_text().splitlines()]
+        for name in ("whole", "parts")
+    ]
+    for one_line, other_line in zip(*logs, strict=True):
+        assert one_line.keys() == other_line.keys()
+        assert list(other_line.values()) == pytest.approx(list(one_line.values()), rel=2e-4)
+
+
+def test_parts_are_not_used_where_a_batch_is_small_or_tokens_are_selected(
+    random_model, tmp_path, monkeypatch
+):
+    calls = []
+    monkeypatch.setattr(
+        stepper.Stepper, "_backward_in_parts", lambda *arguments: calls.append(arguments)
+    )
+    run(random_model, tmp_path / "small", stop_after_steps=2)
+    monkeypatch.setattr(preparation, "positions_of_a_part", lambda vocabulary: 5)
+    aim = {"selection": Selection(0.5, "entropy", 1)}
+    sources = [LiveTeacher(louder(random_model))]
+    run(random_model, tmp_path / "some", terms=KD, sources=sources, aim=aim, stop_after_steps=2)
+    assert not calls
+
+
+def test_a_teachers_logits_are_made_part_by_part(random_model):
+    teacher = LiveTeacher(open_model(random_model))
+    batch = batch_of(rows_of(6), 0)
+    whole = teacher.read(batch, 900).logits_NV
+    tokens = teacher.tokens
+    distribution = teacher.read_parts(batch, 900)
+    assert distribution.logits_NV is None and teacher.tokens == 2 * tokens
+    for part in parts(len(whole), 4):
+        assert torch.allclose(distribution.part(part).logits_NV, whole[part], atol=1e-5)

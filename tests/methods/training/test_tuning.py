@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from distilling import REGISTRY, SETTINGS, job, rows_of
 
+from harness.errors import OldName
 from methods.training.settings import Training
 
 
@@ -97,5 +98,8 @@ def test_options_given_one_by_one_as_before_are_taken(monkeypatch):
     method.train(None, [], terms=(), seen_tokens=5, encoder=len)
     method.train(None, [], terms=(), options=TrainOptions(seen_tokens=5), encoder=len)
     assert [inputs.options for inputs in received] == [TrainOptions(seen_tokens=5, encoder=len)] * 2
+    with pytest.warns(OldName, match="inwards is taps now"):
+        method.train(None, [], terms=(), inwards="config")
+    assert received[-1].options == TrainOptions(taps="config")
     with pytest.raises(TypeError, match="rolout"):
         method.train(None, [], terms=(), rolout=None)
