@@ -75,7 +75,8 @@ def _first_accepted_text(score: FrozenScore) -> str:
     """Return the first accepted value with its date and reason, a dash if it is the score's own."""
     if score.origin is None or score.first == score:
         return DASH
-    return f"{score.format_value(score.origin.value)} ({score.origin.date[:10]}: {score.origin.reason})"
+    value = score.format_value(score.origin.value)
+    return f"{value} ({score.origin.date[:10]}: {score.origin.reason})"
 
 
 def margin_text(margined: FrozenRow | Baseline) -> str:

@@ -335,8 +335,8 @@ def _weak_teachers(group: Group, task: str) -> list[str]:
             labels_by_teacher.setdefault(teacher, []).append(row.label)
     return [
         f"{task}, {', '.join(labels)}: WARNING: the teacher {teacher} is not better than the "
-        f"student was before training ({untrained.format_value(untrained.value)}), so it has little to "
-        "teach here."
+        f"student was before training ({untrained.format_value(untrained.value)}), so it has "
+        "little to teach here."
         for teacher, labels in labels_by_teacher.items()
     ]
 
@@ -374,9 +374,9 @@ def _task_warnings(group: Group, task: str) -> list[str]:
         score = group.teacher.scores(task)[0]
         headers = ", ".join(quantity.header for quantity in _COLUMNS_WITHOUT_RETENTION)
         lines.append(
-            f"{task}: teacher at chance ({score.format_value(score.value)} of {score.n}, guessing gives "
-            f"{100 * score.chance:.1f} %), so no retention is shown; read {headers}, speed and "
-            "bytes instead."
+            f"{task}: teacher at chance ({score.format_value(score.value)} of {score.n}, guessing "
+            f"gives {100 * score.chance:.1f} %), so no retention is shown; read {headers}, speed "
+            "and bytes instead."
         )
     lines += _noise_floor(group, task)
     for row in group.rows:
