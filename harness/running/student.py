@@ -54,10 +54,8 @@ def student_of_cell(loaded: LoadedJob) -> Student:
     return Student(checkpoint, total, tuple(records))
 
 
-def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
-    """Note beside the cost of training what was trained on: the user's own data, or the tasks that
-    gave no item.
-    """
+def with_data_notes(loaded: LoadedJob, cost: Cost) -> Cost:
+    """Return the cost with a note of the user's own data, or of tasks without training items."""
     if not loaded.job.cell.trains:
         return cost
     if own_data := loaded.own_data_notes():
