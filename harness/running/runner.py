@@ -151,7 +151,7 @@ def _reason_to_compare(plan: Plan, store: Store, record: RunRecord) -> str:
 
     A row is scored without a comparison if the teacher's row failed before it.
     """
-    skipped = record.measured("skipped_fidelity")
+    skipped = record.measurement("skipped_fidelity")
     if (
         skipped is None
         or not skipped.remark.endswith(NO_TEACHER_ANSWERS)

@@ -103,8 +103,9 @@ class Stepper:
         return StepValues(dict.fromkeys(self._counts(rows), 0.0))
 
     def _teachers_in_parts(self, batch: Batch) -> tuple[Distribution, ...] | None:
-        """Return what the teachers say, to be read part by part; None where the batch's logits are
-        few enough to be held whole, or must be.
+        """Return the teachers' distributions for reading part by part; None where none are needed.
+
+        That is so where the batch's logits fit into one part, or a teacher cannot be read in parts.
         """
         if self.chunked is None or len(batch.labels_N) <= self.chunked.size:
             return None

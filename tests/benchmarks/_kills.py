@@ -297,7 +297,7 @@ def _lacks_teacher(record: RunRecord) -> bool:
     """Tell whether a row was scored while its teacher's had failed: it is compared, from its kept
     answers, once that one stands.
     """
-    skipped = record.measured("skipped_fidelity")
+    skipped = record.measurement("skipped_fidelity")
     return skipped is not None and skipped.remark.endswith(NO_TEACHER_ANSWERS)
 
 

@@ -62,7 +62,7 @@ def main() -> None:
         record = next(one for one in done.records if one.label == "response")
         if record.status != "success":
             sys.exit(record.reason)
-        peak = record.measured("peak_process_bytes")
+        peak = record.measurement("peak_process_bytes")
         assert peak is not None
         measured = {"seconds": record.seconds, "bytes": peak.value}
         ratios = {key: planned[key] / measured[key] for key in measured}
