@@ -7,6 +7,7 @@ keeps a teacher's distributions.
 
 __all__ = [
     "base",
+    "batch_loss",
     "chunked_logits",
     "cost",
     "distilled",

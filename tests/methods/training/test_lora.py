@@ -148,7 +148,7 @@ def test_what_training_holds_and_its_learning_rate_follow_the_recipe():
         ("feature", {}),
         ("attention", {}),
         ("selective", {}),
-        ("on-policy", {}),
+        ("on-policy", {"batch_size": 4}),
         ("cot", {}),
     ],
 )
