@@ -293,6 +293,14 @@ class Method:
         return 1
 
     @property
+    def training_bytes_per_weight(self) -> float:
+        """Return the bytes that training holds for each weight of the student, whatever the batch.
+
+        In float32: the weight, its gradient and AdamW's two moments.
+        """
+        return 16.0
+
+    @property
     def rows_at_once(self) -> int:
         """Return how many rows one forward pass of training holds."""
         return 16

@@ -135,5 +135,5 @@ def _value_of(score: TaskScore) -> str:
     return (
         columns.PERPLEXITY.text(score.value)
         if score.kind == "perplexity"
-        else score.shown(score.value)
+        else score.format_value(score.value)
     )

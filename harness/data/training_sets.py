@@ -90,8 +90,9 @@ class TrainingSet:
 
     @cached_property
     def _held_out(self) -> frozenset[int]:
-        """The indices of the validation examples: those of a twentieth of the prompts, with the
-        smallest digests, in whatever order the file has them.
+        """The indices of the validation examples, in whatever order the file has them.
+
+        These are the examples of a twentieth of the prompts, those with the smallest digests.
         """
         texts = [example.prompt or example.completion for example in self._examples]
         by_digest = sorted(
@@ -117,8 +118,9 @@ class TrainingSet:
         return len(self._examples)
 
     def _dropped(self, source: DataSource) -> Mapping[int, str]:
-        """Return which examples hold an item that is scored: index -> task. Raises `HarnessError`
-        for the first one where such are refused.
+        """Return which examples hold an item that is scored: index -> task.
+
+        Raises `HarnessError` for the first one where such examples are refused.
         """
         if "dropped" not in self._found:
             items = evaluation_items(self._examples, self.evaluated, source)
@@ -145,10 +147,10 @@ class TrainingSet:
         }
 
     def examples(self, split: Split, source: DataSource) -> Iterator[Example]:
-        """Yield the training or the validation examples in the file's order, but for those that
-        hold an item of the `evaluated` tasks.
+        """Yield the training or the validation examples in the file's order.
 
-        Raises `NoSplit` for `test` and `dev`, and `HarnessError` for a row of another form.
+        Those that hold an item of the `evaluated` tasks are left out. Raises `NoSplit` for `test`
+        and `dev`, and `HarnessError` for a row of another form.
         """
         if split not in ("train", "validation"):
             raise NoSplit(f"{self.name} has no {split} split: it is trained on, never scored")

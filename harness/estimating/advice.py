@@ -110,7 +110,7 @@ def _setting_advice(records: Sequence[RunRecord], name: str, default: str, reaso
     task_score = by_value[best][0].scores[0]
     ordered = sorted(means.items(), key=lambda pair: str(pair[0]))
     shown = ", ".join(
-        f"{value} {by_value[value][0].scores[0].shown(mean)}" for value, mean in ordered
+        f"{value} {by_value[value][0].scores[0].format_value(mean)}" for value, mean in ordered
     )
     keys = ", ".join(record.key[:12] for record in by_value[best])
     return (

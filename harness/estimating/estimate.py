@@ -29,7 +29,6 @@ from harness.models.shape import (
     CPU_KV_BYTES,
     MAX_BATCH_ROWS,
     MAX_DENSE_VOCABULARY,
-    TRAINING_BYTES_PER_WEIGHT,
     Shape,
 )
 from harness.records import columns
@@ -267,7 +266,7 @@ def _training_memory(
         vocabulary = max(vocabulary, request.teacher.vocabulary)
     trained = tokens * row.trained_share
     return _TrainingMemory(
-        states=float(TRAINING_BYTES_PER_WEIGHT * student.parameters),
+        states=float(workload.bytes_per_weight * student.parameters),
         activations=activation_bytes(student, tokens, value_bytes),
         logits=logits_bytes(vocabulary, tokens, trained, teacher=workload.reads_teacher),
         teacher=float(request.teacher.parameters * value_bytes) if live else 0.0,

@@ -110,6 +110,7 @@ class Workload:
     bits: float | None = None  # of each weight of its student
     calibrates: tuple[int, int] = (0, 0)  # sequences, and tokens of each, that are read first
     starts_from_teacher: bool = False  # if it is the first stage
+    bytes_per_weight: float = TRAINING_BYTES_PER_WEIGHT  # of training states
     # the shape of its student, from the shape that it starts with
     student_shape: Callable[[Shape], Shape] = _same_shape
 
@@ -127,6 +128,7 @@ def workload_of(method: Method) -> Workload:
         calibrates=method.calibration_tokens() if method.calibrates else (0, 0),
         starts_from_teacher=method.starts_from == "teacher",
         student_shape=method.resulting_shape,
+        bytes_per_weight=method.training_bytes_per_weight,
     )
 
 
@@ -137,7 +139,7 @@ def training_bytes(
 
     They are the training states of the student, and the weights of teachers that must be open.
     """
-    student_bytes = TRAINING_BYTES_PER_WEIGHT * parameters
+    student_bytes = workload.bytes_per_weight * parameters
     if not workload.reads_teacher_live:
         return student_bytes
     teacher_bytes = [weight_bytes(folder, dtype) for folder in teachers]

@@ -57,7 +57,7 @@ def baseline_lines(baseline: Baseline) -> list[Line]:
                     columns.SEED.header: _seed_text(row.seed),
                     columns.TASK.header: f"{score.task}@{score.version}",
                     columns.N.header: columns.N.text(score.n),
-                    columns.SCORE.header: score.shown(),
+                    columns.SCORE.header: score.format_value(),
                     columns.FIRST_ACCEPTED.header: _first_accepted_text(score),
                     columns.OWN_MARGIN.header: margin_text(row),
                     columns.BYTES.header: columns.BYTES.text(row.weight_bytes),
@@ -75,7 +75,8 @@ def _first_accepted_text(score: FrozenScore) -> str:
     """Return the first accepted value with its date and reason, a dash if it is the score's own."""
     if score.origin is None or score.first == score:
         return DASH
-    return f"{score.shown(score.origin.value)} ({score.origin.date[:10]}: {score.origin.reason})"
+    value = score.format_value(score.origin.value)
+    return f"{value} ({score.origin.date[:10]}: {score.origin.reason})"
 
 
 def margin_text(margined: FrozenRow | Baseline) -> str:
@@ -276,7 +277,7 @@ def _expected_flips(
         return _ExpectedFlips(max(shares), "since the last move")
     name = f"{columns.FLIPS.key}:{seeds[0].score.task}"
     for record in records:
-        measurement = record.measured(name) if record.label == TEACHER else None
+        measurement = record.measurement(name) if record.label == TEACHER else None
         if measurement and not measurement.remark:
             return _ExpectedFlips(measurement.value, "the teacher's, by rounding")
     return _ExpectedFlips(UNKNOWN_FLIPS, "not known")

@@ -201,10 +201,10 @@ def teacher_at_chance_reason(group: Group, score: TaskScore) -> str:
         return ""
     teacher_score = group.teacher.scores(score.task)[0]
     floor = max(teacher_score.chance, 0.05) if teacher_score.unit == "share" else 0.0
-    figure = f"{teacher_score.shown(teacher_score.value)} on {teacher_score.n:,} items"
+    figure = f"{teacher_score.format_value(teacher_score.value)} on {teacher_score.n:,} items"
     return (
         f"teacher at chance: not judged ({figure} is not shown to be above "
-        f"{teacher_score.shown(floor)})"
+        f"{teacher_score.format_value(floor)})"
     )
 
 

@@ -310,7 +310,7 @@ def judge_values(changed: ChangedScore) -> Finding:
     items = _worse_items(changed.seeds, score, sign)
     counted = f"{score.n:,} items" if score.form else f"{len(items)} of {score.n:,} items worse"
     line = (
-        f"{score.shown(figures.before)} -> {score.shown(figures.after)}, {counted}, "
+        f"{score.format_value(figures.before)} -> {score.format_value(figures.after)}, {counted}, "
         f"p {changed.p:.2g}"
     )
     numbers: Numbers = {
@@ -338,8 +338,8 @@ def judge_values(changed: ChangedScore) -> Finding:
         )
     if reach > rules.detect * scale:
         line += (
-            f"; {score.n:,} items can show drops from {score.shown(reach)} on, not from "
-            f"{score.shown(rules.detect * scale)}"
+            f"; {score.n:,} items can show drops from {score.format_value(reach)} on, not from "
+            f"{score.format_value(rules.detect * scale)}"
         )
         return changed.finding(Verdict.cannot_tell, line, numbers, items=items)
     line += "; significant, but within the tolerance" if changed.significant else ""

@@ -244,8 +244,8 @@ def _refuse_falling_seeds(path: Path, records: Sequence[RunRecord], old: Baselin
             if fall > Rules().tolerance * (1.0 if is_share else abs(first)):
                 raise HarnessError(
                     f"{path} does not move: {label} {score.task}, other seeds than frozen, went "
-                    f"from {score.shown(first)} (first accepted) "
-                    f"to {score.shown(value)}; fix it, or accept it with --accept-regression"
+                    f"from {score.format_value(first)} (first accepted) "
+                    f"to {score.format_value(value)}; fix it, or accept it with --accept-regression"
                 )
 
 
@@ -525,7 +525,7 @@ def _scores_with_origins(
         if frozen is None or difference or (record.label, score.task) in accepted:
             scores.append(_with_new_origin(score, change))
         else:
-            scores.append(_with_origin_of(frozen, score, old.moved(record.label)))
+            scores.append(_with_origin_of(frozen, score, old.last_change(record.label)))
     return _OriginScores(tuple(scores), started_anew)
 
 

@@ -57,9 +57,7 @@ def device_bytes(device: str) -> int:
 
 
 def free_bytes(device: str) -> int | None:
-    """Return the memory that is free now, of the GPU or of the machine; None where nothing
-    tells.
-    """
+    """Return the free memory of the GPU or of the machine, None where it cannot be read."""
     if device.startswith("cuda"):
         import torch
 

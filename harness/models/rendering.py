@@ -56,8 +56,9 @@ def rendering_of(prompting: Prompting, base: Checkpoint) -> Rendering:
 
 
 def _in_template(example: Example, base: Checkpoint, tokenizer: Any) -> Example:
-    """Return an example whose prompt is the conversation before it. Raises `CellFailed` where the
-    tokenizer has no template.
+    """Return an example whose prompt is the conversation before it.
+
+    Raises `CellFailed` where the tokenizer has no template.
     """
     from harness.models.language_model import render_chat
 

@@ -109,18 +109,18 @@ class RowSettings(_Settings):
     controls: bool = Field(default=True, description="Run the controls that the methods need.")
     train_data: Names = Field(
         default=(),
-        description="Train on data of your own in place of the tasks' train splits: FILE of JSON "
+        description="Train on your own data instead of the tasks' train splits: a FILE of JSON "
         "lines (prompt and completion, messages, or text) or ORG/NAME of the Hub; several with "
         "weights: a.jsonl=0.7,b.jsonl=0.3.",
     )
     calibration: Path | None = Field(
         default=None,
-        description="Calibrate on a FILE of your own, of the same form as --train-data.",
+        description="Calibrate on your own FILE, in the same form as for --train-data.",
     )
     overlap: Literal["drop", "refuse"] = Field(
         default="drop",
-        description="What becomes of an example of your own data that holds an item which is "
-        "scored: {choices}.",
+        description="What happens to an example of your data that contains a scored item: "
+        "{choices}.",
     )
 
     @field_validator("suite", "teacher")

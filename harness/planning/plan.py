@@ -241,7 +241,7 @@ class _Planner:
         return tuple(stages)
 
     def _own_data(self, method: Method) -> dict[str, object]:
-        """Return what keys hold of data of the user's own; nothing where none was given."""
+        """Return what the key of a student contains of the user's own data, if it has any."""
         sets, calibration = self.setup.resolved.training_sets, self.setup.resolved.calibration
         contents: dict[str, object] = {}
         if sets and reads_items(method):

@@ -37,7 +37,7 @@ class ResolvedNames:
     dtype: str
     data: str  # digest of the files that the tasks read; "" if they read none
     text: str = ""  # digest of free text for calibration
-    training_sets: Sequence[TrainingSet] = ()  # of one's own, in place of the tasks' train splits
+    training_sets: Sequence[TrainingSet] = ()  # the user's own, instead of the tasks' train splits
     calibration: TrainingSet | None = None
 
 

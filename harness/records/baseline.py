@@ -142,7 +142,7 @@ class FrozenScore(_BaselinePart):
             tuple(float(mark == "1") for mark in self.outcomes) if self.packed else ()
         )
 
-    def shown(self, value: float | None = None) -> str:
+    def format_value(self, value: float | None = None) -> str:
         """Write the figure, or another one of this task, as tables do."""
         value = self.value if value is None else value
         return (
@@ -283,7 +283,7 @@ class Baseline(_BaselinePart):
         )
         return self.model_copy(update={"rows": rows})
 
-    def moved(self, label: str) -> Change:
+    def last_change(self, label: str) -> Change:
         """Return the last move of a row."""
         return next(
             (change for change in reversed(self.history) if label in change.rows), self.history[-1]
@@ -292,7 +292,7 @@ class Baseline(_BaselinePart):
 
 def freeze_record(record: RunRecord) -> FrozenRow:
     """Freeze one record that succeeded."""
-    speedup = record.measured("decode_speedup")
+    speedup = record.measurement("decode_speedup")
     return FrozenRow(
         label=record.label,
         seed=record.seed,

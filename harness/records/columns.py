@@ -984,7 +984,7 @@ VALUE = Quantity("value", "value", term="", help="the figure, as its record hold
 STDERR = Quantity("stderr", "stderr", term="", help="its standard error over items")
 UNIT = Quantity("unit", "unit", words=True, term="", help="the unit of the figure")
 
-QUANTITIES = tuple(one for one in list(globals().values()) if isinstance(one, Quantity))
+QUANTITIES = tuple(value for value in list(globals().values()) if isinstance(value, Quantity))
 FRAME = (
     KEY,
     ROW,

@@ -353,9 +353,9 @@ class WithConditions(BaseModel):
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> Any:
-            held = (self.__dict__[part] for part in self.holds if part in self.__dict__)
-            part = next((part for part in held if name in type(part).model_fields), None)
-            return super().__getattr__(name) if part is None else getattr(part, name)
+            parts = (self.__dict__[part] for part in self.holds if part in self.__dict__)
+            owner = next((part for part in parts if name in type(part).model_fields), None)
+            return super().__getattr__(name) if owner is None else getattr(owner, name)
 
 
 class WithFlatConditions(WithConditions):
@@ -365,10 +365,11 @@ class WithFlatConditions(WithConditions):
     def _written(
         self, handler: SerializerFunctionWrapHandler, info: SerializationInfo
     ) -> dict[str, JsonValue]:
+        written: dict[str, JsonValue] = {}
         fields: dict[str, JsonValue] = handler(self)
-        conditions = self.conditions.model_dump(mode=info.mode)
-        return {
-            key: value
-            for name, one in fields.items()
-            for key, value in (conditions if name == "conditions" else {name: one}).items()
-        }
+        for name, value in fields.items():
+            if name == "conditions":
+                written |= self.conditions.model_dump(mode=info.mode)
+            else:
+                written[name] = value
+        return written

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.errors import HarnessError
 from harness.files.writing import write_atomically
@@ -96,34 +96,50 @@ def _shots(version: str) -> int:
 
 
 def _metrics(score: TaskScore) -> dict[str, float | str]:
+    """Return a score's metrics and their errors by lm-eval's keys, `METRIC,FILTER`."""
     name = score.metric or _METRICS[score.kind]
     if score.kind == "perplexity" or score.unpaired or score.form:
         filter_name = score.primary if score.kind == "generate" else "none"
-        return {
-            f"{name},{filter_name}": score.value,
-            f"{name}_stderr,{filter_name}": "N/A" if score.stderr is None else score.stderr,
-        }
+        return _metric(name, filter_name, score.value, score.stderr)
     metrics: dict[str, float | str] = {}
+    for extractor, (value, error) in _figures_by_extractor(score).items():
+        if score.kind == "choose":  # a choice's extractors are its metrics
+            metrics |= _metric(extractor, "none", value, error)
+        else:
+            metrics |= _metric(name, extractor, value, error)
+    return metrics
+
+
+def _metric(
+    name: str, filter_name: str, value: float, error: float | None
+) -> dict[str, float | str]:
+    return {
+        f"{name},{filter_name}": value,
+        f"{name}_stderr,{filter_name}": "N/A" if error is None else error,
+    }
+
+
+class _Figure(NamedTuple):
+    value: float
+    error: float | None  # standard error
+
+
+def _figures_by_extractor(score: TaskScore) -> dict[str, _Figure]:
+    figures: dict[str, _Figure] = {}
     for extractor, values in score.values.items():
-        metric, filter_name = (extractor, "none") if score.kind == "choose" else (name, extractor)
-        metrics[f"{metric},{filter_name}"] = weighted_mean(values, score.parts)
         error = standard_error(values, score.parts)
-        metrics[f"{metric}_stderr,{filter_name}"] = "N/A" if error is None else error
+        figures[extractor] = _Figure(weighted_mean(values, score.parts), error)
     for extractor, marks in score.outcomes.items():
-        share = marks.count("1") / score.n
-        metric, filter_name = (extractor, "none") if score.kind == "choose" else (name, extractor)
         if score.parts:
             hits = [float(mark == "1") for mark in marks]
             error = standard_error(hits, score.parts)
-            metrics[f"{metric},{filter_name}"] = weighted_mean(hits, score.parts)
-            metrics[f"{metric}_stderr,{filter_name}"] = "N/A" if error is None else error
+            figures[extractor] = _Figure(weighted_mean(hits, score.parts), error)
             continue
-        metrics[f"{metric},{filter_name}"] = share
+        share = marks.count("1") / score.n
         # of the mean of 0 and 1 with n - 1 in the denominator, as lm-eval's mean_stderr
-        metrics[f"{metric}_stderr,{filter_name}"] = (
-            math.sqrt(share * (1 - share) / (score.n - 1)) if score.n > 1 else "N/A"
-        )
-    return metrics
+        error = math.sqrt(share * (1 - share) / (score.n - 1)) if score.n > 1 else None
+        figures[extractor] = _Figure(share, error)
+    return figures
 
 
 def to_lm_eval(records: Sequence[RunRecord], out: Path) -> list[Path]:

@@ -21,8 +21,8 @@ def record_schema() -> dict[str, Any]:
     writes them.
     """
     model_schema = RunRecord.model_json_schema(by_alias=True)
-    own, conditions = model_schema["properties"], model_schema["$defs"].pop(Conditions.__name__)
-    del own["conditions"]
+    fields, conditions = model_schema["properties"], model_schema["$defs"].pop(Conditions.__name__)
+    del fields["conditions"]
     required = [name for name in model_schema["required"] if name != "conditions"]
     schema = {
         "$schema": DIALECT,
@@ -31,7 +31,7 @@ def record_schema() -> dict[str, Any]:
         "additionalProperties": False,
         "properties": {
             "schema": {"const": SCHEMA},
-            **{name: field for name, field in own.items() if name != "schema"},
+            **{name: field for name, field in fields.items() if name != "schema"},
             **conditions["properties"],
             "digest": _DIGEST,
         },

@@ -6,6 +6,7 @@ from pathlib import Path
 from harness.escape import markdown_text
 from harness.files.writing import write_atomically
 from harness.records import columns
+from harness.records.conditions import ModelReference
 from harness.records.record import RunRecord, TaskScore
 
 _METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
@@ -36,7 +37,7 @@ def card_text(record: RunRecord) -> str:
     name = _name(record)
     head = ModelCardData(
         model_name=name,
-        base_model=[_shown(_start(record))],
+        base_model=[_shown(_start(record).name)],
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["compression-harness", record.method, record.family],
@@ -54,15 +55,13 @@ def _metric(score: TaskScore) -> str:
 
 def _name(record: RunRecord) -> str:
     seed = f"-seed{record.seed}" if record.seed is not None else ""
-    return f"{_shown(_start(record))}-{markdown_text(record.label)}{seed}"
+    return f"{_shown(_start(record).name)}-{markdown_text(record.label)}{seed}"
 
 
-def _start(record: RunRecord) -> str:
-    return (
-        record.conditions.teachers[0].name
-        if _from_teacher(record)
-        else record.conditions.student_base.name
-    )
+def _start(record: RunRecord) -> ModelReference:
+    """Return the model that the method changed: the teacher itself, or the student's base."""
+    conditions = record.conditions
+    return conditions.teachers[0] if _from_teacher(record) else conditions.student_base
 
 
 def _shown(name: str) -> str:
@@ -70,36 +69,23 @@ def _shown(name: str) -> str:
     return markdown_text(Path(name).name if name.startswith(("/", "~", ".")) else name)
 
 
+def _with_digest(model: ModelReference) -> str:
+    return f"`{_shown(model.name)}` ({model.digest[:12]})"
+
+
 def _lineage(record: RunRecord) -> str:
-    taught_by = record.cost.notes.get("taught_by", [])
-    teachers_used = [
-        teacher
+    names = record.cost.notes.get("taught_by", [])
+    taught_by = [
+        _with_digest(teacher)
         for teacher in record.conditions.teachers
-        if isinstance(taught_by, list) and teacher.name in taught_by
+        if isinstance(names, list) and teacher.name in names
     ]
-    teachers = (
-        " and ".join(
-            f"`{_shown(teacher.name)}` ({teacher.digest[:12]})" for teacher in teachers_used
-        )
-        or "no teacher"
-    )
-    start = (
-        f"`{_shown(record.conditions.student_base.name)}` "
-        f"({record.conditions.student_base.digest[:12]})"
-    )
-    how = (
-        f"as `{record.conditions.student_recipe}` of it"
-        if ":" in record.conditions.student_recipe
-        else "as it is"
-    )
-    if _from_teacher(record):
-        start, how = (
-            f"`{_shown(record.conditions.teachers[0].name)}` "
-            f"({record.conditions.teachers[0].digest[:12]})",
-            "as it is",
-        )
+    recipe = record.conditions.student_recipe
+    is_cut = ":" in recipe and not _from_teacher(record)
     lines = [
-        f"Made by the method `{record.label}` from {start}, started {how}, taught by {teachers}.",
+        f"Made by the method `{record.label}` from {_with_digest(_start(record))}, started "
+        f"{f'as `{recipe}` of it' if is_cut else 'as it is'}, taught by "
+        f"{' and '.join(taught_by) or 'no teacher'}.",
         "Weights, configuration and tokenizer have the digest "
         f"`{record.student.digest if record.student else '-'}`.",
     ]
@@ -116,13 +102,9 @@ def _lineage(record: RunRecord) -> str:
 def _where(record: RunRecord) -> str:
     """Return the GPU, else the machine, that a record was made on."""
     environment = record.environment
-    return (
-        "-"
-        if environment is None
-        else str(environment.gpu)
-        if environment.gpu
-        else environment.machine
-    )
+    if environment is None:
+        return "-"
+    return str(environment.gpu) if environment.gpu else environment.machine
 
 
 def _from_teacher(record: RunRecord) -> bool:
@@ -142,7 +124,7 @@ def _scores(record: RunRecord) -> str:
     headers = (columns.TASK.header, columns.SCORE.header, columns.ITEMS.header)
     lines = [f"| {' | '.join(headers)} |", "|:--|--:|--:|"]
     for score in record.scores:
-        shown = score.shown(score.value)
+        shown = score.format_value(score.value)
         lines.append(f"| {score.task}@{score.version} | {shown} | {score.n} |")
     note = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
     if record.conditions.limited:

@@ -122,7 +122,7 @@ class TaskScore(_RecordPart):
             float(mark == "1") for mark in self.outcomes.get(self.primary, "")
         )
 
-    def shown(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         """Write a figure of this task: a share in per cent, anything else as a number."""
         return (
             f"{100 * value:.1f} %"
@@ -332,7 +332,7 @@ class RunRecord(WithFlatConditions, _RecordPart):
             return self.method in _STUDENTS_AS_THEY_ARE
         return self.family == "control" and not self.trains and self.starts_from == "student"
 
-    def measured(self, name: str) -> Measurement | None:
+    def measurement(self, name: str) -> Measurement | None:
         """Return a measurement by name, None where it was not made."""
         return next(
             (measurement for measurement in self.measurements if measurement.name == name), None

@@ -168,7 +168,7 @@ def _bytes_on_disk(row: ResultRow | None) -> float | None:
     sizes = [
         size.value
         for record in (row.succeeded if row else ())
-        if (size := record.measured(columns.DISK.key)) is not None
+        if (size := record.measurement(columns.DISK.key)) is not None
     ]
     return fmean(sizes) if sizes else None
 

@@ -65,7 +65,7 @@ def _speed_cells(group: Group, row: ResultRow, scenario: str) -> RowCells:
 
 def _any_row_timed(group: Group) -> bool:
     return any(
-        record.measured(quantity.key)
+        record.measurement(quantity.key)
         for row in group.rows
         for record in row.succeeded
         for quantity in (columns.DECODE_X, columns.DECODE_RATE)
@@ -128,7 +128,7 @@ def speed_ratio(row: ResultRow, name: str) -> Interval:
     measurements = [
         measurement
         for record in row.succeeded
-        if (measurement := record.measured(name)) is not None
+        if (measurement := record.measurement(name)) is not None
     ]
     if not measurements:
         return Interval(None, reason="not measured")
@@ -145,7 +145,7 @@ def table_scenario(group: Group) -> str:
 
 def row_scenario(row: ResultRow) -> str:
     """Return the scenario of a row's speeds, "" where it was not timed."""
-    rates = (record.measured(columns.DECODE_RATE.key) for record in row.succeeded)
+    rates = (record.measurement(columns.DECODE_RATE.key) for record in row.succeeded)
     return next((rate.condition for rate in rates if rate), "")
 
 

@@ -331,12 +331,12 @@ def _weak_teachers(group: Group, task: str) -> list[str]:
         names = [name for name in _teachers_of(row.succeeded[0], teachers) if name in teachers]
         best = max(names, key=lambda name: teachers[name].value, default=None)
         if best is not None and teachers[best].value <= untrained.value:
-            teacher = f"{best} ({teachers[best].shown(teachers[best].value)})"
+            teacher = f"{best} ({teachers[best].format_value(teachers[best].value)})"
             labels_by_teacher.setdefault(teacher, []).append(row.label)
     return [
         f"{task}, {', '.join(labels)}: WARNING: the teacher {teacher} is not better than the "
-        f"student was before training ({untrained.shown(untrained.value)}), so it has little to "
-        "teach here."
+        f"student was before training ({untrained.format_value(untrained.value)}), so it has "
+        "little to teach here."
         for teacher, labels in labels_by_teacher.items()
     ]
 
@@ -374,9 +374,9 @@ def _task_warnings(group: Group, task: str) -> list[str]:
         score = group.teacher.scores(task)[0]
         headers = ", ".join(quantity.header for quantity in _COLUMNS_WITHOUT_RETENTION)
         lines.append(
-            f"{task}: teacher at chance ({score.shown(score.value)} of {score.n}, guessing gives "
-            f"{100 * score.chance:.1f} %), so no retention is shown; read {headers}, speed and "
-            "bytes instead."
+            f"{task}: teacher at chance ({score.format_value(score.value)} of {score.n}, guessing "
+            f"gives {100 * score.chance:.1f} %), so no retention is shown; read {headers}, speed "
+            "and bytes instead."
         )
     lines += _noise_floor(group, task)
     for row in group.rows:
@@ -394,7 +394,7 @@ def _noise_floor(group: Group, task: str) -> list[str]:
     """Say how many items flip when the teacher is scored twice under different conditions."""
     name = f"{columns.FLIPS.key}:{task}"
     records = group.teacher.succeeded if group.teacher else ()
-    floor = next((floor for record in records if (floor := record.measured(name))), None)
+    floor = next((floor for record in records if (floor := record.measurement(name))), None)
     if floor is None:
         return []
     if not floor.values:

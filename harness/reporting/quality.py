@@ -100,7 +100,7 @@ def _task_cells(group: Group, row: ResultRow, task: str) -> _TaskCells:
         return _interval_cell(quantity, compare(row, teacher, task, ratio=True, chance=chance))
 
     return {
-        columns.SCORE: _Cell(first.shown(mean), {columns.SCORE.name: mean}),
+        columns.SCORE: _Cell(first.format_value(mean), {columns.SCORE.name: mean}),
         **retention_cell(columns.RETENTION, 0.0),
         **_difference_cells(row, teacher, task),
         **(retention_cell(columns.ABOVE_CHANCE, first.chance) if first.chance else {}),
@@ -226,7 +226,7 @@ def _error_cells(row: ResultRow, teacher: ResultRow | None, task: str, mean: flo
     """
     score = row.scores(task)[0]
     quantity = columns.PERPLEXITY if score.kind == "perplexity" else columns.ERROR
-    cells: _TaskCells = {quantity: _Cell(score.shown(mean), {quantity.name: mean})}
+    cells: _TaskCells = {quantity: _Cell(score.format_value(mean), {quantity.name: mean})}
     if teacher is not None and teacher.scores(task):
         cells |= _ratio_cell(figure_ratio(row, teacher, task))
     return cells
@@ -268,7 +268,7 @@ def _diagnostic_cells(
         columns.CORRECT_BY: ", ".join(
             f"{name} {factor * value:.1f}" for name, value in figures.items()
         ),
-        columns.MACRO: "" if macro is None else first.shown(macro),
+        columns.MACRO: "" if macro is None else first.format_value(macro),
         columns.PICKED: " ".join(
             f"{letter} {columns.PICKED.text(share)}" for letter, share in picked.items()
         ),

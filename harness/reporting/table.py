@@ -183,6 +183,6 @@ def mean_measurement(row: ResultRow | None, name: str) -> float | None:
     values = [
         measurement.value
         for record in (row.succeeded if row else ())
-        if (measurement := record.measured(name)) is not None
+        if (measurement := record.measurement(name)) is not None
     ]
     return fmean(values) if values else None

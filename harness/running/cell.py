@@ -31,7 +31,7 @@ from harness.running.evaluation import evaluate
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
-from harness.running.student import student_of_cell, with_untrained_tasks
+from harness.running.student import student_of_cell, with_data_notes
 
 
 def main(argv: list[str]) -> int:
@@ -97,7 +97,7 @@ def _compute(job: CellJob, progress: Callable[[Progress], None], start_time: flo
     student = student_of_cell(loaded)
     # scoring needs for its key-value cache the memory that training left with the allocator
     release_memory(job.conditions.device)
-    cost = with_untrained_tasks(loaded, student.cost)
+    cost = with_data_notes(loaded, student.cost)
     result = evaluate(loaded, student.checkpoint)
     return _record(
         job,

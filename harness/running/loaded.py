@@ -20,7 +20,9 @@ class LoadedJob:
 
     job: CellJob
     tasks: dict[str, Task]
-    training_tasks: dict[str, Task]  # whose examples are trained on; the same without own data
+    training_tasks: dict[
+        str, Task
+    ]  # with the training examples; without own data, the tasks themselves
     source: LocalOrHubData
     progress: Callable[[Progress], None]
 
@@ -52,15 +54,16 @@ class LoadedJob:
         )
 
     def calibration_set(self) -> TrainingSet | None:
-        """Return the data to calibrate on, where the user gave any."""
+        """Return the user's own data to calibrate on; None if there is none."""
         job = self.job
         if not job.calibration_location:
             return None
         return TrainingSet(job.calibration_location, evaluated=self.tasks, overlap=job.overlap)
 
     def own_data_notes(self) -> dict[str, Any]:
-        """Return what the record says of own data: how many examples were trained on, held out, and
-        dropped because they hold an evaluation item.
+        """Return how many examples of the user's own data were trained on, held out and dropped.
+
+        An example is dropped if it contains an item of the evaluation.
         """
         return {
             name: training_set.counts(self.source)
@@ -70,9 +73,7 @@ class LoadedJob:
 
 
 def _training_tasks(job: CellJob, tasks: dict[str, Task]) -> dict[str, Task]:
-    """Return the user's own data by name, each example checked against the tasks' items; the tasks
-    themselves where there is none.
-    """
+    """Return the user's own data by name, checked against the tasks' items; else the tasks."""
     sets = [
         TrainingSet(place, data.weight, evaluated=tasks, overlap=job.overlap)
         for place, data in zip(job.train_data_locations, job.conditions.train_data, strict=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from harness.contract import Progress
@@ -86,39 +87,36 @@ def run_plan(plan: Plan, *, callbacks: RunCallbacks) -> tuple[list[CellResult], 
 
 
 def _run_cell(plan: Plan, cell: PlannedCell, store: Store, callbacks: RunCallbacks) -> CellResult:
-    """Return the record of a cell from the store, or compute it under its lock."""
-    record = _finished_record(plan, cell, store, callbacks.on_message)
-    if record is not None:
-        return CellResult(cell, _with_stages(plan, record, store), cached=True)
+    """Return the record of a cell from the store, or compute it under its locks."""
+    if result := _stored_result(plan, cell, store, callbacks.on_message):
+        return result
+    lock = partial(store.locked, wait=plan.config.wait, on_wait=callbacks.on_message)
     try:
-        with store.locked(cell.key, wait=plan.config.wait, on_wait=callbacks.on_message):
+        with ExitStack() as locks:
+            locks.enter_context(lock(cell.key))
             # another run may have computed the cell while this one waited for the lock
-            record = _finished_record(plan, cell, store, lambda line: None)
-            if record is not None:
-                return CellResult(cell, _with_stages(plan, record, store), cached=True)
-            if not cell.student_key:
-                return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
+            if result := _stored_result(plan, cell, store, lambda line: None):
+                return result
             # two cells may share a student (two suites, two chains with a common beginning)
-            with ExitStack() as locks:
-                for stage in cell.stages:
-                    locks.enter_context(
-                        store.locked(stage.key, wait=plan.config.wait, on_wait=callbacks.on_message)
-                    )
-                    _delete_partial_files(store.student(stage.key))
-                return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
+            for stage in cell.stages:
+                locks.enter_context(lock(stage.key))
+                _delete_partial_files(store.student(stage.key))
+            return CellResult(cell, _compute_cell(plan, cell, store, callbacks), cached=False)
     except CellBusy as busy:
         return CellResult(cell, None, cached=False, note=str(busy))
 
 
-def _finished_record(
+def _stored_result(
     plan: Plan, cell: PlannedCell, store: Store, on_message: Callable[[str], None]
-) -> RunRecord | None:
-    """Return the record of a finished cell; None if there is none, or if it is computed again."""
+) -> CellResult | None:
+    """Return the result of a cell from the store; None if it has none, or is computed again."""
     record = None if plan.config.force else store.finished(cell.key)
-    if record is not None and (reason := _reason_to_recompute(plan, cell, store, record)):
+    if record is None:
+        return None
+    if reason := _reason_to_recompute(plan, cell, store, record):
         on_message(f"{cell.label}: {reason}; the row is computed again")
         return None
-    return record
+    return CellResult(cell, _with_stages(plan, record, store), cached=True)
 
 
 def _with_stages(plan: Plan, record: RunRecord, store: Store) -> RunRecord:
@@ -153,7 +151,7 @@ def _reason_to_compare(plan: Plan, store: Store, record: RunRecord) -> str:
 
     A row is scored without a comparison if the teacher's row failed before it.
     """
-    skipped = record.measured("skipped_fidelity")
+    skipped = record.measurement("skipped_fidelity")
     if (
         skipped is None
         or not skipped.remark.endswith(NO_TEACHER_ANSWERS)

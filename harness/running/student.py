@@ -6,7 +6,7 @@ import.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,10 +54,8 @@ def student_of_cell(loaded: LoadedJob) -> Student:
     return Student(checkpoint, total, tuple(records))
 
 
-def with_untrained_tasks(loaded: LoadedJob, cost: Cost) -> Cost:
-    """Note beside the cost of training what was trained on: the user's own data, or the tasks that
-    gave no item.
-    """
+def with_data_notes(loaded: LoadedJob, cost: Cost) -> Cost:
+    """Return the cost with a note of the user's own data, or of tasks without training items."""
     if not loaded.job.cell.trains:
         return cost
     if own_data := loaded.own_data_notes():
@@ -259,7 +257,7 @@ def _refuse_too_large(
     """Fail before any training if the device's memory cannot hold what every batch size needs."""
     from harness.estimating.hardware import GIB
     from harness.estimating.workload import cut_parameters, training_bytes, workload_of
-    from harness.models.shape import TRAINING_BYTES_PER_WEIGHT, Shape, parameters_on_disk
+    from harness.models.shape import Shape, parameters_on_disk
     from harness.models.shaping import parse_student_cut
 
     device, dtype = job.conditions.device, job.conditions.dtype
@@ -273,19 +271,28 @@ def _refuse_too_large(
     parameters = cut_parameters(start.path, shape)
     needed = training_bytes(workload, parameters, folders, dtype)
     if needed > memory:
-        with_teacher = (
-            ", and the teacher beside it" if needed > TRAINING_BYTES_PER_WEIGHT * parameters else ""
-        )
+        own_bytes = workload.bytes_per_weight * parameters
+        with_teacher = ", and the teacher beside it" if needed > own_bytes else ""
         advice = (
             "a smaller --student"
             if start.digest == job.student_base.digest
             else "a student that an earlier stage cuts further"
         )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {TRAINING_BYTES_PER_WEIGHT} bytes x "
+            f"{stage.method} cannot be trained here: {workload.bytes_per_weight:g} bytes x "
             f"{parameters:,.0f} parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this "
             f"{device} has {memory / GIB:,.1f} GiB; give {advice}"
+            + _lora_advice(stage.method, method, needed - memory, parameters)
         )
+
+
+def _lora_advice(name: str, method: Any, missing: float, parameters: float) -> str:
+    """Say how to train adapters in place of every weight, where that would fit."""
+    if getattr(method, "recipe", "") != "full":
+        return ""
+    with_adapters = replace(method, recipe="lora").training_bytes_per_weight
+    saved = (method.training_bytes_per_weight - with_adapters) * parameters
+    return f", or type --set {name}.recipe=lora" if saved >= missing else ""
 
 
 def _reset_peak_memory(device: str) -> None:

@@ -114,7 +114,7 @@ def _parts_difference(record: RunRecord, path: Path) -> str:
 def _items_difference(record: RunRecord, samples: Path) -> str:
     """Compare the answers that are stored beside a record with its scores."""
     if not samples.exists():
-        return f"{samples.name}, the file of its answers, is missing"
+        return f"{samples.name} is missing, the file with its answers"
     try:
         rows = read_rows(samples)
     except (OSError, ValueError, KeyError, TypeError) as problem:

@@ -7,12 +7,14 @@ keeps a teacher's distributions.
 
 __all__ = [
     "base",
+    "batch_loss",
     "chunked_logits",
     "cost",
     "distilled",
     "divergences",
     "embedded_teachers",
     "loop",
+    "lora",
     "losses",
     "meter",
     "noise",

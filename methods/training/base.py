@@ -77,11 +77,26 @@ class Trained(Method):
     validation_rows: Annotated[int, Field(ge=1)] = 200
     # epochs without a better validation loss before training stops; 0: never
     patience: Annotated[int, Field(ge=0)] = 0
+    # full: every weight (16 bytes each); lora: adapters of low rank beside frozen weights (about
+    # 5 bytes each), merged when the student is saved
+    recipe: Literal["full", "lora"] = "full"
+    lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
+    lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32  # adapters count alpha/rank times
 
     @property
     def rows_at_once(self) -> int:
         """Return the rows of one forward pass."""
         return self.micro_batch_size
+
+    @property
+    def training_bytes_per_weight(self) -> float:
+        """Return the bytes that training holds for each weight of the student.
+
+        With adapters: the frozen weight, and 16 bytes for each of theirs, which are at most
+        rank/256 for a weight where the model is 512 wide or more.
+        """
+        full = super().training_bytes_per_weight
+        return full if self.recipe == "full" else 4.0 + full * min(1.0, self.lora_rank / 256)
 
     @property
     def discards_weights(self) -> bool:
@@ -105,8 +120,18 @@ class Trained(Method):
         loop_names = {field.name for field in dataclasses.fields(LoopSettings)}
         loop_values = {name: value for name, value in values.items() if name in loop_names}
         if self.learning_rate == "auto":
-            loop_values["learning_rate"] = default_learning_rate(parameters, scratch=scratch)
+            rate = default_learning_rate(parameters, scratch=scratch)
+            loop_values["learning_rate"] = rate * self._rate_factor
         return LoopSettings(**loop_values)
+
+    @property
+    def _rate_factor(self) -> float:
+        """The learning rate of the recipe over that of full training."""
+        if self.recipe == "full":
+            return 1.0
+        from methods.training.lora import LEARNING_RATE_FACTOR
+
+        return LEARNING_RATE_FACTOR
 
     def train(
         self,

@@ -49,19 +49,19 @@ class DistillationTerms(Trained):
     teacher_share: Annotated[float, Field(ge=0, le=1)] = 0.5
 
     feature_weight: Weight = 0.0  # auto: as much as the terms of fixed weight together
-    # pairs of student and teacher blocks: 2-4,4-8; auto: up to four, evenly, the last two among
-    # them
+    # pairs of student and teacher blocks: 2-4,4-8; auto: up to four, evenly spread, with the last
+    # block of each model as a pair
     feature_layers: str = "auto"
     # mse: after each state is divided by its root mean square
     feature_distance: Literal["mse", "cosine", "plain-mse"] = "mse"
     attention_weight: Weight = 0.0
-    attention_layers: str = "auto"  # auto: the last two blocks
-    # auto: maps where both have as many heads
+    attention_layers: str = "auto"  # auto: the last block of each model
+    # auto: maps where both models have the same number of heads
     attention_kind: Literal["auto", "maps", "relations"] = "auto"
-    relation_heads: Annotated[int, Field(ge=0, le=4096)] = 0  # 0: as many as divide both widths
+    relation_heads: Annotated[int, Field(ge=0, le=4096)] = 0  # 0: the most that divide both widths
     # positions of a row that are compared: memory grows with their square
     attention_tokens: Annotated[int, Field(ge=2)] = 512
-    # a list in place of the weights above: ["forward-kl=0.5", "ce=0.5", "feature=auto"]
+    # replaces the weights above: ["forward-kl=0.5", "ce=0.5", "feature=auto"]
     terms: tuple[str, ...] = ()
 
     @model_validator(mode="after")

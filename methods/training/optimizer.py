@@ -34,19 +34,22 @@ def make_optimizers(model: Any, settings: LoopSettings) -> list[ScaledOptimizer]
     the tokens with it.
     """
     embedding = model.get_input_embeddings().weight
-    matrices = [p for p in model.parameters() if p.ndim >= 2 and p is not embedding]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
+    trained = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2 and p is not embedding]
+    vectors = [p for p in trained if p.ndim < 2]
+    embeddings = [embedding] if embedding.requires_grad else []
     rate, decay = settings.learning_rate, settings.weight_decay
     adamw_options: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.95), "fused": True}
     if settings.optimizer == "muon":
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay)
-        others = [{"params": [embedding, *vectors], "weight_decay": 0.0}]
+        others = [{"params": [*embeddings, *vectors], "weight_decay": 0.0}]
         adamw = torch.optim.AdamW(others, **adamw_options)
         return [ScaledOptimizer(muon, 1.0), ScaledOptimizer(adamw, 0.15)]
     groups = [
-        {"params": [embedding, *matrices], "weight_decay": decay},
+        {"params": [*embeddings, *matrices], "weight_decay": decay},
         {"params": vectors, "weight_decay": 0.0},
     ]
+    groups = [group for group in groups if group["params"]]
     return [ScaledOptimizer(torch.optim.AdamW(groups, **adamw_options), 1.0)]
 
 
@@ -82,8 +85,9 @@ def freeze_zeros(model: Any) -> list[Any]:
     Their gradient is dropped before it is clipped or used, and weight decay leaves 0 alone.
     """
     hooks = []
-    for parameter in model.parameters():
-        if parameter.ndim < 2 or not parameter.requires_grad:
+    for name, parameter in model.named_parameters():
+        # an adapter's second factor begins at zero, and is no pruned matrix
+        if parameter.ndim < 2 or not parameter.requires_grad or "lora_" in name:
             continue
         trained_mask = kept_weights(model.config, parameter.detach())
         if trained_mask is not None:

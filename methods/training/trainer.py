@@ -15,6 +15,7 @@ from harness.models.language_model import LanguageModel, stored_dtype
 from harness.models.shaping import parse_student_cut, random_weights, save_student, student_of
 from methods.training.cost import cache_notes, result_notes, training_cost
 from methods.training.loop import fit
+from methods.training.lora import add_adapters, merge_adapters
 from methods.training.rows import TokenRow, encode
 from methods.training.selection import Selection
 from methods.training.settings import LoopSettings, Training
@@ -46,6 +47,8 @@ class Trainer:
     def __init__(self, method: "Trained", job: Job, inputs: TrainingInputs) -> None:
         self.method, self.job, self.inputs = method, job, inputs
         self.budget = inputs.options.seen_tokens or job.budget.seen_tokens
+        self.parameters = 0  # of the student, without adapters
+        self.adapter_weights = 0
         self.student = self._new_student(job.seed)
         self.rows: list[TokenRow] = []
         self.too_long = 0
@@ -75,18 +78,38 @@ class Trainer:
             "taught_by": [teacher.name for teacher in self._teachers()],
             "rows": len(self.rows),
             "rows_too_long": self.too_long,
+            **self._recipe_notes(),
             **result_notes(result),
             **cache_notes(self.sources.caches, self.inputs.teachers),
         }
         cost = training_cost(self.student, self.rows, result, objective)
+        if self.method.recipe == "lora":
+            merge_adapters(self.student.model)
         return self._save({**cost, "shared": shared, "notes": {**notes, **cost["notes"]}})
+
+    def _recipe_notes(self) -> dict[str, Any]:
+        """Return what the record says of adapters; nothing where every weight was trained."""
+        if self.method.recipe == "full":
+            return {}
+        return {"recipe": self.method.recipe, "adapter_weights": self.adapter_weights}
 
     def _new_student(self, seed: int) -> LanguageModel:
         job = self.job
         student = student_of(
             job.student, job.student_base, seed=seed, device=job.device, dtype="float32"
         )
-        return random_weights(student, seed=seed) if self.method.start == "random" else student
+        if self.method.start == "random":
+            student = random_weights(student, seed=seed)
+        self.parameters = sum(weight.numel() for weight in student.model.parameters())
+        if self.method.recipe == "lora":
+            self.adapter_weights = add_adapters(
+                student.model,
+                rank=self.method.lora_rank,
+                alpha=self.method.lora_alpha,
+                seed=seed,
+                label=f"{type(self.method).__name__}[recipe=lora]",
+            )
+        return student
 
     def _read(self, pairs: Iterable[tuple[Any, ...]]) -> None:
         """Make rows of the pairs, and open the teachers or their caches over the rows."""
@@ -113,8 +136,7 @@ class Trainer:
     def _loop_settings(self) -> LoopSettings:
         recipe = parse_student_cut(self.job.student)
         scratch = self.method.start == "random" or (recipe is not None and recipe.draws_weights)
-        size = sum(parameter.numel() for parameter in self.student.model.parameters())
-        return self.method.loop_settings(size, scratch=scratch)
+        return self.method.loop_settings(self.parameters, scratch=scratch)
 
     def _training(self) -> Training:
         job = self.job

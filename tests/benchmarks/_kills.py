@@ -301,7 +301,7 @@ def _lacks_teacher(record: RunRecord) -> bool:
 
     It is compared later from its stored answers, once the teacher's row exists.
     """
-    skipped = record.measured("skipped_fidelity")
+    skipped = record.measurement("skipped_fidelity")
     return skipped is not None and skipped.remark.endswith(NO_TEACHER_ANSWERS)
 
 

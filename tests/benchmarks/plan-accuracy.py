@@ -61,7 +61,7 @@ def main() -> None:
         record = next(row for row in done.records if row.label == "response")
         if record.status != "success":
             sys.exit(record.reason)
-        peak = record.measured("peak_process_bytes")
+        peak = record.measurement("peak_process_bytes")
         assert peak is not None
         measured = {"seconds": record.seconds, "bytes": peak.value}
         ratios = {key: planned[key] / measured[key] for key in measured}

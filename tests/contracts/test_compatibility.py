@@ -1,5 +1,6 @@
-"""What goes on to work (docs/compatibility.md): pages are fresh, old files are the rows of now, old
-words are typed and imported.
+"""What goes on to work (docs/compatibility.md): old files, and old names, typed and imported.
+
+The page itself is fresh.
 """
 
 import importlib.util
@@ -75,9 +76,7 @@ def signed(data):
 
 
 def study(folder, rows, schema):
-    """Write records as a version of an older schema had them: int4's row by these names, the others
-    as they are.
-    """
+    """Write records as an older schema had them: int4's row by these names, the others as is."""
     folder.mkdir()
     for name in ("teacher", "int4", "int4-calibrated"):
         data = json.loads((STUDY / f"{name}.json").read_text())
@@ -212,7 +211,7 @@ def test_a_row_of_an_older_baseline_is_still_that_row(tmp_path):
     assert "int4[group=128]" in path.read_text() and "group_size" not in path.read_text()
     before = read_baseline(path)
     assert before.model_copy(update={"digest": ""}) == today.model_copy(update={"digest": ""})
-    assert before.moved("int4[group_size=128]").accepted == ("int4[group_size=128]",)
+    assert before.last_change("int4[group_size=128]").accepted == ("int4[group_size=128]",)
     findings = check(new, Rules(), before).findings
     assert any(
         finding.row == "int4[group_size=128]"
@@ -417,8 +416,9 @@ PLUG_IN = """
 
 
 def test_a_plug_in_of_old_names_throughout_plans_its_rows_and_controls(tmp_path):
-    """Modules, a setting stated anew, a trait and settings that are handed on: the control takes
-    them over by the names of now.
+    """A plug-in's old names: modules, a setting stated anew, a trait, settings for its controls.
+
+    The control takes them over by current names.
     """
     (tmp_path / "gentle.py").write_text(textwrap.dedent(PLUG_IN))
     info = tmp_path / "gentle-1.0.dist-info"

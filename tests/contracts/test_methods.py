@@ -113,8 +113,9 @@ def contracts(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def students(contracts):
-    """Return each method's students, of small budgets: two of one seed, one of another; of methods
-    that this machine can run.
+    """Return each method's students, of small budgets: two of one seed, one of another.
+
+    Methods that this machine cannot run are left out.
     """
     reports = {
         name: checked
@@ -450,8 +451,9 @@ assert not {"harness", "methods"} & set(sys.modules)
 def test_a_librarys_student_is_whole_and_opens_in_a_fresh_process(
     name, settings, teacher, tmp_path
 ):
-    """Libraries have saved integers that reopen as other numbers, and random weights with a mere
-    warning: seen, not trusted.
+    """Libraries have saved integers that reopen as other numbers.
+
+    They have also saved random weights, with a mere warning: so it is tried.
     """
     import torch
     from safetensors.torch import load_file

@@ -186,6 +186,7 @@ LARGE = {
     "harness/cli/app.py:plan": _OPTIONS,
     "harness/cli/app.py:report": _OPTIONS,
     "harness/cli/check.py:baseline_update": _OPTIONS,
+    "harness/cli/app.py:measure": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
     "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
     "the names that options had before",

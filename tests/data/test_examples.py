@@ -26,9 +26,10 @@ def test_validation_is_held_out_from_the_training_rows(source):
 def test_examples_are_rendered_for_the_model_and_guarded_as_they_are(source, folder):
     tasks = {name: suites.load(name) for name in ("gsm8k", "gsm8k-cot", "wikitext")}
     chat = LocalOrHubData(
-        folder=folder, render=lambda one: replace(one, prompt=f"<user>{one.prompt}<assistant>")
+        folder=folder,
+        render=lambda example: replace(example, prompt=f"<user>{example.prompt}<assistant>"),
     )
-    plain, rendered = (training_examples(tasks, one, rows=6) for one in (source, chat))
+    plain, rendered = (training_examples(tasks, example, rows=6) for example in (source, chat))
     assert [f"<user>{example.prompt}<assistant>" for example in plain] == [
         example.prompt for example in rendered
     ]
@@ -126,11 +127,11 @@ NEVER = {"mmlu", "mmlu-cloze", "lm-eval:bare"}
 def test_tasks_without_a_train_split_are_named_with_the_reason(mixed_tasks, source):
     from harness.data.examples import untrained_tasks
 
-    found = untrained_tasks(mixed_tasks, source)
-    assert set(found) == NEVER  # what measures a perplexity was never asked for rows
+    result = untrained_tasks(mixed_tasks, source)
+    assert set(result) == NEVER  # what measures a perplexity was never asked for rows
     assert (
-        all("never trained on" in found[name] for name in ("mmlu", "mmlu-cloze"))
-        and "bare" in found["lm-eval:bare"]
+        all("never trained on" in result[name] for name in ("mmlu", "mmlu-cloze"))
+        and "bare" in result["lm-eval:bare"]
     )
     for name, task in mixed_tasks.items():
         assert set(untrained_tasks({name: task}, source)) == NEVER & {name}

@@ -1,5 +1,6 @@
-"""The code behind a class: what counts, what does not, and what cannot be followed. Packages are
-written to a folder, none is edited.
+"""The code behind a class: what counts, what does not, and what cannot be followed.
+
+Packages are written to a folder; none of ours is edited.
 """
 
 import importlib
@@ -71,9 +72,7 @@ COUNTS = sorted(f"acme/{name}" for name in FILES if name not in ("only_types.py"
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """Return a maker of packages: it writes files, imports a module of them and returns its
-    class.
-    """
+    """Return a function that writes files, imports a module of them and returns its class."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def make(files=FILES, name="acme", module="acme.method", attribute="Mine"):
@@ -180,15 +179,15 @@ def test_not_type_checking_is_code(package):
         "runs\nelse:\n    from acme import types_only\n"
     )
     text += "class Mine: ...\n"
-    found = code_digests(
+    digests = code_digests(
         package({"__init__.py": "", "method.py": text, "runs.py": "", "types_only.py": ""})
     )
-    assert "acme/runs.py" in found and "acme/types_only.py" not in found
+    assert "acme/runs.py" in digests and "acme/types_only.py" not in digests
     text = (
         "import typing\nif typing.TYPE_CHECKING:\n    import acme.types_only\nelse:\n    import "
         "acme.runs\nclass Mine: ...\n"
     )
-    assert set(code_digests(package({"method.py": text}))) == set(found)
+    assert set(code_digests(package({"method.py": text}))) == set(digests)
 
 
 @pytest.mark.parametrize(
@@ -268,12 +267,12 @@ def test_a_class_of_a_test_has_its_files_code():
 
 
 def test_code_that_is_nowhere_is_one_line():
-    made = type("Typed", (), {"__module__": "nowhere_at_all"})
+    typed_class = type("Typed", (), {"__module__": "nowhere_at_all"})
     with pytest.raises(
         HarnessError,
         match=r"the code of nowhere_at_all\.Typed cannot be found.*put it into a \.py file",
     ) as caught:
-        code_digests(made)
+        code_digests(typed_class)
     assert "\n" not in str(caught.value)
 
 

@@ -1,6 +1,4 @@
-"""The gate: claims by hand-counted flips, what gives no verdict, every form of the verdict;
-outcomes that are numbers.
-"""
+"""The check: claims by hand-counted flips, no verdict, every form of a verdict, values."""
 
 import importlib.util
 import json
@@ -83,8 +81,9 @@ def test_the_number_of_items_that_would_decide_does_decide():
 
 
 def test_holm_makes_a_claim_harder_among_many_rows():
-    """One row passes alone at p .03 and among four of the same kind no longer, since the smallest
-    is then held to .05 / 4.
+    """A row that passes alone at p .03 does not pass among four of its kind.
+
+    The smallest p is then compared with .05 / 4.
     """
     student = next(
         outcomes
@@ -268,8 +267,9 @@ def test_rules_that_no_items_could_answer_are_one_line(rules):
 
 
 def test_few_seeds_widen_a_claim():
-    """Two seeds that are 6 points apart around the margin: the plain bootstrap would call a passing
-    one in nine; here it cannot tell.
+    """Two seeds are 6 points apart around the margin: the check cannot tell.
+
+    The plain bootstrap would pass one in nine of such rows.
     """
     good, bad = flipped(marks(800), lose=4), flipped(marks(800), lose=40)
     assert (

@@ -44,8 +44,9 @@ def test_means_above_chance_are_means_of_what_is_above_it():
 
 
 def test_91_percent_above_chance_is_not_95_percent():
-    """45 % and 43.2 % of 10,000 questions of four choices: 96 % of the score, 91 % of what is above
-    guessing.
+    """45 and 43.2 % of 10,000 questions of four choices: 96 % of the score is kept.
+
+    Of what is above guessing it is 91 %.
     """
     teacher, student = (
         row("teacher", choices(marks(4500, 10_000))),
@@ -169,8 +170,9 @@ def test_a_teacher_without_a_fault_is_judged(make, n):
 
 
 def test_a_teacher_near_chance_has_no_retention_above_it():
-    """33 % of 1,000 is above 25 % beyond doubt, by fewer than the four standard errors that a ratio
-    needs: 31 % of 400 is not.
+    """Below four standard errors above chance a ratio has no interval.
+
+    33 % of 1,000 are far enough above 25 %, 31 % of 400 are not.
     """
     near = check(
         [row("teacher", choices(marks(124, 400))), row("int8", choices(marks(122, 400)))],

@@ -1,6 +1,4 @@
-"""The frozen layer: what was answered and what was made of it, under which conditions, judged seed
-by seed; by made-up records.
-"""
+"""The frozen layer: answers, their scoring and their conditions, seed by seed; made-up records."""
 
 import math
 
@@ -236,8 +234,9 @@ def test_the_same_answers_and_figures_pass(score):
 
 
 def test_what_an_older_baseline_did_not_know_of_the_items_is_no_other_scoring():
-    """Figures of all items together had no items of their own before: the figure and the answers
-    are compared.
+    """Figures of all items together had no values of items before.
+
+    Then only the figure and the answers are compared.
     """
     before = hits(MARKS, outcomes={}, unpaired="mcc is one figure", value=0.3)
     after = numbers([0.3] * 1000, parts=((1000, 0.001),), primary="strict-match", metric="")
@@ -325,8 +324,9 @@ def test_a_digest_of_likelihoods_sees_the_last_bit_and_positions_and_no_written_
 
 
 def test_the_answer_to_a_choice_covers_its_position():
-    """By its text where only one choice reads so; else, or where metrics judge otherwise than by
-    the choice, by position and outcomes.
+    """The text stands for a choice if no other choice has the same text.
+
+    Else, or where metrics judge by something else, it is the position with the outcomes.
     """
     assert item(0, 1, (), text="B").answer != item(0, 0, (), text="A").answer
     for more in (
@@ -447,9 +447,7 @@ def test_a_lax_alpha_of_the_frozen_layer_does_not_hide_that_seeds_disagree(make)
 
 @pytest.mark.parametrize("make", [hits_that_fell, documents_that_rose])
 def test_of_the_same_students_items_alone_decide(make):
-    """Not trained anew: these checkpoints are worse than they were, whether or not each of
-    them is.
-    """
+    """Without a new training the checkpoints are worse, even if a single one is not."""
     before = seeds(make, (0.0, 0.0, 0.0), digest="d")
     assert judged(before, seeds(make, (0.30, 0.0, 0.0), digest="d")).verdict is Verdict.regressed
 
@@ -468,8 +466,9 @@ def pairs(before, after):
 
 
 def test_the_spread_between_trainings_widens_a_perplexity_with_students_t():
-    """Three seeds at log ratios 0, .1 and .2: over documents alone +-0; with the trainings t(2) x
-    .0577.
+    """Three seeds at log ratios 0, .1 and .2.
+
+    Over documents alone the interval has width 0; with the trainings it is t(2) x .0577.
     """
 
     def flat(share):
@@ -493,8 +492,9 @@ def test_the_spread_between_trainings_widens_a_perplexity_with_students_t():
 
 
 def test_few_documents_are_judged_with_students_t():
-    """Four documents of equal length: t(3), 3.18 in place of 1.96; of unequal ones the corrected
-    error of the tables.
+    """Four documents of equal length: t(3) = 3.18 in place of 1.96.
+
+    For unequal ones it is the corrected error of the tables.
     """
     four = [(-30.0, 10.0), (-33.0, 10.0), (-31.0, 10.0), (-36.0, 10.0)]
     gaps = (0.9, 0.3, 0.5, 0.7)

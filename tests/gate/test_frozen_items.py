@@ -28,8 +28,9 @@ def test_equal_answers_pass_at_once():
     [(0.01, Verdict.passed), (0.02, Verdict.passed), (0.05, Verdict.regressed)],
 )
 def test_injected_flips_give_the_predicted_verdicts(share, expected):
-    """Losing 1 and 2 % of 1,000 items stays within the tolerance of 2 points (2 % is significant: a
-    warning); 5 % is a regression.
+    """Losing 1 and 2 % of 1,000 items is within the tolerance of 2 points; 5 % is a regression.
+
+    2 % are significant: a warning.
     """
     after = row("int8", flipped(SAME.scores[0].outcomes["strict-match"], lose=int(1000 * share)))
     finding = verdict_of(after)
@@ -52,8 +53,9 @@ def test_injected_flips_give_the_predicted_verdicts(share, expected):
     ],
 )
 def test_flips_injected_into_real_records_give_the_predicted_verdicts(share, expected):
-    """Every seedless row of a committed study against itself with right answers flipped wrong; rows
-    near zero have none to lose.
+    """Every seedless row of a committed study is compared with itself, with right answers flipped.
+
+    Rows near zero have none to lose.
     """
     records, problems = read_records(Path(__file__).parents[2] / "results" / "compression-tiny")
     before = [
@@ -237,8 +239,9 @@ def test_holm_keeps_an_unchanged_run_of_many_rows_from_alarm():
 
 
 def test_net_losses_count_by_their_size():
-    """110 items lost by all five seeds, 160 won by one seed each: the score fell by 6.5 points,
-    whatever the signs' numbers are.
+    """All five seeds lost 110 items, and one seed each won 160: the score fell by 6.5 points.
+
+    The numbers of signs alone would say otherwise.
     """
     before = [row("response", marks(900, 1200), seed=seed) for seed in range(1, 6)]
     lost = flipped(marks(900, 1200), lose=110)

@@ -1,6 +1,4 @@
-"""What tables say of rows against rows: sources of error apart, trainings counted as trainings,
-families of verdicts adjusted together.
-"""
+"""Tables compare rows: sources of error, trainings and adjusted families of verdicts."""
 
 import math
 
@@ -73,8 +71,9 @@ def scored(
 
 
 def trainings(shares, items=400, seed=0, agree=0.6):
-    """Return outcomes of several trainings of one method; a part of the items answers alike in all
-    of them.
+    """Return outcomes of several trainings of one method.
+
+    A part of the items is answered alike in all of them.
     """
     rng = np.random.default_rng(seed)
     common = rng.random(items)

@@ -43,9 +43,7 @@ def test_what_a_pass_means_stands_under_the_verdict():
     [(250, 0.04, 0.03), (400, 0.06, 0.03), (1000, 0.12, 0.03), (1000, 0.12, 0.05)],
 )
 def test_the_stated_rate_is_the_rate_of_the_check(n, flips, drop):
-    """Drawn rows, judged by the check itself, pass as often as the closed form says (within four
-    standard errors).
-    """
+    """Drawn rows pass the check as often as the closed form says, within four standard errors."""
     draws = np.random.default_rng(n).multinomial(
         n, [(flips + drop) / 2, (flips - drop) / 2, 1 - flips], size=400
     )
@@ -93,8 +91,9 @@ def test_more_tests_and_fewer_flips_change_what_a_pass_means():
 
 
 def test_the_page_on_ci_says_what_is_computed():
-    """Its rates in words: one in three, six in ten, hardly ever; and below about 200 items only
-    equal answers.
+    """Its rates in words: one in three, six in ten, hardly ever.
+
+    Below about 200 items only equal answers pass.
     """
     rules = Rules()
     assert frozen_pass_rate(1000, 0.12, 0.03, 1, rules) == pytest.approx(1 / 3, abs=0.05)

@@ -109,8 +109,9 @@ def test_a_task_that_is_missed_counts_whatever_the_pool_says():
 
 
 def test_a_pool_speaks_for_its_tasks_alone():
-    """Documents that cannot tell still count; a task on which the teacher is at chance cannot be
-    decided by anything.
+    """Documents that cannot tell still count.
+
+    Nothing can decide a task on which the teacher is at chance.
     """
     documents = tuple((-300.0 - number % 3, 100.0) for number in range(2))
     text = score(

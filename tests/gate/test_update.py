@@ -1,6 +1,4 @@
-"""How baselines move: first accepted values, margins of their own, what n can show, older files,
-edits and contradictions.
-"""
+"""How baselines move: first accepted values, own margins, what n can show, old and edited files."""
 
 import base64
 import json
@@ -241,9 +239,7 @@ def test_steps_that_return_are_no_fall(desk):
 
 
 def test_a_better_row_is_not_held_to_its_best(desk):
-    """Up by 5 points and down by 2: within the tolerance of both what is frozen and what was first
-    accepted.
-    """
+    """Up by 5 points and down by 2 is within the tolerance of frozen and first accepted values."""
     desk.put(row("int8", score("1" * 850 + "0" * 150)))
     assert desk.update().return_value == 0
     desk.put(row("int8", score("1" * 830 + "0" * 170)))
@@ -539,8 +535,9 @@ def test_a_margin_of_its_own_is_the_lower_end_in_whole_per_cents(weak):
 
 
 def test_a_check_holds_a_row_to_its_own_margin_by_task_and_pooled(tmp_path):
-    """Day one is green, and falling below what it kept is red; rows without a margin of their own
-    are held to the common one.
+    """Day one is green, and falling below the own margin is red.
+
+    Rows without a margin of their own are held to the common one.
     """
     desk = Desk(tmp_path)
 

@@ -317,7 +317,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
         and [score.n for score in record.scores] == [6, 6]
         and record.fidelity == ()
     )
-    remark = record.measured("skipped_fidelity").remark
+    remark = record.measurement("skipped_fidelity").remark
     assert remark.startswith("its distance to the teacher was not measured: out of memory")
 
     def not_a_number(*arguments, **named):

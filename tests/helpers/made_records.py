@@ -127,7 +127,7 @@ def timed(value, low, high, **changes):
 
 
 def megabytes_of(record):
-    return record.measured("weight_bytes_disk").value / 2**20
+    return record.measurement("weight_bytes_disk").value / 2**20
 
 
 def weighed(label, family, share, *, decode, megabytes, seconds, **more):

@@ -163,8 +163,8 @@ def test_the_lower_quartile_by_hand():
 
 
 def test_a_ratio_of_rounds_and_its_interval():
-    found = stats.ratio_of_rounds([2.0, 0.5, 1.0])
-    assert found.value == pytest.approx(1) and found.low < 1 < found.high
+    result = stats.ratio_of_rounds([2.0, 0.5, 1.0])
+    assert result.value == pytest.approx(1) and result.low < 1 < result.high
     forward = stats.ratio_of_rounds([1.1, 1.2, 1.3, 1.15])
     backward = stats.ratio_of_rounds([1 / value for value in (1.1, 1.2, 1.3, 1.15)])
     assert backward.value == pytest.approx(1 / forward.value) and backward.low == pytest.approx(
@@ -179,13 +179,13 @@ def test_a_ratio_of_rounds_and_its_interval():
 
 def test_the_interval_of_ten_rounds_holds_the_truth_as_often_as_it_says():
     draw = random.Random(3)
-    held = 0
+    covered = 0
     for _ in range(400):
-        found = stats.ratio_of_rounds(
+        interval = stats.ratio_of_rounds(
             [math.exp(draw.gauss(0.05, 0.1)) for _ in range(10)], resamples=1_000
         )
-        held += found.low <= math.exp(0.05) <= found.high
-    assert 0.92 <= held / 400 <= 0.98  # 95 %, give or take what 400 trials show
+        covered += interval.low <= math.exp(0.05) <= interval.high
+    assert 0.92 <= covered / 400 <= 0.98  # 95 %, give or take what 400 trials show
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +200,11 @@ def measured(embedded, tmp_path_factory):
 
 
 def test_everything_is_measured_and_raw_values_are_kept(measured):
-    found, folder = measured
-    by = {(one.name, one.condition): one for one in found.measurements}
+    result, folder = measured
+    by_name = {
+        (measurement.name, measurement.condition): measurement
+        for measurement in result.measurements
+    }
     small = str(Scenario(prompt_tokens=32, batch=1, new_tokens=4))
     for name in (
         "ttft_seconds",
@@ -210,16 +213,16 @@ def test_everything_is_measured_and_raw_values_are_kept(measured):
         "prefill_tokens_per_second",
         "decode_tokens_per_second",
     ):
-        assert by[name, small].value > 0 and len(by[name, small].values) >= 6
-    ratio = by["decode_speedup", small]
+        assert by_name[name, small].value > 0 and len(by_name[name, small].values) >= 6
+    ratio = by_name["decode_speedup", small]
     # the same model twice: wide, for a machine that does other things too
     assert len(ratio.values) == 3 and 0.3 < ratio.value < 3
-    visits = found.raw["scenarios"][small]["visits"]
+    visits = result.raw["scenarios"][small]["visits"]
     # three rounds of base, student, student, base
     assert len(visits["base"]) == len(visits["student"]) == 6
     stamps = next(stamps for stamps in visits["student"][0] if len(stamps) > 2)
     assert len(stamps) == 5 and stamps[0] == 0 and stamps == sorted(stamps)
-    assert {one.name for one in found.measurements} >= {
+    assert {measurement.name for measurement in result.measurements} >= {
         "load_seconds",
         "first_call_seconds",
         "weight_bytes_disk",
@@ -229,28 +232,32 @@ def test_everything_is_measured_and_raw_values_are_kept(measured):
 
 
 def test_counted_bytes_are_those_of_the_configuration(measured, embedded):
-    found, _ = measured
-    weights = next(one for one in found.measurements if one.name == "weight_bytes_resident")
+    result, _ = measured
+    weights = next(
+        measurement
+        for measurement in result.measurements
+        if measurement.name == "weight_bytes_resident"
+    )
     assert weights.remark == "" and weights.value == pytest.approx(
         weight_bytes(embedded.checkpoint.path, "float32"), rel=0.001
     )
     batches = {1: None, 2: None}
     for batch in batches:
-        one = next(
+        measurement = next(
             m
-            for m in found.measurements
+            for m in result.measurements
             if m.name == "kv_bytes" and f"batch {batch}" in m.condition
         )
         # 2 L H d bytes, 32 read + 3 fed
-        assert one.remark == "" and one.value == 2 * 8 * 2 * 32 * 4 * 35 * batch
-    peak = next(m for m in found.measurements if m.name.startswith("decode_peak_bytes"))
+        assert measurement.remark == "" and measurement.value == 2 * 8 * 2 * 32 * 4 * 35 * batch
+    peak = next(m for m in result.measurements if m.name.startswith("decode_peak_bytes"))
     # the model's own, not the libraries' hundreds
     assert weights.value < peak.value < weights.value + 64 * 2**20
 
 
 def test_what_the_context_does_not_hold_is_skipped_with_the_numbers(measured):
-    found, _ = measured
-    assert found.skipped == (
+    result, _ = measured
+    assert result.skipped == (
         "2000 prompt tokens, 4 new tokens, batch 1: 2004 tokens are more than the context of 1024 "
         "of tiny",
     )
@@ -259,14 +266,14 @@ def test_what_the_context_does_not_hold_is_skipped_with_the_numbers(measured):
 def test_what_the_memory_does_not_hold_is_skipped_before_it_runs(embedded, tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "free_bytes", lambda device: 3 * 2**20)
     monkeypatch.setattr(measuring, "Stopwatch", lambda *a: pytest.fail("a process was started"))
-    found = measure(
+    result = measure(
         TimedModel(embedded.checkpoint),
         None,
         TimingSettings(grid=parse_grid("32x1x4")),
         folder=tmp_path,
     )
-    assert "would be needed and 0.0 GiB are free" in found.skipped[0]
-    assert [one.name for one in found.measurements] == ["weight_bytes_disk"]
+    assert "would be needed and 0.0 GiB are free" in result.skipped[0]
+    assert [measurement.name for measurement in result.measurements] == ["weight_bytes_disk"]
 
 
 WRAPPERS = """
@@ -294,18 +301,26 @@ def wrappers(tmp_path, monkeypatch):
 def test_a_planted_buffer_stands_in_the_weights_and_its_row_says_so(
     embedded, tmp_path, wrappers, measured
 ):
-    plain = {one.name: one.value for one in measured[0].measurements if one.unit == "bytes"}
+    plain = {
+        measurement.name: measurement.value
+        for measurement in measured[0].measurements
+        if measurement.unit == "bytes"
+    }
     settings = TimingSettings(grid=parse_grid("32x1x4"), rounds=1, visit_seconds=0.01)
-    found = measure(
+    result = measure(
         TimedModel(embedded.checkpoint, "wrappers:heavier"),
         None,
         settings,
         folder=tmp_path / "m",
     )
-    weights = next(one for one in found.measurements if one.name == "weight_bytes_resident")
+    weights = next(
+        measurement
+        for measurement in result.measurements
+        if measurement.name == "weight_bytes_resident"
+    )
     assert weights.value - plain["weight_bytes_resident"] == 16 * 2**20
     assert "22.51 MiB counted, 6.51 MiB by arithmetic" in weights.remark
-    assert not any(one.name.endswith("_speedup") for one in found.measurements)
+    assert not any(measurement.name.endswith("_speedup") for measurement in result.measurements)
 
 
 @pytest.mark.slow
@@ -354,9 +369,9 @@ def sampled(monkeypatch, *samples):
     waiting = iter(samples)
     monkeypatch.setattr(monitor.InterferenceMonitor, "_sample", lambda self: next(waiting))
     monkeypatch.setattr(monitor, "allowed_cpus", lambda: {0, 1})
-    one = monitor.InterferenceMonitor()
-    one.begin()
-    return one.end()
+    measurement = monitor.InterferenceMonitor()
+    measurement.begin()
+    return measurement.end()
 
 
 def test_a_quiet_stretch_is_clean_and_what_spoils_it_is_named(monkeypatch):
@@ -438,21 +453,21 @@ def nvml(processes, held):
 
 
 def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
-    processes, held = [1, 2], [0, 10]
-    monkeypatch.setitem(sys.modules, "pynvml", nvml(processes, held))
-    found = energy.NvmlReader.open()
-    before = found.sample()
-    assert found.interference(before, found.sample(), {1, 2}) == [] and found.joules() == 5.0
+    processes, nanoseconds = [1, 2], [0, 10]
+    monkeypatch.setitem(sys.modules, "pynvml", nvml(processes, nanoseconds))
+    reader = energy.NvmlReader.open()
+    before = reader.sample()
+    assert reader.interference(before, reader.sample(), {1, 2}) == [] and reader.joules() == 5.0
     processes.append(999)
-    held[1] += 2_500_000_000
-    assert found.interference(before, found.sample(), {1, 2}) == [
+    nanoseconds[1] += 2_500_000_000
+    assert reader.interference(before, reader.sample(), {1, 2}) == [
         "heat held the GPU back for 2.5 s",
         "1 other processes were on the GPU",
     ]
     # in a container the numbers are the host's: ours are among them, none is known by name
-    held[1] = 10
-    assert found.interference(before, before, {70, 71}) == []
-    assert found.interference(before, found.sample(), {70, 71}) == [
+    nanoseconds[1] = 10
+    assert reader.interference(before, before, {70, 71}) == []
+    assert reader.interference(before, reader.sample(), {70, 71}) == [
         "1 other processes were on the GPU"
     ]
     assert energy.EnergyMeter("cuda").source == "NVML"
@@ -482,19 +497,23 @@ def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
     from harness.api import measure_models
     from harness.reporting.measured import measurement_tables
 
-    found, path = measure_models(
+    result, path = measure_models(
         ["tiny", "tiny-math"], grid="16x1x3", rounds=3, threads=1, out=tmp_path
     )
     shown = measurement_tables(
-        [(one.name, one.found.measurements, one.found.skipped) for one in found]
+        [
+            (measurement.name, measurement.found.measurements, measurement.found.skipped)
+            for measurement in result
+        ]
     )
     lines = [line for line in shown.splitlines() if line.startswith("| tiny")]
     assert len(lines) == 4 and "base" in lines[0] and "[" in lines[1]
-    told = json.loads(path.read_text())
-    assert [one["name"] for one in told["models"]] == ["tiny", "tiny-math"] and told["environment"][
-        "threads"
-    ] == 1
-    assert told["models"][1]["raw"]["scenarios"]["16 prompt tokens, 3 new tokens, batch 1"][
+    document = json.loads(path.read_text())
+    assert [measurement["name"] for measurement in document["models"]] == [
+        "tiny",
+        "tiny-math",
+    ] and document["environment"]["threads"] == 1
+    assert document["models"][1]["raw"]["scenarios"]["16 prompt tokens, 3 new tokens, batch 1"][
         "visits"
     ]["base"]
     assert str(Path(tmp_path)) not in path.read_text()
@@ -506,14 +525,14 @@ def test_on_a_gpu_memory_is_what_the_allocator_counted_and_time_is_by_events(emb
         pytest.skip("no GPU here")
     same = TimedModel(embedded.checkpoint)
     settings = TimingSettings(grid=parse_grid("64x2x8"), rounds=3, device="cuda", dtype="bfloat16")
-    found = measure(same, same, settings, folder=tmp_path)
-    by = {one.name: one for one in found.measurements}
+    result = measure(same, same, settings, folder=tmp_path)
+    by_name = {measurement.name: measurement for measurement in result.measurements}
     assert (
-        by["decode_peak_bytes:reserved"].value
-        >= by["decode_peak_bytes:allocated"].value
-        > by["weight_bytes_resident"].value
+        by_name["decode_peak_bytes:reserved"].value
+        >= by_name["decode_peak_bytes:allocated"].value
+        > by_name["weight_bytes_resident"].value
     )
-    assert by["kv_bytes"].remark == "" and by["decode_speedup"].low < 1.2
+    assert by_name["kv_bytes"].remark == "" and by_name["decode_speedup"].low < 1.2
 
 
 def test_the_stopwatch_needs_no_more_than_opening_and_running():
@@ -565,16 +584,18 @@ def test_a_scenario_that_runs_out_of_memory_leaves_the_others(embedded, tmp_path
             return answers[do]
 
     monkeypatch.setattr(measuring, "Stopwatch", Scripted)
-    found = measure(
+    result = measure(
         TimedModel(embedded.checkpoint),
         None,
         TimingSettings(grid=parse_grid("8x1,4x2"), rounds=1),
         folder=tmp_path,
     )
-    assert found.skipped == ("8 prompt tokens, 2 new tokens, batch 4: out of memory",)
-    assert [one.condition for one in found.measurements if one.name == "ttft_seconds"] == [
-        "8 prompt tokens, 2 new tokens, batch 1"
-    ]
+    assert result.skipped == ("8 prompt tokens, 2 new tokens, batch 4: out of memory",)
+    assert [
+        measurement.condition
+        for measurement in result.measurements
+        if measurement.name == "ttft_seconds"
+    ] == ["8 prompt tokens, 2 new tokens, batch 1"]
 
 
 def test_a_configuration_that_names_nothing_known_is_refused():

@@ -41,9 +41,9 @@ ROUNDED = (
 
 
 def unpacked(kinds, folder):
-    held = write_llama(folder / "small.gguf", kinds, EMBEDDED / "tiny")
+    stored = write_llama(folder / "small.gguf", kinds, EMBEDDED / "tiny")
     checkpoint = resolve(str(folder / "small.gguf"), cache=folder / "cache")
-    return checkpoint, held, load_file(checkpoint.path / "model.safetensors")
+    return checkpoint, stored, load_file(checkpoint.path / "model.safetensors")
 
 
 def numbers(held, name):
@@ -52,9 +52,9 @@ def numbers(held, name):
 
 @pytest.mark.parametrize("kind", KEPT)
 def test_kinds_of_many_bits_are_kept_to_the_last(kind, tmp_path):
-    checkpoint, held, tensors = unpacked({"": kind}, tmp_path)
+    checkpoint, stored, tensors = unpacked({"": kind}, tmp_path)
     for theirs, ours in NAMES.items():
-        assert torch.equal(tensors[ours].float(), numbers(held, theirs)), theirs
+        assert torch.equal(tensors[ours].float(), numbers(stored, theirs)), theirs
     dtype = str(stored_dtype(checkpoint)).removeprefix("torch.")
     assert checkpoint.note == f"unpacked from GGUF {kind}, kept in {dtype}"
     assert stored_dtype(checkpoint) is KEPT[kind]
@@ -62,15 +62,17 @@ def test_kinds_of_many_bits_are_kept_to_the_last(kind, tmp_path):
 
 @pytest.mark.parametrize("kind", ROUNDED)
 def test_kinds_of_few_bits_are_rounded_to_bf16_and_no_further(kind, tmp_path):
-    checkpoint, held, tensors = unpacked({"": kind}, tmp_path)
+    checkpoint, stored, tensors = unpacked({"": kind}, tmp_path)
     assert (
         checkpoint.note == f"unpacked from GGUF {kind}, rounded to bfloat16"
         and stored_dtype(checkpoint) is torch.bfloat16
     )
     for theirs, ours in NAMES.items():
-        assert torch.equal(tensors[ours], numbers(held, theirs).to(torch.bfloat16)), theirs
+        assert torch.equal(tensors[ours], numbers(stored, theirs).to(torch.bfloat16)), theirs
     # so that the note is true
-    assert any(not torch.equal(tensors[NAMES[name]].float(), numbers(held, name)) for name in NAMES)
+    assert any(
+        not torch.equal(tensors[NAMES[name]].float(), numbers(stored, name)) for name in NAMES
+    )
 
 
 @pytest.mark.parametrize(
@@ -88,11 +90,11 @@ def test_kinds_of_few_bits_are_rounded_to_bf16_and_no_further(kind, tmp_path):
 def test_a_mixture_is_named_by_its_commonest_kind_and_the_note_holds_for_all_of_it(
     kinds, note, tmp_path
 ):
-    checkpoint, held, tensors = unpacked(kinds, tmp_path)
+    checkpoint, stored, tensors = unpacked(kinds, tmp_path)
     assert checkpoint.note == f"unpacked from GGUF {note}"
     dtype = stored_dtype(checkpoint)
     for theirs, ours in NAMES.items():
-        assert torch.equal(tensors[ours], numbers(held, theirs).to(dtype)), theirs
+        assert torch.equal(tensors[ours], numbers(stored, theirs).to(dtype)), theirs
 
 
 @pytest.mark.parametrize("kind", ["F16", "Q4_1", "Q6_K"])

@@ -43,12 +43,12 @@ def test_nibbles_come_back_in_order_and_an_odd_column_is_filled_up():
 
 
 def test_int8_by_hand():
-    found = round_to_nearest(torch.tensor([[1.27, -0.635, 0.0], [0.0, 0.0, 0.0]]), bits=8)
+    rounded = round_to_nearest(torch.tensor([[1.27, -0.635, 0.0], [0.0, 0.0, 0.0]]), bits=8)
     scale = float(torch.tensor(0.01).bfloat16())  # 1.27 / 127, rounded before the weights are
-    assert float(found.scale[0, 0]) == scale
-    assert found.codes.tolist() == [[127, round(-0.635 / scale), 0], [0, 0, 0]]
+    assert float(rounded.scale[0, 0]) == scale
+    assert rounded.codes.tolist() == [[127, round(-0.635 / scale), 0], [0, 0, 0]]
     # a row of zeros has a scale, and stays zero
-    assert found.dequantized()[1].tolist() == [0, 0, 0]
+    assert rounded.dequantized()[1].tolist() == [0, 0, 0]
 
 
 def test_int4_by_hand_symmetric_and_asymmetric():
@@ -70,12 +70,12 @@ def test_rounding_is_within_half_a_step_and_again_changes_nothing(bits, zeros):
         pytest.skip("int8 is symmetric here")
     torch.manual_seed(1)
     w = torch.randn(6, 64)
-    found = round_to_nearest(w, bits=bits, group_size=16, symmetric=not zeros)
-    step = found.scale.float().repeat_interleave(16, dim=1)
+    rounded = round_to_nearest(w, bits=bits, group_size=16, symmetric=not zeros)
+    step = rounded.scale.float().repeat_interleave(16, dim=1)
     # bf16 scales clamp the extremes a little
-    assert ((found.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()
-    again = round_to_nearest(found.dequantized(), bits=bits, group_size=16, symmetric=not zeros)
-    codes = found.codes.view(6, -1, 16)
+    assert ((rounded.dequantized() - w).abs() <= step * (0.51 if not zeros else 0.76)).all()
+    again = round_to_nearest(rounded.dequantized(), bits=bits, group_size=16, symmetric=not zeros)
+    codes = rounded.codes.view(6, -1, 16)
     spanned = (
         (codes.amin(-1) == 0) & (codes.amax(-1) == 2**bits - 1)
         if zeros
@@ -84,7 +84,7 @@ def test_rounding_is_within_half_a_step_and_again_changes_nothing(bits, zeros):
     # twice is once
     assert (
         spanned.any()
-        and (again.dequantized() == found.dequantized()).view(6, -1, 16)[spanned].all()
+        and (again.dequantized() == rounded.dequantized()).view(6, -1, 16)[spanned].all()
     )
 
 
@@ -101,8 +101,12 @@ def test_the_golden_numbers_of_rounding():
 def test_a_group_of_zeros_stays_zero(zeros):
     w = torch.randn(3, 24)
     w[:, 8:16] = 0
-    found = round_to_nearest(w, bits=4, group_size=8, symmetric=not zeros).dequantized()
-    assert torch.isfinite(found).all() and (found[:, 8:16] == 0).all() and (found[:, :8] != 0).any()
+    rounded = round_to_nearest(w, bits=4, group_size=8, symmetric=not zeros).dequantized()
+    assert (
+        torch.isfinite(rounded).all()
+        and (rounded[:, 8:16] == 0).all()
+        and (rounded[:, :8] != 0).any()
+    )
 
 
 @pytest.mark.parametrize("rows", [1, 3, 8, 9, 40])
@@ -111,21 +115,21 @@ def test_kernels_compute_what_the_weights_stand_for_for_any_number_of_rows(kind,
     torch.manual_seed(2)
     w, bias, x = torch.randn(48, 64), torch.randn(48), torch.randn(1, rows, 64)
     name, _, zeros = kind.partition(" ")
-    found = round_to_nearest(
+    rounded = round_to_nearest(
         w,
         bits=4 if name == "int4" else 8,
         group_size=32 if name == "int4" else 0,
         symmetric=not zeros,
     )
-    module = filled(*packed_layer("m", found, bias, kind=name))
-    assert module.dequantized().equal(found.dequantized())
-    expected = x @ found.dequantized().T + bias
+    module = filled(*packed_layer("m", rounded, bias, kind=name))
+    assert module.dequantized().equal(rounded.dequantized())
+    expected = x @ rounded.dequantized().T + bias
     with torch.inference_mode():
-        told = module(x)
-    assert told.shape == expected.shape and told.dtype == x.dtype
+        output = module(x)
+    assert output.shape == expected.shape and output.dtype == x.dtype
     # bf16 or int8 activations, of outputs of size 8
     tolerance = {"int8": 0.02, "int8-dynamic": 0.03, "int4": 0.03}[name]
-    assert (told - expected).abs().max() < tolerance * expected.abs().max()
+    assert (output - expected).abs().max() < tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8, 9])
@@ -136,22 +140,22 @@ def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligne
     numbers.
     """
     torch.manual_seed(7)
-    found = round_to_nearest(torch.randn(40, width), bits=8)
-    module = filled(*packed_layer("m", found, None, kind="int8"))
-    table = filled(*packed_layer("m", found, None, kind="int8", embedding=True))
+    rounded = round_to_nearest(torch.randn(40, width), bits=8)
+    module = filled(*packed_layer("m", rounded, None, kind="int8"))
+    table = filled(*packed_layer("m", rounded, None, kind="int8", embedding=True))
     if aligned:
         module.align(), table.align()
         assert (
             module.weight.shape == (40, width + -width % 16, 1)
             and module.weight.data_ptr() % 64 == 0
         )
-    assert module.dequantized().equal(found.dequantized())
-    assert table(torch.tensor([3, 39])).equal(found.dequantized()[[3, 39]])
+    assert module.dequantized().equal(rounded.dequantized())
+    assert table(torch.tensor([3, 39])).equal(rounded.dequantized()[[3, 39]])
     x = torch.randn(rows, width)
     with torch.inference_mode():
         for one in (module, TiedHead(table)):
-            assert (one(x) - x @ found.dequantized().T).abs().max() < 0.02 * (
-                x @ found.dequantized().T
+            assert (one(x) - x @ rounded.dequantized().T).abs().max() < 0.02 * (
+                x @ rounded.dequantized().T
             ).abs().max()
 
 
@@ -159,14 +163,14 @@ def test_inputs_of_any_number_are_multiplied_where_the_kernel_would_crash(aligne
 @pytest.mark.parametrize("outputs", [40, 57, 8])
 def test_any_number_of_outputs_takes_the_int4_kernel(outputs, rows):
     torch.manual_seed(8)
-    found = round_to_nearest(torch.randn(outputs, 96), bits=4, group_size=32, symmetric=False)
-    module = filled(*packed_layer("m", found, torch.randn(outputs), kind="int4"))
+    rounded = round_to_nearest(torch.randn(outputs, 96), bits=4, group_size=32, symmetric=False)
+    module = filled(*packed_layer("m", rounded, torch.randn(outputs), kind="int4"))
     x = torch.randn(2, rows, 96)
-    expected = x @ found.dequantized().T + module.bias
+    expected = x @ rounded.dequantized().T + module.bias
     with torch.inference_mode():
-        told = module(x)
-    assert module.laid_out == "cpu" and told.shape == expected.shape
-    assert (told - expected).abs().max() < 0.03 * expected.abs().max()
+        output = module(x)
+    assert module.laid_out == "cpu" and output.shape == expected.shape
+    assert (output - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 @pytest.mark.parametrize("rows", [1, 9])
@@ -178,15 +182,15 @@ def test_large_activations_and_small_scales_survive_in_half_precision(rows):
     w = torch.randn(32, 64) * 1e-3
     x = torch.randn(rows, 64) * 20_000
     for name in ("int8", "int8-dynamic"):
-        found = round_to_nearest(w, bits=8)
-        module = filled(*packed_layer("m", found, None, kind=name))
-        expected = x @ found.dequantized().T
+        rounded = round_to_nearest(w, bits=8)
+        module = filled(*packed_layer("m", rounded, None, kind=name))
+        expected = x @ rounded.dequantized().T
         assert 100 < expected.abs().max() < 65_504
         with torch.inference_mode():
-            told = module(x.half())
+            output = module(x.half())
         assert (
-            told.dtype == torch.float16
-            and (told.float() - expected).abs().max() < 0.03 * expected.abs().max()
+            output.dtype == torch.float16
+            and (output.float() - expected).abs().max() < 0.03 * expected.abs().max()
         ), name
 
 
@@ -195,8 +199,8 @@ def test_a_packed_student_of_half_precision_opens_in_bf16(compress, tmp_path):
 
     from transformers import AutoModelForCausalLM
 
-    made, _ = compress("int8")
-    shutil.copytree(made.path, tmp_path / "half")
+    student, _ = compress("int8")
+    shutil.copytree(student.path, tmp_path / "half")
     config = json.loads((tmp_path / "half" / "config.json").read_text())
     (tmp_path / "half" / "config.json").write_text(json.dumps(config | {"dtype": "float16"}))
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "half")
@@ -234,8 +238,10 @@ def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
     import sys
 
     base, _ = compress(cut, {**settings, "num_calibration_samples": 8, "max_seq_length": 64})
-    made, _ = compress("int8", base=base)
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    student, _ = compress("int8", base=base)
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
     assert any(spec["kind"] == "int8" and spec["shape"][1] % 16 for spec in modules.values())
     code = (
         "import sys, torch, methods.packed\nfrom transformers import AutoModelForCausalLM\n"
@@ -246,7 +252,7 @@ def test_odd_ranks_and_widths_decode_in_int8(cut, settings, compress):
         "assert float((x - y).abs().max()) < 1.0, float((x - y).abs().max())"
     )
     done = subprocess.run(
-        [sys.executable, "-P", "-c", code, str(made.path), str(base.path)],
+        [sys.executable, "-P", "-c", code, str(student.path), str(base.path)],
         capture_output=True,
         text=True,
         check=False,
@@ -283,15 +289,15 @@ def test_a_group_that_no_kernel_knows_is_computed_all_the_same():
 
 def test_the_head_reads_the_table_of_tokens():
     torch.manual_seed(5)
-    found = round_to_nearest(torch.randn(40, 16), bits=8)
-    table = filled(*packed_layer("m", found, None, kind="int8", embedding=True))
+    rounded = round_to_nearest(torch.randn(40, 16), bits=8)
+    table = filled(*packed_layer("m", rounded, None, kind="int8", embedding=True))
     assert isinstance(table, Int8Embedding)
     ids = torch.tensor([[3, 39]])
-    assert table(ids).equal(found.dequantized()[ids])
+    assert table(ids).equal(rounded.dequantized()[ids])
     head = TiedHead(table)
     x = torch.randn(2, 16)
     with torch.inference_mode():
-        assert torch.allclose(head(x), x @ found.dequantized().T, atol=0.1)
+        assert torch.allclose(head(x), x @ rounded.dequantized().T, atol=0.1)
     assert head.weight is table.weight and len(list(head.parameters())) == 1
 
 
@@ -351,20 +357,20 @@ def test_compensated_rounding_beats_the_nearest_on_real_inputs_whatever_its_part
     x = inputs()
     w, gram = torch.randn(24, 32), x.T @ x
     nearest = round_to_nearest(w, bits=4, group_size=group)
-    found = round_with_gptq(w, gram, bits=4, group_size=group, columns=columns)
-    assert found.scale.shape == nearest.scale.shape
-    assert outputs_error(w, found.dequantized(), gram) < 0.8 * outputs_error(
+    rounded = round_with_gptq(w, gram, bits=4, group_size=group, columns=columns)
+    assert rounded.scale.shape == nearest.scale.shape
+    assert outputs_error(w, rounded.dequantized(), gram) < 0.8 * outputs_error(
         w, nearest.dequantized(), gram
     )
     whole = round_with_gptq(w, gram, bits=4, group_size=group, columns=128)
     # the split into parts is arithmetic, not a choice
-    assert (found.codes != whole.codes).float().mean() < 0.02
+    assert (rounded.codes != whole.codes).float().mean() < 0.02
 
 
 def test_compensated_rounding_without_correlations_is_the_nearest():
     w = torch.randn(5, 16)
-    found = round_with_gptq(w, torch.eye(16), bits=4, group_size=8)
-    assert found.codes.equal(round_to_nearest(w, bits=4, group_size=8).codes)
+    rounded = round_with_gptq(w, torch.eye(16), bits=4, group_size=8)
+    assert rounded.codes.equal(round_to_nearest(w, bits=4, group_size=8).codes)
 
 
 def test_the_factor_is_that_of_the_inverse_and_dead_inputs_are_told():
@@ -387,9 +393,9 @@ def header_of(folder):
     assert not [path for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
     raw = (folder / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
-    told = json.loads(raw[8 : 8 + length])
-    told.pop("__metadata__", None)
-    return told, 8 + length
+    header = json.loads(raw[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header, 8 + length
 
 
 CLAIMS = {  # bytes of a packed matrix (O, I), its scales in bf16
@@ -418,24 +424,28 @@ FEW = {"num_calibration_samples": 8, "max_seq_length": 64}
     ],
 )
 def test_every_byte_on_disk_is_one_that_a_formula_claims(name, settings, compress):
-    made, _ = compress(name, settings)
-    tensors, header = header_of(made.path)
+    student, _ = compress(name, settings)
+    tensors, header = header_of(student.path)
     sizes = {
-        one: told["data_offsets"][1] - told["data_offsets"][0] for one, told in tensors.items()
+        one: entry["data_offsets"][1] - entry["data_offsets"][0] for one, entry in tensors.items()
     }
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
     for module, spec in modules.items():
         if spec["kind"] != "tied":
-            own = [size for one, size in sizes.items() if one.rpartition(".")[0] == module]
-            assert sum(own) == CLAIMS[spec["kind"].removesuffix("-dynamic")](
+            sizes_of_module = [
+                size for one, size in sizes.items() if one.rpartition(".")[0] == module
+            ]
+            assert sum(sizes_of_module) == CLAIMS[spec["kind"].removesuffix("-dynamic")](
                 *spec["shape"], spec
             ), module
-    rest = {one: told for one, told in tensors.items() if one.rpartition(".")[0] not in modules}
-    assert all(told["dtype"] == "BF16" for told in rest.values())
+    rest = {one: entry for one, entry in tensors.items() if one.rpartition(".")[0] not in modules}
+    assert all(entry["dtype"] == "BF16" for entry in rest.values())
     assert (
-        made.bytes_on_disk
+        student.bytes_on_disk
         == header + sum(sizes.values())
-        == (made.path / "model.safetensors").stat().st_size
+        == (student.path / "model.safetensors").stat().st_size
     )
 
 
@@ -451,7 +461,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
 
     opened = open_model(compress(name)[0])
     for task in ("gsm8k-mini", "mmlu-mini"):
-        found = [
+        rounded = [
             score_task(
                 opened,
                 suites.load(task),
@@ -462,8 +472,8 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
             )[1]
             for size in (1, 8)
         ]
-        assert [(row.text, row.correct) for row in found[0]] == [
-            (row.text, row.correct) for row in found[1]
+        assert [(row.text, row.correct) for row in rounded[0]] == [
+            (row.text, row.correct) for row in rounded[1]
         ]
 
 
@@ -486,9 +496,11 @@ def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
 
     with FakeTensorMode(), torch.device("cuda"):
         module = packed_module({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
-        told = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
+        output = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
     assert (
-        told.shape == (1, rows, 48) and told.dtype == torch.bfloat16 and told.device.type == "cuda"
+        output.shape == (1, rows, 48)
+        and output.dtype == torch.bfloat16
+        and output.device.type == "cuda"
     )
     if spec["kind"] == "int4":
         assert module.laid_out == "cuda" and (module.in_features + module.padding) % 128 == 0
@@ -504,38 +516,38 @@ def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
     torch.manual_seed(2)
     w, bias, x = torch.randn(48, width), torch.randn(48), torch.randn(1, rows, width)
     name, _, zeros = kind.partition(" ")
-    found = round_to_nearest(
+    rounded = round_to_nearest(
         w,
         bits=4 if name == "int4" else 8,
         group_size=32 if name == "int4" else 0,
         symmetric=not zeros,
     )
-    module = filled(*packed_layer("m", found, bias, kind=name)).cuda()
-    expected = x @ found.dequantized().T + bias
+    module = filled(*packed_layer("m", rounded, bias, kind=name)).cuda()
+    expected = x @ rounded.dequantized().T + bias
     for dtype in (torch.float32, torch.bfloat16):
         with torch.inference_mode():
-            told = module(x.cuda().to(dtype)).cpu().float()
-        assert (told - expected).abs().max() < 0.03 * expected.abs().max()
+            output = module(x.cuda().to(dtype)).cpu().float()
+        assert (output - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 def test_a_checkpoint_says_what_it_packs_and_weighs_what_it_claims(compress, tmp_path):
     from harness.models.language_model import open_model
     from harness.models.resolve import quantized_by
 
-    made, told = compress("int4", {"group_size": 32, "symmetric": False})
-    config = json.loads((made.path / "config.json").read_text())["quantization_config"]
+    student, output = compress("int4", {"group_size": 32, "symmetric": False})
+    config = json.loads((student.path / "config.json").read_text())["quantization_config"]
     assert (
         config["quant_method"] == "compression-harness"
-        and quantized_by(made.path) == "int4+int8+tied"
+        and quantized_by(student.path) == "int4+int8+tied"
     )
     one = config["modules"]["model.layers.0.mlp.up_proj"]
     assert one == {"kind": "int4", "shape": [384, 128], "group": 32, "zeros": True}
-    assert told["bits_of_a_packed_weight"] == 4 + 16 / 32 + 4 / 32
+    assert output["bits_of_a_packed_weight"] == 4 + 16 / 32 + 4 / 32
     body = 8 * (2 * 128 * 128 + 2 * 64 * 128 + 3 * 384 * 128)
-    claimed = body * told["bits_of_a_packed_weight"] / 8 + 1024 * (128 + 2) + 17 * 128 * 2
-    assert made.bytes_on_disk == claimed + header_of(made.path)[1]
+    claimed = body * output["bits_of_a_packed_weight"] / 8 + 1024 * (128 + 2) + 17 * 128 * 2
+    assert student.bytes_on_disk == claimed + header_of(student.path)[1]
     with pytest.raises(ValueError, match="not serializable"):
-        open_model(made).model.save_pretrained(tmp_path / "again")
+        open_model(student).model.save_pretrained(tmp_path / "again")
 
 
 def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_what_kernels_hold(
@@ -554,13 +566,15 @@ def test_a_packed_model_is_scored_on_the_path_of_the_others_and_weighed_with_wha
 
 
 def test_embeddings_can_be_left_alone_and_layers_skipped(compress):
-    made, told = compress("int8", {"embeddings": "skip", "ignore": ["*.down_proj"]})
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    student, logits = compress("int8", {"embeddings": "skip", "ignore": ["*.down_proj"]})
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
     assert (
         not any(name.endswith(("down_proj", "embed_tokens", "lm_head")) for name in modules)
         and len(modules) == 48
     )
-    assert told["packed_layers"] == 48 and told["table_and_head"] == "skip"
+    assert logits["packed_layers"] == 48 and logits["table_and_head"] == "skip"
 
 
 def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
@@ -569,8 +583,10 @@ def test_a_tied_head_is_left_alone_with_its_table_or_not_at_all(compress):
     for one in ("lm_head", "model.embed_tokens"):
         with pytest.raises(CellFailed, match="are one matrix in this model, and ignore names only"):
             compress("int8", {"ignore": [one]})
-    made, _ = compress("int8", {"ignore": ["lm_head", "model.embed_tokens"]})
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    student, _ = compress("int8", {"ignore": ["lm_head", "model.embed_tokens"]})
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
     assert not {"lm_head", "model.embed_tokens"} & modules.keys()
 
 
@@ -581,13 +597,16 @@ def test_the_simulated_one_holds_exactly_what_the_packed_one_stands_for(compress
     for name, module in packed.named_modules():
         if hasattr(module, "dequantized"):
             assert fake.get_submodule(name).weight.equal(module.dequantized()), name
-    left, told = compress("fake-int4", {"ignore": ["model.embed_tokens", "lm_head"]})
+    left, output = compress("fake-int4", {"ignore": ["model.embed_tokens", "lm_head"]})
     assert (
         open_model(left)
         .model.get_input_embeddings()
         .weight.equal(open_model(tiny).model.get_input_embeddings().weight)
     )
-    assert told["table_and_head"] == "int8" and told["skipped"] == ["model.embed_tokens", "lm_head"]
+    assert output["table_and_head"] == "int8" and output["skipped"] == [
+        "model.embed_tokens",
+        "lm_head",
+    ]
 
 
 def test_a_quantised_model_is_neither_cut_nor_trained_and_that_is_said_before_anything_is_computed(
@@ -739,14 +758,18 @@ def test_other_architectures_reopen_as_what_their_packed_weights_stand_for(
             if hasattr(module, "dequantized"):
                 plain.get_submodule(name_of).weight.copy_(module.dequantized())
         ids = torch.arange(5, 37)[None]
-        expected, told = plain(ids).logits, student(ids).logits
-    assert (told - expected).abs().max() < 0.05 * max(1.0, float(expected.abs().max()))
+        expected, output = plain(ids).logits, student(ids).logits
+    assert (output - expected).abs().max() < 0.05 * max(1.0, float(expected.abs().max()))
 
 
 def test_a_pattern_leaves_all_below_it_and_a_word_is_a_pattern(compress):
-    made, told = compress("int8", {"ignore": "*.mlp"})
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
-    assert told["packed_layers"] == 32 and not any(".mlp." in name for name in modules)
-    made, _ = compress("int8", {"ignore": ["*embed_tokens", "lm_head"]})
-    modules = json.loads((made.path / "config.json").read_text())["quantization_config"]["modules"]
+    student, output = compress("int8", {"ignore": "*.mlp"})
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
+    assert output["packed_layers"] == 32 and not any(".mlp." in name for name in modules)
+    student, _ = compress("int8", {"ignore": ["*embed_tokens", "lm_head"]})
+    modules = json.loads((student.path / "config.json").read_text())["quantization_config"][
+        "modules"
+    ]
     assert "model.embed_tokens" not in modules and "lm_head" not in modules

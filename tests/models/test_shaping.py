@@ -168,9 +168,9 @@ def test_a_class_that_counts_its_blocks_by_a_setting_of_its_own_is_refused(tmp_p
 def test_random_blocks_of_a_mixture_keep_their_kind(tmp_path, compress):
     for family, seed in (("Qwen2-MoE", 1), ("DeepSeek-V3", 2), ("Llama 4", 3)):
         base = saved_family(family, tmp_path / family)
-        made, told = compress("prune-depth-random", {"ratio": 0.5}, base=base, seed=seed)
-        expected = logits(bypassed(open_model(base).model, told["dropped"]))
-        assert torch.allclose(logits(open_model(made).model), expected, atol=1e-4), family
+        student, values = compress("prune-depth-random", {"ratio": 0.5}, base=base, seed=seed)
+        expected = logits(bypassed(open_model(base).model, values["dropped"]))
+        assert torch.allclose(logits(open_model(student).model), expected, atol=1e-4), family
 
 
 READERS = {
@@ -481,14 +481,14 @@ PACKS = [
 @pytest.mark.parametrize("family", PACKS)
 def test_a_packed_student_stands_for_its_codes_in_every_family(family, tmp_path, compress):
     base = saved_family(family, tmp_path / "base")
-    made, told = compress("int8", base=base)
+    made, values = compress("int8", base=base)
     student, plain = open_model(made).model, open_model(base).model
     packed = [name for name, module in student.named_modules() if hasattr(module, "dequantized")]
-    assert len(packed) >= told["packed_layers"] and not any("vision" in name for name in packed)
+    assert len(packed) >= values["packed_layers"] and not any("vision" in name for name in packed)
     with torch.no_grad():
         for name in packed:
-            layer, found = plain.get_submodule(name), student.get_submodule(name).dequantized()
-            layer.weight.copy_(found.T if type(layer).__name__ == "Conv1D" else found)
+            layer, result = plain.get_submodule(name), student.get_submodule(name).dequantized()
+            layer.weight.copy_(result.T if type(layer).__name__ == "Conv1D" else result)
     expected, given = logits(plain), logits(student)
     assert (given - expected).abs().max() < 0.06 * max(1.0, float(expected.abs().max()))
 
@@ -503,8 +503,8 @@ def test_all_strangers_stand_in_one_setting_that_works(tmp_path, compress):
         with pytest.raises(CellFailed, match="does not know") as caught:
             compress("int4", {"group_size": 32}, base=base)
         [setting] = shlex.split(re.search(r"--set (.*)$", str(caught.value))[1])
-        made, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
-        before, after = open_model(base).model.state_dict(), open_model(made).model.state_dict()
+        student, _ = compress("int4", {"group_size": 32, **parse_set([setting])["int4"]}, base=base)
+        before, after = open_model(base).model.state_dict(), open_model(student).model.state_dict()
         experts = [name for name in before if "experts" in name and "shared" not in name]
         assert experts and all(torch.equal(before[name], after[name]) for name in experts)
 
@@ -517,8 +517,8 @@ def test_a_layer_whose_weight_is_read_beside_it_is_left_alone_and_said_so(tmp_pa
         r"int8\.embeddings=skip",
     ):
         compress("int8", base=base)
-    _, told = compress("int8", {"embeddings": "skip"}, base=base)
-    assert "backbone.layers.*.mixer.dt_proj.weight" in told["left_alone"]
+    _, values = compress("int8", {"embeddings": "skip"}, base=base)
+    assert "backbone.layers.*.mixer.dt_proj.weight" in values["left_alone"]
 
 
 def test_a_class_built_on_linear_that_computes_something_else_is_no_linear_layer():
@@ -553,8 +553,12 @@ def test_a_packed_student_is_copied_and_not_cut(tmp_path, compress):
         (Untouched(), {"student": str(packed.path), "student_base": packed}),
         (Identity(), {"teacher": packed}),
     ):
-        made = method.compress(SimpleNamespace(workdir=tmp_path / type(method).__name__, **given))
-        assert made.digest == describe(packed.path, name="x").digest and made.path != packed.path
+        student = method.compress(
+            SimpleNamespace(workdir=tmp_path / type(method).__name__, **given)
+        )
+        assert (
+            student.digest == describe(packed.path, name="x").digest and student.path != packed.path
+        )
     with pytest.raises(
         CellFailed, match=r"student depth:0\.5: .* is packed \(int8\+tied\) and cannot be cut"
     ):
@@ -614,5 +618,8 @@ def test_the_page_of_architectures_is_what_its_program_writes():
     assert results.keys() == FAMILIES.keys() and len(results) >= 36
     assert program.PAGE.read_text(encoding="utf-8") == program.page(results)
     assert not [
-        said for row in results.values() for said in row.values() if said.startswith("breaks")
+        message
+        for row in results.values()
+        for message in row.values()
+        if message.startswith("breaks")
     ]

@@ -188,16 +188,16 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
     from harness.reporting.measured import measurement_tables
 
     checkpoint = saved_family(name, tmp_path / "model")
-    found = measure(
+    result = measure(
         TimedModel(checkpoint),
         None,
         TimingSettings(grid=parse_grid("24x2x4"), rounds=1, visit_seconds=0.01),
         folder=tmp_path / "m",
     )
-    by = {one.name: one for one in found.measurements}
-    assert by["decode_tokens_per_second"].value > 0 and not found.skipped
+    by = {one.name: one for one in result.measurements}
+    assert by["decode_tokens_per_second"].value > 0 and not result.skipped
     assert "activation_bytes" in by
-    shown = measurement_tables([(name, found.measurements, found.skipped)])
+    shown = measurement_tables([(name, result.measurements, result.skipped)])
     column = [cell.strip() for cell in shown.splitlines()[0].split("|")].index("KV MiB")
     cell = shown.splitlines()[2].split("|")[column].strip()
     if name == "RecurrentGemma":

@@ -125,8 +125,8 @@ def test_without_a_grid_nothing_is_timed_and_the_row_stands(tmp_path):
     for record in run.records:
         assert record.limited and [score.n for score in record.scores] == [7]
         assert (
-            record.measured("decode_speedup") is None
-            and record.measured("seconds_per_problem:gsm8k-mini") is not None
+            record.measurement("decode_speedup") is None
+            and record.measurement("seconds_per_problem:gsm8k-mini") is not None
         )
     assert "not timed" in run.markdown()
 

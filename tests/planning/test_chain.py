@@ -260,7 +260,7 @@ def test_a_chain_runs_from_end_to_end_and_says_what_each_stage_gave(finished):
     assert chain.cost.seen_tokens == records["prune-depth+response"].cost.seen_tokens > 0
     # packed ones are counted as what they were
     assert chain.student.parameters == records["prune-depth"].student.parameters
-    assert records["fake-int4"].measured("weight_bytes_disk") is None
+    assert records["fake-int4"].measurement("weight_bytes_disk") is None
     assert chain.path == records["teacher"].path  # one table
     assert "Chains, stage by stage" in markdown(list(run.records))
 

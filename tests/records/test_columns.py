@@ -1,6 +1,4 @@
-"""The one table of quantities: every header is written once, and every table, page, sort and
-measurement reads it.
-"""
+"""The one table of quantities: headers are written once, and tables, page and sorts read them."""
 
 import ast
 import copy
@@ -38,7 +36,7 @@ from harness.statistics.intervals import Interval
 ROOT = Path(__file__).parents[2]
 HARNESS = ROOT / "harness"
 STUDIES = sorted(path.parent for path in (ROOT / "results").glob("*/records"))
-HEADERS = {one.header for one in columns.QUANTITIES}
+HEADERS = {quantity.header for quantity in columns.QUANTITIES}
 # a unit, too
 DISTINCT = {header for header in HEADERS if not (header.isidentifier() and header.islower())} - {
     "MiB"
@@ -104,12 +102,12 @@ def texts_of(path):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
     ]
     docstrings = {id(body[0].value) for body in bodies if body and isinstance(body[0], ast.Expr)}
-    every = [
+    texts = [
         node
         for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
     ]
-    return {node.value.strip() for node in every if id(node) not in docstrings}
+    return {node.value.strip() for node in texts if id(node) not in docstrings}
 
 
 def test_a_header_is_written_once():
@@ -164,9 +162,9 @@ def built():
 
 def columns_of(sections):
     """Return the columns that tables show, and those of the exact values behind them."""
-    every = [one for section in sections for one in section.tables]
-    return {column for one in every for column in one.columns}, {
-        column for one in every for line in one.exact for column in line
+    tables = [one for section in sections for one in section.tables]
+    return {column for one in tables for column in one.columns}, {
+        column for one in tables for line in one.exact for column in line
     }
 
 
@@ -203,14 +201,14 @@ def numbers_of_blocks(one, column):
 
 
 def test_numbers_are_sorted_the_better_way(built):
-    every = [
+    tables = [
         one
         for sections in built.values()
         for section in sections
         for one in section.tables
         if any(one.blocks)
     ]
-    pairs = [(one, column) for one in every for column in one.columns if not column.quantity.words]
+    pairs = [(one, column) for one in tables for column in one.columns if not column.quantity.words]
     ordered = [
         (made, column) for one, column in pairs if (made := one.ordered_by(column)) is not one
     ]
@@ -266,28 +264,30 @@ UNITS = {
 SCALES = {("s", "ms"): 1000, ("bytes", "MiB"): 1 / 2**20, ("bytes", "GiB"): 1 / 2**30}
 
 
-@pytest.mark.parametrize("one", columns.QUANTITIES, ids=lambda one: one.key)
-def test_unit_scale_and_format_agree(one):
-    ending = next((unit for end, unit in UNITS.items() if one.header.endswith(end)), None)
-    assert ending is None or one.unit == ending or one.header == columns.GAP.header
-    assert one.scale == SCALES.get((one.stored, one.unit), 1)
-    assert not one.share or one.unit in ("%", "points")
-    assert not (one.leads and one.better == "none")
-    if one.format:
-        assert first_number(one.text(one.scaled(0.5))) is not None
-    assert one.text(None) == "-" and len(one.help) > 5
+@pytest.mark.parametrize("quantity", columns.QUANTITIES, ids=lambda quantity: quantity.key)
+def test_unit_scale_and_format_agree(quantity):
+    ending = next((unit for end, unit in UNITS.items() if quantity.header.endswith(end)), None)
+    assert ending is None or quantity.unit == ending or quantity.header == columns.GAP.header
+    assert quantity.scale == SCALES.get((quantity.stored, quantity.unit), 1)
+    assert not quantity.share or quantity.unit in ("%", "points")
+    assert not (quantity.leads and quantity.better == "none")
+    if quantity.format:
+        assert first_number(quantity.text(quantity.scaled(0.5))) is not None
+    assert quantity.text(None) == "-" and len(quantity.help) > 5
 
 
 def test_keys_are_unique_and_one_header_means_one_thing():
-    keys = [one.key for one in columns.QUANTITIES]
+    keys = [quantity.key for quantity in columns.QUANTITIES]
     assert len(keys) == len(set(keys))
-    for one in columns.QUANTITIES:
+    for quantity in columns.QUANTITIES:
         alike = [
             other
             for other in columns.QUANTITIES
-            if other.header == one.header and other.term == one.term
+            if other.header == quantity.header and other.term == quantity.term
         ]
-        assert len({(other.help, other.better, other.words) for other in alike}) == 1, one.header
+        assert len({(other.help, other.better, other.words) for other in alike}) == 1, (
+            quantity.header
+        )
 
 
 def test_the_glossary_is_the_tables_help():
@@ -295,8 +295,8 @@ def test_the_glossary_is_the_tables_help():
         glossary.GLOSSARY["retention"] == columns.RETENTION.help
         and glossary.GLOSSARY["disk"] == columns.DISK_X.help == columns.DISK.help
     )
-    listed = [one for one in columns.QUANTITIES if one.term != ""]
-    assert {one.help for one in listed} == set(glossary.GLOSSARY.values())
+    listed = [quantity for quantity in columns.QUANTITIES if quantity.term != ""]
+    assert {quantity.help for quantity in listed} == set(glossary.GLOSSARY.values())
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""Conditions are one object, held by job and record: every field says whether rows must agree in
-it, and nothing lists them again.
+"""Conditions are one object, held by job and record.
+
+Every field says whether rows must agree in it, and nothing lists the fields again.
 """
 
 import json
@@ -46,8 +47,9 @@ ALL = ("every row", "students", "trained rows")
 
 
 class Wider(Conditions):
-    """The conditions with planted settings: one of every row, one of students, one of training, one
-    that does not matter.
+    """The conditions with planted settings.
+
+    One is of every row, one of students, one of training, and one does not matter.
     """
 
     colour: Annotated[str, MustAgree("colour")] = "none"
@@ -121,18 +123,20 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
         for label, seed in seeds.items()
     ]
     assert len(group_records(usual)) == 1
-    for then, now in zip(usual, other, strict=True):
-        says = then.label in rows
-        assert condition_difference(freeze_record(then), then) is None
-        assert (condition_difference(freeze_record(then), now) is not None) == says, (
+    for before, current in zip(usual, other, strict=True):
+        says = before.label in rows
+        assert condition_difference(freeze_record(before), before) is None
+        assert (condition_difference(freeze_record(before), current) is not None) == says, (
             "from its default"
         )
-        assert (condition_difference(freeze_record(now), then) is not None) == says, "and back"
-        assert (name in freeze_record(now).conditions) == says and name not in freeze_record(
-            then
+        assert (condition_difference(freeze_record(current), before) is not None) == says, (
+            "and back"
+        )
+        assert (name in freeze_record(current).conditions) == says and name not in freeze_record(
+            before
         ).conditions, "at its default a baseline is as before"
-        apart = group_records([*usual[:1], then, now])
-        assert (len(apart) == 2) == (then.label in rows), [one.shared for one in apart]
+        apart = group_records([*usual[:1], before, current])
+        assert (len(apart) == 2) == (before.label in rows), [record.shared for record in apart]
     mixed = [*usual, make("cot", Wider(**PLAIN, **change), seed=1)]
     first, second = group_records(mixed)
     assert {first.shared[name], second.shared[name]} == {
@@ -148,22 +152,23 @@ def test_a_planted_condition_splits_tables_refuses_comparisons_and_is_frozen(cha
 
 
 def test_a_setting_that_is_free_splits_nothing():
-    one, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
+    record, other = make("int8", Wider(**PLAIN)), make("sft", Wider(**PLAIN, desk="window"), seed=1)
     assert (
-        len(group_records([one, other])) == 1
-        and condition_difference(freeze_record(one), make("int8", Wider(**PLAIN, desk="x"))) is None
+        len(group_records([record, other])) == 1
+        and condition_difference(freeze_record(record), make("int8", Wider(**PLAIN, desk="x")))
+        is None
     )
-    assert first_difference(one.conditions, other.conditions) == "desk"
+    assert first_difference(record.conditions, other.conditions) == "desk"
 
 
 def test_a_claim_is_not_judged_across_a_planted_condition():
     from harness.gate.rules import Rules
 
     teacher, row = make("teacher", Wider(**PLAIN)), make("int8", Wider(**PLAIN, colour="red"))
-    found = check([teacher, row], Rules(margin=0.9)).findings
+    findings = check([teacher, row], Rules(margin=0.9)).findings
     assert any(
-        "colour differs: none of the teacher, red of the row" in one.told for one in found
-    ), [one.told for one in found]
+        "colour differs: none of the teacher, red of the row" in record.told for record in findings
+    ), [record.told for record in findings]
 
 
 def test_advice_compares_only_records_that_differ_in_nothing_else():
@@ -210,15 +215,15 @@ CHANGED = {
 
 @pytest.mark.parametrize("name", list(Conditions.model_fields))
 def test_every_field_of_today_splits_as_it_says(name):
-    one, other = (
+    record, other = (
         make("sft", Conditions(**{**PLAIN, **change}), seed=1)
         for change in ({}, {name: CHANGED[name]})
     )
     marks = [mark for mark in Conditions.model_fields[name].metadata if isinstance(mark, MustAgree)]
     apart = bool(marks) or name == "limit"  # a limit makes a sample, which is a condition
-    assert (len(group_records([one, other.model_copy(update={"label": "cot"})])) == 2) == apart
+    assert (len(group_records([record, other.model_copy(update={"label": "cot"})])) == 2) == apart
     held = [mark for mark in marks if mark.in_baselines] or name == "limit"
-    assert (condition_difference(freeze_record(one), other) is not None) == bool(held)
+    assert (condition_difference(freeze_record(record), other) is not None) == bool(held)
 
 
 def test_tables_and_baselines_write_conditions_as_they_did():
@@ -260,13 +265,11 @@ def test_tables_and_baselines_write_conditions_as_they_did():
 
 
 def written_by_hand(record):
-    """Return what tables and baselines said of a record when every name of a condition stood in
-    their code.
-    """
+    """Return what tables and baselines said when every condition's name stood in their code."""
     under, teacher, student = record.conditions, record.method == "teacher", record.student_recipe
     table = {
-        "teacher": " and ".join(one.name for one in under.teachers),
-        "teacher digest": " ".join(one.digest for one in under.teachers),
+        "teacher": " and ".join(record.name for record in under.teachers),
+        "teacher digest": " ".join(record.digest for record in under.teachers),
         "tasks": ", ".join(under.tasks),
         "device": under.device,
         "dtype": under.dtype,
@@ -286,7 +289,7 @@ def written_by_hand(record):
         else {}
     )
     held = {
-        "teacher": " ".join(one.digest for one in under.teachers),
+        "teacher": " ".join(record.digest for record in under.teachers),
         "device": under.device,
         "dtype": under.dtype,
         "path": record.path,
@@ -306,17 +309,20 @@ def written_by_hand(record):
 def test_every_committed_record_stands_under_the_words_that_it_stood_under():
     kept = [records.read_record(path) for path in sorted(STUDIES.glob("*/records/*.json"))]
     assert len(kept) > 150
-    for one in kept:
-        table, held = written_by_hand(one)
+    for record in kept:
+        table, held = written_by_hand(record)
         assert (
-            list(shared_conditions(one.conditions, ("every row", *row_kinds(one))).items()) == table
+            list(shared_conditions(record.conditions, ("every row", *row_kinds(record))).items())
+            == table
         ), "in this order"
         # were not held at all: a tuned row was compared with one that was not
         late = ("tuned", "weights")
         assert {
-            name: text for name, text in FrozenRow.conditions_of(one).items() if name not in late
+            name: text for name, text in FrozenRow.conditions_of(record).items() if name not in late
         } == held
-        assert ("tuned" in FrozenRow.conditions_of(one)) == (one.trains and one.conditions.tuned)
+        assert ("tuned" in FrozenRow.conditions_of(record)) == (
+            record.trains and record.conditions.tuned
+        )
 
 
 def test_a_file_has_the_conditions_among_its_fields_in_every_schema(tmp_path):
@@ -372,11 +378,11 @@ def test_a_new_setting_reaches_the_file_and_comes_back_by_its_field_alone(tmp_pa
 
 
 def test_programs_that_read_a_records_conditions_by_their_old_names_go_on():
-    one = make("sft", Conditions(**{**PLAIN, "device": "cuda"}), seed=1)
-    assert (one.device, one.budget_tokens, one.limited) == ("cuda", 1000, False)
-    assert not hasattr(one, "colour") and isinstance(one, WithFlatConditions)
+    record = make("sft", Conditions(**{**PLAIN, "device": "cuda"}), seed=1)
+    assert (record.device, record.budget_tokens, record.limited) == ("cuda", 1000, False)
+    assert not hasattr(record, "colour") and isinstance(record, WithFlatConditions)
     with pytest.raises(AttributeError):
-        one.colour  # noqa: B018
+        record.colour  # noqa: B018
 
 
 def test_one_name_may_hold_several_fields_and_a_text_may_be_left_out():

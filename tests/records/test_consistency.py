@@ -1,5 +1,6 @@
-"""A record that contradicts itself is refused by name, though its digest is right; one that does
-not is read, whatever its age.
+"""A record that contradicts itself is refused by name, though its digest is right.
+
+One that does not is read, whatever its age.
 """
 
 import json
@@ -183,9 +184,7 @@ def record(**changes):
 
 
 def planted(path, place, value):
-    """Write a whole record, put `value` where `place` leads, and sign the file again: its digest is
-    right.
-    """
+    """Write a whole record, put `value` at `place`, and sign the file: its digest is right."""
     write_record(path, record())
     data = json.loads(path.read_text(encoding="utf-8"))
     inner = data

@@ -1,6 +1,4 @@
-"""The JSON schema of a record: fresh, and every committed record of every older schema conforms to
-it once it was read.
-"""
+"""The JSON schema of a record is fresh, and every committed record conforms once it was read."""
 
 import importlib.util
 import json
@@ -40,9 +38,7 @@ def is_of(kind, value):
 
 
 def wrong(value, schema, place=""):
-    """Return what does not conform, place by place; a keyword that is not known here is an error of
-    this test.
-    """
+    """Return what does not conform, place by place; an unknown keyword is an error of this test."""
     if "type" in schema and not is_of(schema["type"], value):
         return [f"{place}: {value!r} is no {schema['type']}"]
     problems = []

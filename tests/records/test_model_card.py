@@ -1,6 +1,4 @@
-"""The model card beside a student: what the Hub reads of it, and that it names no place of this
-machine.
-"""
+"""The model card beside a student: what the Hub reads of it; it names no path of this machine."""
 
 from pathlib import Path
 

@@ -36,11 +36,11 @@ def test_every_older_schema_is_read(tmp_path):
         # files hold their own digest since schema 6
         signed = {"digest": record._digest(old)} if schema >= record._FIRST_SIGNED_SCHEMA else {}
         (tmp_path / f"{schema}.json").write_text(json.dumps({**old, **signed}))
-    found, problems = read_records(tmp_path)
+    records, problems = read_records(tmp_path)
     assert (
         not problems
-        and len(found) == record.SCHEMA - 1
-        and {one.schema_number for one in found} == {record.SCHEMA}
+        and len(records) == record.SCHEMA - 1
+        and {one.schema_number for one in records} == {record.SCHEMA}
     )
 
 

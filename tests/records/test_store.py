@@ -88,9 +88,9 @@ def test_a_run_file_without_cells_is_one_line(cells, tmp_path):
     (tmp_path / "runs" / "a.json").write_text(
         json.dumps({"kind": "run", "cells": cells} if cells is not None else {"kind": "run"})
     )
-    found = CliRunner().invoke(
+    result = CliRunner().invoke(
         app, ["report", str(tmp_path / "runs" / "a.json")], standalone_mode=False
     )
-    assert isinstance(found.exception, HarnessError) and "cells are no list of keys" in str(
-        found.exception
+    assert isinstance(result.exception, HarnessError) and "cells are no list of keys" in str(
+        result.exception
     )

@@ -1,5 +1,6 @@
-"""Old names go on to work: typed, in files, in programs and in plug-ins; each is said once, and two
-names for one thing are refused.
+"""Old names go on to work: typed, in files, in programs and in plug-ins.
+
+Each gives one warning, and two names for one thing are refused.
 """
 
 import dataclasses

@@ -98,7 +98,7 @@ SPOILS = {
     ),
     "an answer is edited": (
         lambda cell: first_line(cell / "samples.jsonl", lambda line: edited(line, text="another")),
-        "the kept answers",
+        "the stored answers",
     ),
     "an outcome is flipped": (
         lambda cell: first_line(
@@ -108,11 +108,11 @@ SPOILS = {
                 correct={name: not right for name, right in json.loads(line)["correct"].items()},
             ),
         ),
-        "as kept, not so in the record",
+        " in the record (",
     ),
     "an answer is gone": (
         lambda cell: first_line(cell / "samples.jsonl", lambda line: ""),
-        "answers are kept, the record says",
+        "answers are stored, the record says",
     ),
     "the answers are gone": (
         lambda cell: (cell / "samples.jsonl").unlink(),
@@ -128,7 +128,7 @@ SPOILS = {
     ),
     "what was told is of another": (
         lambda cell: (cell / "job.json").write_text('{"cell": {"key": "0"}}'),
-        "job.json is of another",
+        "job.json belongs to another",
     ),
     "the parts are edited": (
         lambda cell: rewritten(cell / "parts.json", "lm-eval", "lm-evil"),
@@ -136,7 +136,7 @@ SPOILS = {
     ),
     "the parts are another cell's": (
         lambda cell: signed_parts(cell, students=["0"]),
-        "parts.json is of another key",
+        "parts.json belongs to another key",
     ),
     "the folder is another cell's": (
         lambda cell: cell.rename(cell.with_name("0" * 24)),
@@ -204,4 +204,4 @@ def test_scores_are_computed_again_where_that_is_asked_for(finished, monkeypatch
         return [first.model_copy(update={"outcomes": flipped}), *others]
 
     monkeypatch.setattr(harness.running.evaluation, "score_again", otherwise)
-    assert "item 0 comes out" in verify(record, score=True).difference
+    assert "item 0 is " in verify(record, score=True).difference

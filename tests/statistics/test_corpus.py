@@ -1,6 +1,4 @@
-"""Figures that all items make together: the same as lm-eval's own, and paired intervals that hold
-as often as they say.
-"""
+"""Figures that all items make together equal lm-eval's; intervals hold as often as they say."""
 
 import numpy as np
 import pytest
@@ -40,23 +38,21 @@ def labels(n, classes=2, *, right=0.7, seed=0):
 
 
 def sentences(n, *, wrong=0.3, references=1, seed=0):
-    """Return (references, text): texts are the first reference with some words replaced, some left
-    out.
-    """
+    """Return (references, text): the text is the first one with words replaced or left out."""
     rng = np.random.default_rng(seed)
-    found = []
+    pairs = []
     for _ in range(n):
         base = list(rng.choice(WORDS, rng.integers(3, 14)))
-        told = [
+        words = [
             str(rng.choice(WORDS)) if rng.random() < wrong else word
             for word in base
             if rng.random() > wrong / 3
         ]
         others = [" ".join([*base[1:], "again."]) for _ in range(references - 1)]
-        found.append(
-            [[" ".join(base), *others] if references > 1 else " ".join(base), " ".join(told)]
+        pairs.append(
+            [[" ".join(base), *others] if references > 1 else " ".join(base), " ".join(words)]
         )
-    return found
+    return pairs
 
 
 AGGREGATED = {
@@ -97,17 +93,17 @@ AGGREGATED = {
 def test_what_is_kept_makes_lm_evals_figure_again(name):
     function, parts = AGGREGATED[name]
     value = float(function(parts))
-    found = recorded_statistics(
+    recorded = recorded_statistics(
         [json_value(tuple(part) if isinstance(part, list) else part) for part in parts],
         function,
         "it",
         value,
     )
-    assert found.corpus is not None and found.reason == ""
-    assert corpus.run_figure(found.corpus) == pytest.approx(value, rel=1e-9, abs=1e-9)
-    assert all(line for line in found.corpus.statistics) and len(found.corpus.statistics) == len(
-        parts
-    )
+    assert recorded.corpus is not None and recorded.reason == ""
+    assert corpus.run_figure(recorded.corpus) == pytest.approx(value, rel=1e-9, abs=1e-9)
+    assert all(line for line in recorded.corpus.statistics) and len(
+        recorded.corpus.statistics
+    ) == len(parts)
 
 
 @pytest.mark.parametrize(
@@ -172,9 +168,7 @@ def test_parts_are_as_json_holds_them():
 
 
 def pair(n, seed, *, share=0.7, prevalence=0.5):
-    """Return student's and teacher's F1 runs on the same items: the student answers a share of them
-    as the teacher does.
-    """
+    """Return F1 runs of student and teacher; a share of the student's answers is the teacher's."""
     rng = np.random.default_rng(seed)
     gold = rng.random(n) < prevalence
     teacher = np.where(rng.random(n) < 0.88, gold, ~gold)
@@ -190,16 +184,16 @@ def pair(n, seed, *, share=0.7, prevalence=0.5):
 def test_intervals_hold_as_often_as_they_say(n, share, prevalence):
     whole = pair(400_000, 99, share=share, prevalence=prevalence)
     ours, theirs = (corpus.run_figure(run) for run in whole)
-    trials, held = 200, [0, 0]
+    trials, covered = 200, [0, 0]
     for seed in range(trials):
         student, teacher = pair(n, seed, share=share, prevalence=prevalence)
         gap, kept_share = (
             corpus.difference_interval([student], [teacher]),
             corpus.ratio_interval([student], [teacher]),
         )
-        held[0] += gap.low <= ours - theirs <= gap.high
-        held[1] += kept_share.low <= ours / theirs <= kept_share.high
-    assert all(0.91 <= count / trials <= 0.995 for count in held), held
+        covered[0] += gap.low <= ours - theirs <= gap.high
+        covered[1] += kept_share.low <= ours / theirs <= kept_share.high
+    assert all(0.91 <= count / trials <= 0.995 for count in covered), covered
 
 
 def test_pairing_narrows_the_interval():
@@ -241,20 +235,20 @@ def test_it_is_the_bootstrap_of_scipy():
         rng=0,
         batch=500,
     )
-    found = corpus.difference_interval([student], [teacher])
+    interval = corpus.difference_interval([student], [teacher])
     ends = theirs.confidence_interval
-    assert (found.low, found.high) == pytest.approx(
+    assert (interval.low, interval.high) == pytest.approx(
         (ends.low, ends.high), abs=0.15 * (ends.high - ends.low) / 2
     )
 
 
 def test_tests_turn_where_intervals_end():
     student, teacher = pair(250, 4)
-    found, gap = (
+    interval, gap = (
         corpus.ratio_interval([student], [teacher]),
         corpus.difference_interval([student], [teacher]),
     )
-    assert corpus.retention_test([student], [teacher], found.low) == pytest.approx(
+    assert corpus.retention_test([student], [teacher], interval.low) == pytest.approx(
         (0.025, 0.975), abs=1e-4
     )
     assert corpus.retention_test([student], [teacher], -gap.low, points=True) == pytest.approx(

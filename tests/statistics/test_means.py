@@ -17,14 +17,15 @@ def draw(seed, n=60, seeds=1):
 
 def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
     teacher, student = draw(1, n=4_000)
-    found = means.difference_interval(student, teacher)
+    interval = means.difference_interval(student, teacher)
     gaps = np.array(student[0]) - np.array(teacher[0])
     low, high = scipy_stats.t.interval(
         0.95, len(gaps) - 1, gaps.mean(), gaps.std(ddof=1) / np.sqrt(len(gaps))
     )
-    assert found.value == pytest.approx(gaps.mean()) and (found.low, found.high) == pytest.approx(
-        (low, high), rel=1e-2
-    )
+    assert interval.value == pytest.approx(gaps.mean()) and (
+        interval.low,
+        interval.high,
+    ) == pytest.approx((low, high), rel=1e-2)
     met, unmet = means.retention_test(student, teacher, 0.0, points=True)
     assert unmet == pytest.approx(
         scipy_stats.ttest_rel(student[0], teacher[0], alternative="less").pvalue, abs=1e-3
@@ -33,17 +34,17 @@ def test_a_difference_is_students_t_of_the_gaps_but_for_half_an_item():
 
 def test_a_ratio_is_fiellers_and_agrees_with_the_bootstrap():
     teacher, student = draw(2, n=3_000)
-    found = means.ratio_interval(student, teacher)
+    interval = means.ratio_interval(student, teacher)
     t, s = np.array(teacher[0]), np.array(student[0])
     rng = np.random.default_rng(0)
     taken = rng.integers(0, len(t), (4_000, len(t)))
     low, high = np.quantile(s[taken].mean(axis=1) / t[taken].mean(axis=1), [0.025, 0.975])
-    assert found.value == pytest.approx(s.mean() / t.mean()) and (
-        found.low,
-        found.high,
+    assert interval.value == pytest.approx(s.mean() / t.mean()) and (
+        interval.low,
+        interval.high,
     ) == pytest.approx((low, high), abs=1.5e-3)
     # Fieller's end is where the test turns
-    assert means.retention_test(student, teacher, found.low)[1] == pytest.approx(0.975, abs=2e-3)
+    assert means.retention_test(student, teacher, interval.low)[1] == pytest.approx(0.975, abs=2e-3)
     above = means.ratio_interval(student, teacher, chance=0.25)
     assert (
         above.value == pytest.approx((s.mean() - 0.25) / (t.mean() - 0.25))
@@ -68,8 +69,8 @@ def test_parts_that_count_alike_are_strata():
 
 def test_no_item_that_differs_leaves_room_for_one():
     teacher = [[0.5] * 20 + [1.0] * 80]
-    found = means.difference_interval(teacher, teacher)
-    assert found.value == 0 and -0.05 < found.low < 0 < found.high < 0.05
+    interval = means.difference_interval(teacher, teacher)
+    assert interval.value == 0 and -0.05 < interval.low < 0 < interval.high < 0.05
     ratio = means.ratio_interval(teacher, teacher)
     assert ratio.value == 1 and 0.95 < ratio.low < 1 < ratio.high < 1.05
     assert means.inferiority_test(teacher, teacher) == 1.0
@@ -109,7 +110,7 @@ def test_what_has_no_ratio_says_why():
 def test_intervals_hold_as_often_as_they_say(n, seeds, mass):
     """`mass`: share of items on which both are exactly 0 or 1, as F1 and ROUGE have many."""
     rng = np.random.default_rng(n + seeds)
-    held, trials = 0, 800
+    covered, trials = 0, 800
     truth = 0.5 * (1 - mass) * 0.8 + mass * 0.5
     for _ in range(trials):
         fixed = rng.random(n) < mass
@@ -119,9 +120,9 @@ def test_intervals_hold_as_often_as_they_say(n, seeds, mass):
             np.where(fixed, base, np.clip(base * (0.6 + 0.4 * rng.random(n)), 0, 1)) + shift
             for shift in drift
         ]
-        found = means.ratio_interval([list(one) for one in runs], [list(base)])
-        held += found.low <= truth / 0.5 <= found.high
-    assert held / trials >= 0.925
+        interval = means.ratio_interval([list(one) for one in runs], [list(base)])
+        covered += interval.low <= truth / 0.5 <= interval.high
+    assert covered / trials >= 0.925
 
 
 def test_bits_per_byte_are_compared_by_their_ratio():
@@ -129,10 +130,10 @@ def test_bits_per_byte_are_compared_by_their_ratio():
     sizes = rng.integers(50, 500, 200)
     theirs = [(-1.0 * size * (1 + 0.1 * rng.normal()), float(size)) for size in sizes]
     ours = [(1.1 * total * (1 + 0.02 * rng.normal()), size) for total, size in theirs]
-    found = means.perplexity_ratio_interval([ours], [theirs], bits=True)
+    interval = means.perplexity_ratio_interval([ours], [theirs], bits=True)
     assert (
-        found.value == pytest.approx(sum(a for a, _ in ours) / sum(a for a, _ in theirs))
-        and found.low < 1.1 < found.high < 1.11
+        interval.value == pytest.approx(sum(a for a, _ in ours) / sum(a for a, _ in theirs))
+        and interval.low < 1.1 < interval.high < 1.11
     )
     assert means.perplexity_ratio_interval([ours], [theirs[1:]], bits=True).reason
     assert means.perplexity_ratio_interval([[(-np.inf, 1.0)]], [[(-1.0, 1.0)]], bits=True).reason
@@ -146,7 +147,7 @@ def test_documents_are_clusters_corrected_as_bell_and_mccaffrey_do(count, bits):
     sizes = np.round(np.exp(rng.normal(7, 0.8, count)))
     theirs = -sizes * rng.normal(3, 0.3, count)
     ours = theirs - sizes * rng.gamma(3, 0.02, count)
-    found = means.perplexity_ratio_interval(
+    interval = means.perplexity_ratio_interval(
         [[*zip(ours, sizes, strict=True)]], [[*zip(theirs, sizes, strict=True)]], bits=bits
     )
     weight = -theirs if bits else sizes
@@ -161,15 +162,15 @@ def test_documents_are_clusters_corrected_as_bell_and_mccaffrey_do(count, bits):
     form = hat @ hat.T
     freedom = np.trace(form) ** 2 / np.trace(form @ form)
     half = scipy_stats.t.ppf(0.975, max(1.0, freedom)) * np.sqrt(((scale @ strayed) ** 2).sum())
-    assert np.log(found.high / found.value) == pytest.approx(half, rel=1e-6) and np.log(
-        found.value / found.low
+    assert np.log(interval.high / interval.value) == pytest.approx(half, rel=1e-6) and np.log(
+        interval.value / interval.low
     ) == pytest.approx(half, rel=1e-6)
 
 
 def test_one_document_gives_no_interval():
-    found = means.perplexity_ratio_interval([[(-10.0, 3.0)]], [[(-9.0, 3.0)]])
+    interval = means.perplexity_ratio_interval([[(-10.0, 3.0)]], [[(-9.0, 3.0)]])
     assert (
-        found.value == pytest.approx(np.exp(1 / 3))
-        and found.low is None
-        and "one document" in found.reason
+        interval.value == pytest.approx(np.exp(1 / 3))
+        and interval.low is None
+        and "one document" in interval.reason
     )

@@ -31,11 +31,11 @@ def test_pairs_are_counted():
 def test_retention_by_hand():
     # a 700, b 100, c 50, d 150: R = 750/800; SE(ln R) = sqrt(150 / (800 * 750)) = .0158: the log
     # ratio's interval is near at this n
-    found = stats.retention_interval(Pairs(700, 100, 50, 150))
-    assert found.value == pytest.approx(0.9375)
+    interval = stats.retention_interval(Pairs(700, 100, 50, 150))
+    assert interval.value == pytest.approx(0.9375)
     spread = 1.959964 * math.sqrt(150 / (800 * 750))
-    assert found.low == pytest.approx(0.9375 * math.exp(-spread), abs=2e-3)
-    assert found.high == pytest.approx(0.9375 * math.exp(spread), abs=2e-3)
+    assert interval.low == pytest.approx(0.9375 * math.exp(-spread), abs=2e-3)
+    assert interval.high == pytest.approx(0.9375 * math.exp(spread), abs=2e-3)
 
 
 @pytest.mark.parametrize("chance", [0.0, 0.25])
@@ -43,13 +43,14 @@ def test_retention_by_hand():
     "cells", [(70, 10, 5, 15), (60, 3, 0, 37), (60, 0, 3, 37), (98, 2, 0, 0), (40, 30, 12, 18)]
 )
 def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
-    """The restricted likelihood is maximised by scipy over the simplex, which shares no formula
-    with ours; both ends lie at z = 1.96.
+    """Scipy maximises the restricted likelihood over the simplex: no formula is shared with ours.
+
+    Both ends lie at z = 1.96.
     """
     from scipy.optimize import minimize
 
     n, counts = sum(cells), Pairs(*cells)
-    found = (
+    interval = (
         stats.above_chance_interval(counts, chance) if chance else stats.retention_interval(counts)
     )
 
@@ -80,9 +81,9 @@ def test_ends_of_ratios_agree_with_an_independent_score_test(cells, chance):
         )
         return float(data @ values) / math.sqrt(float(fitted.x @ values**2) / n)
 
-    assert statistic(found.low) == pytest.approx(1.96, abs=0.01)
-    assert statistic(found.high) == pytest.approx(-1.96, abs=0.01)
-    assert found.low < found.value < found.high
+    assert statistic(interval.low) == pytest.approx(1.96, abs=0.01)
+    assert statistic(interval.high) == pytest.approx(-1.96, abs=0.01)
+    assert interval.low < interval.value < interval.high
 
 
 def test_a_model_retains_exactly_all_of_itself():
@@ -97,11 +98,11 @@ def test_above_chance_by_hand():
     # teacher 45 %, student 40 % on four choices: plain retention 89 %, above chance 75 %
     counts = Pairs(300, 150, 100, 450)
     assert stats.retention_interval(counts).value == pytest.approx(0.888889, abs=1e-6)
-    found = stats.above_chance_interval(counts, 0.25)
-    assert found.value == pytest.approx(0.75)
+    interval = stats.above_chance_interval(counts, 0.25)
+    assert interval.value == pytest.approx(0.75)
     # delta method, near at this n: v_S = .24, v_T = .2475, cov = .3 - .18 = .12, R = .75
     spread = 1.959964 * math.sqrt((0.24 - 2 * 0.75 * 0.12 + 0.75**2 * 0.2475) / 1000) / 0.2
-    assert found.low == pytest.approx(0.75 - spread, abs=6e-3)
+    assert interval.low == pytest.approx(0.75 - spread, abs=6e-3)
 
 
 def test_ratios_to_a_teacher_without_skill_are_undefined():
@@ -110,9 +111,9 @@ def test_ratios_to_a_teacher_without_skill_are_undefined():
 
 
 def test_a_student_that_solves_nothing_has_an_upper_limit():
-    found = stats.retention_interval(Pairs(0, 80, 0, 20))
-    assert (found.value, found.low) == (0.0, 0.0)
-    assert 0 < found.high < 0.06
+    interval = stats.retention_interval(Pairs(0, 80, 0, 20))
+    assert (interval.value, interval.low) == (0.0, 0.0)
+    assert 0 < interval.high < 0.06
 
 
 @pytest.mark.parametrize(
@@ -120,9 +121,7 @@ def test_a_student_that_solves_nothing_has_an_upper_limit():
     [(Pairs(43, 1, 0, 0), -0.118, 0.0590), (Pairs(0, 9, 3, 32), -0.2834, 0.0154)],
 )
 def test_difference_agrees_with_an_independent_tango_interval(counts, low, high):
-    """Score interval by a grid search over the restricted likelihood, which shares no formula with
-    ours.
-    """
+    """Return the score interval by a grid search, which shares no formula with ours."""
     n, b, c = counts.n, counts.teacher_only, counts.student_only
 
     def statistic(delta):
@@ -142,11 +141,11 @@ def test_difference_agrees_with_an_independent_tango_interval(counts, low, high)
         variance = n * (2 * best + delta - delta**2)
         return (c - b - n * delta) / math.sqrt(max(variance, 1e-12))
 
-    found = stats.difference_interval(counts)
-    assert found.value == pytest.approx((c - b) / n)
-    assert abs(statistic(found.low)) == pytest.approx(1.96, abs=0.02)
-    assert abs(statistic(found.high)) == pytest.approx(1.96, abs=0.02)
-    assert found.low < found.value < found.high
+    interval = stats.difference_interval(counts)
+    assert interval.value == pytest.approx((c - b) / n)
+    assert abs(statistic(interval.low)) == pytest.approx(1.96, abs=0.02)
+    assert abs(statistic(interval.high)) == pytest.approx(1.96, abs=0.02)
+    assert interval.low < interval.value < interval.high
 
 
 def simulate(trials, n, teacher, retention, flips, seed):
@@ -159,37 +158,41 @@ def simulate(trials, n, teacher, retention, flips, seed):
 
 @pytest.mark.slow
 def test_retention_interval_covers_the_truth():
-    found = [
+    interval = [
         stats.retention_interval(Pairs(*map(int, row)))
         for row in simulate(2000, 250, 0.75, 0.95, 0.10, 1)
     ]
-    share = sum(one.low <= 0.95 <= one.high for one in found) / len(found)
+    share = sum(value.low <= 0.95 <= value.high for value in interval) / len(interval)
     assert 0.935 <= share <= 0.97
 
 
 @pytest.mark.slow
 def test_above_chance_interval_covers_the_truth():
-    found = [
+    interval = [
         stats.above_chance_interval(Pairs(*map(int, row)), 0.25)
         for row in simulate(2000, 1000, 0.75, 0.95, 0.10, 2)
     ]
     truth = (0.75 * 0.95 - 0.25) / 0.5
-    assert 0.935 <= sum(one.low <= truth <= one.high for one in found) / len(found) <= 0.97
+    assert (
+        0.935 <= sum(value.low <= truth <= value.high for value in interval) / len(interval) <= 0.97
+    )
 
 
 @pytest.mark.slow
 def test_difference_interval_covers_the_truth():
-    found = [
+    interval = [
         stats.difference_interval(Pairs(*map(int, row)))
         for row in simulate(1000, 250, 0.75, 0.95, 0.10, 3)
     ]
-    assert 0.93 <= sum(one.low <= -0.0375 <= one.high for one in found) / len(found) <= 0.97
+    assert (
+        0.93
+        <= sum(value.low <= -0.0375 <= value.high for value in interval) / len(interval)
+        <= 0.97
+    )
 
 
 def test_the_score_statistic_has_no_holes():
-    """Newton's first step landed within an ulp of a pole at exactly R = 2/3 of these counts, and
-    the statistic read 0 there.
-    """
+    """Newton's first step once landed beside a pole at R = 2/3 of these counts, and read 0."""
     counts = Pairs(80, 10, 0, 10)
     for ratio in (0.6 / 0.9, 2 / 3, 0.66666667, 0.6666):
         assert stats.score_z(counts, stats.ratio_weights(ratio, 0.0)) == pytest.approx(
@@ -245,8 +248,9 @@ def test_holm_by_hand():
 
 
 def test_a_students_claim_is_judged_at_its_margin():
-    """The score statistic of R = 0.95 by hand: estimate (750 - .95 * 800) / 1000, restricted
-    variance R (p10 + p01).
+    """The score statistic of R = 0.95 by hand.
+
+    The estimate is (750 - .95 * 800) / 1000, the restricted variance R (p10 + p01).
     """
     met, unmet = stats.retention_test(*outcomes_lists(Pairs(740, 60, 55, 145)), 0.95)
     assert met < 0.01 and unmet > 0.99
@@ -262,12 +266,12 @@ def test_a_students_claim_is_judged_at_its_margin():
 
 def test_several_runs_and_one_agree_on_a_claim():
     student, teacher = outcomes_lists(Pairs(700, 100, 70, 130))
-    one, _ = stats.retention_test(student, teacher, 0.95)
+    value, _ = stats.retention_test(student, teacher, 0.95)
     # the same run twice: no spread between runs
     several, _ = stats.retention_test(student * 2, teacher, 0.95)
-    assert several == pytest.approx(one, abs=0.03)
+    assert several == pytest.approx(value, abs=0.03)
     above, _ = stats.retention_test(student, teacher, 0.95, chance=0.25)
-    assert above > one and stats.retention_test(student * 2, teacher, 0.95, chance=0.25)[
+    assert above > value and stats.retention_test(student * 2, teacher, 0.95, chance=0.25)[
         0
     ] == pytest.approx(above, abs=0.03)
 

@@ -16,7 +16,7 @@ from harness.errors import CellFailed
 from harness.files.digests import file_digest
 from harness.files.writing import read_signed, write_signed
 from harness.models.language_model import open_model
-from methods.training import meter, preparation, stepper
+from methods.training import batch_loss, meter, preparation
 from methods.training import state as states
 from methods.training.chunked_logits import parts
 from methods.training.loop import fit
@@ -752,9 +752,7 @@ def test_parts_are_not_used_where_a_batch_is_small_or_tokens_are_selected(
     random_model, tmp_path, monkeypatch
 ):
     calls = []
-    monkeypatch.setattr(
-        stepper.Stepper, "_backward_in_parts", lambda *arguments: calls.append(arguments)
-    )
+    monkeypatch.setattr(batch_loss, "LossInParts", lambda *arguments: calls.append(arguments))
     run(random_model, tmp_path / "small", stop_after_steps=2)
     monkeypatch.setattr(preparation, "positions_of_a_part", lambda vocabulary: 5)
     aim = {"selection": Selection(0.5, "entropy", 1)}
