@@ -1,14 +1,17 @@
-"""Which methods work on which architectures: tiny random models of every family x methods, each
-made, opened again and run.
+"""Which methods work on which architectures: tiny random models of all families x methods.
 
-A cell *works* (its student passed every check that is always on: the cut against the bypassed or
-masked model, the saved file against memory), works *with* the setting that its refusal gave to
-paste, is *refused* by the line that a user would read, or *breaks* with anything else, which is a
-fault and makes the program fail.
+Each student is made, opened again and run. A cell *works* (its student passed all checks that are
+always on: the cut against the bypassed or masked model, the saved file against memory), works
+*with* the setting that its refusal gave to paste, is *refused* by the line that a user would read,
+or *breaks* with anything else, which is a fault and makes the program fail.
 
-    python tests/benchmarks/architectures.py                     # every family; writes
-    results/architectures.json and docs/architectures.md python tests/benchmarks/architectures.py
-    "Gemma 3" Falcon    # these alone, the others as they were
+All families; writes results/architectures.json and docs/architectures.md:
+
+    python tests/benchmarks/architectures.py
+
+These families alone, with the earlier outcomes of all others:
+
+    python tests/benchmarks/architectures.py "Gemma 3" Falcon
 """
 
 import json

@@ -162,9 +162,7 @@ class Kit:
             ) from None
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return a child's environment: the packed folder and this tree first on the path, in a dry
-        run the stand-in card.
-        """
+        """Return a child's environment: packed folder, stand-in card (in a dry run), tree."""
         paths = [
             str(path)
             for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent)
