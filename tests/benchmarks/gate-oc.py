@@ -29,6 +29,7 @@ python tests/benchmarks/gate-oc.py
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import NormalDist
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -203,80 +204,97 @@ def peers_in_words(shares: Mapping[str, float], *, passes: bool = False) -> str:
     )
 
 
+class Draws(NamedTuple):
+    """Tables of one shape (draws, rows, tasks, 4) by what the rows truly lose."""
+
+    margin: Counts  # all rows exactly the margin
+    same: Counts  # nothing
+    lower: Counts  # the first row 5 points
+    little: Counts  # the first row 3 points
+
+
+def draw_all(shape: tuple[int, int, int], n: int) -> Draws:
+    """Draw the tables of one shape at one number of items."""
+    rows = shape[0]
+    others = [0.0] * (rows - 1)
+    return Draws(
+        margin=draw_tables(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1),
+        same=draw_tables(shape, n, FLIPS, [0.0] * rows, 2),
+        lower=draw_tables(shape, n, FLIPS, [0.05, *others], 3),
+        little=draw_tables(shape, n, FLIPS, [0.03, *others], 4),
+    )
+
+
+def verdict_shares(tables: Counts, row: str = "") -> dict[object, float]:
+    """Return how often each verdict on frozen items is the gravest, of all rows or of one."""
+    return answer_shares(
+        tables,
+        lambda table: gravest_verdict(check_against_frozen(table), row),
+        cells=LOST_AND_WON,
+    )
+
+
 def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str, object]]:
     """Draw, judge, and return the figures of one shape at one number of items."""
     rows, tasks, draws = shape
-    what = (
-        f"{rows} row{'s' if rows > 1 else ''} x {tasks} task{'s' if tasks > 1 else ''} of {n:,} "
-        "items"
-    )
-    margin = draw_tables(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
-    same = draw_tables(shape, n, FLIPS, [0.0] * rows, 2)
-    lower, little = (
-        draw_tables(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
-        for drop, seed in ((0.05, 3), (0.03, 4))
-    )
-    claim_passes = answer_shares(margin, lambda table: passes_any(check_claims(table)))
-    unchanged = answer_shares(
-        same, lambda table: gravest_verdict(check_against_frozen(table)), cells=LOST_AND_WON
-    )
-    caught, small = (
-        answer_shares(
-            tables,
-            lambda table: gravest_verdict(check_against_frozen(table), "row-0"),
-            cells=LOST_AND_WON,
-        )
-        for tables in (lower, little)
-    )
-    alarms = unchanged.get(Verdict.regressed, 0.0)
-    equal = tensorrt_catches(alarms, same, lower)
+    row_word, task_word = ("row" if rows == 1 else "rows"), ("task" if tasks == 1 else "tasks")
+    what = f"{rows} {row_word} x {tasks} {task_word} of {n:,} items"
     about = {"n": n, "rows": rows, "tasks": tasks, "draws": draws, "teacher": TEACHER}
-    verdicts = [
-        {str(verdict): value for verdict, value in shares.items()}
-        for shares in (unchanged, caught, small)
-    ]
+    tables = draw_all(shape, n)
+    passes = answer_shares(tables.margin, lambda table: passes_any(check_claims(table)))
+    result = figure(
+        f"gate-oc:margin-pass-{n}{name}",
+        [passes.get(True, 0.0)],
+        unit=f"of checks pass a row exactly at the margin, {what}",
+        better="lower",
+        target=0.06,
+        peer=f"that pass every row: {peers_in_words(peer_shares(tables.margin, n), passes=True)}",
+        details=about,
+    )
+    return [result, *frozen_figures(f"{n}{name}", tables, n, what, about)]
+
+
+def frozen_figures(
+    name: str, tables: Draws, n: int, what: str, about: Mapping[str, object]
+) -> list[dict[str, object]]:
+    """Return the figures of verdicts on frozen items: false alarms, and losses that are caught."""
+    unchanged = verdict_shares(tables.same)
+    caught, small = (verdict_shares(drawn, "row-0") for drawn in (tables.lower, tables.little))
+    alarms = unchanged.get(Verdict.regressed, 0.0)
+    equal = tensorrt_catches(alarms, tables.same, tables.lower)
+    by_row = peers_in_words(peer_shares(tables.lower, n, row=0))
+
+    def details(shares: Mapping[object, float]) -> dict[str, object]:
+        verdicts = {str(verdict): value for verdict, value in shares.items()}
+        return {**about, "flips": FLIPS, "verdicts": verdicts}
+
     return [
         figure(
-            f"gate-oc:margin-pass-{n}{name}",
-            [claim_passes.get(True, 0.0)],
-            unit=f"of checks pass a row exactly at the margin, {what}",
-            better="lower",
-            target=0.06,
-            peer=f"that pass every row: {peers_in_words(peer_shares(margin, n), passes=True)}",
-            details=about,
-        ),
-        figure(
-            f"gate-oc:no-loss-regressed-{n}{name}",
+            f"gate-oc:no-loss-regressed-{name}",
             [alarms],
             unit=f"of unchanged checks called regressed, {what}",
             better="lower",
             target=0.01,
-            peer=peers_in_words(peer_shares(same, n)),
-            details={**about, "flips": FLIPS, "verdicts": verdicts[0]},
+            peer=peers_in_words(peer_shares(tables.same, n)),
+            details=details(unchanged),
         ),
         figure(
-            f"gate-oc:drop5-caught-{n}{name}",
+            f"gate-oc:drop5-caught-{name}",
             [caught.get(Verdict.regressed, 0.0)],
             unit=f"of rows that lost 5 points on every task are called regressed, {what}",
             better="higher",
             target=round(equal, 4),
-            peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: "
-            f"{peers_in_words(peer_shares(lower, n, row=0))}",
-            details={
-                **about,
-                "flips": FLIPS,
-                "verdicts": verdicts[1],
-                "TensorRT-LLM at equal false alarms": equal,
-            },
+            peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: {by_row}",
+            details={**details(caught), "TensorRT-LLM at equal false alarms": equal},
         ),
         figure(
-            f"gate-oc:drop3-passes-{n}{name}",
+            f"gate-oc:drop3-passes-{name}",
             [small.get(Verdict.passed, 0.0)],
             unit=f"of rows that lost 3 points on every task pass, {what}",
             better="lower",
             target=None,
-            peer=peers_in_words(peer_shares(little, n, row=0), passes=True),
-            details={**about, "flips": FLIPS, "verdicts": verdicts[2]},
+            peer=peers_in_words(peer_shares(tables.little, n, row=0), passes=True),
+            details=details(small),
         ),
     ]
 

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from _form import figure, write_figures
@@ -75,6 +76,84 @@ def wald_interval_holds(counts: Pairs, truth: float) -> bool:
     return abs(math.log(student / teacher / truth)) <= Z95 * spread + 1e-12
 
 
+class Design(NamedTuple):
+    """One case: items, the teacher's and the student's shares, flips, and the chance level."""
+
+    n: int
+    teacher: float
+    flips: float
+    losses: float  # share of the flips
+    chance: float
+
+    @property
+    def lost(self) -> float:
+        return self.flips * self.losses
+
+    @property
+    def won(self) -> float:
+        return self.flips * (1 - self.losses)
+
+    @property
+    def both(self) -> float:
+        return self.teacher - self.lost
+
+    @property
+    def student(self) -> float:
+        return self.teacher - self.lost + self.won
+
+    @property
+    def truth(self) -> float:
+        """The retention that the interval should hold."""
+        return (self.student - self.chance) / (self.teacher - self.chance)
+
+    def is_left_out(self) -> bool:
+        """Tell whether the case is impossible, or the tables print *undefined* for it."""
+        if self.both < -1e-12 or self.both + self.lost + self.won > 1 + 1e-12:
+            return True
+        error = math.sqrt(self.teacher * (1 - self.teacher) / self.n)
+        near_chance = (self.teacher - self.chance) / error < MIN_ERRORS_ABOVE_CHANCE
+        return self.student <= 1e-12 or bool(self.chance and near_chance)
+
+    def __str__(self) -> str:
+        return (
+            f"n={self.n} p={self.teacher} flips={self.flips} losses={self.losses} "
+            f"chance={self.chance}"
+        )
+
+
+class Coverage(NamedTuple):
+    """How often two intervals of a case hold the truth."""
+
+    ours: float
+    usual: float
+
+
+def coverage_of(case: Design, number: int) -> Coverage:
+    """Return the coverage of our interval, and of the usual one (which knows no chance level)."""
+    ours = usual = total = 0.0
+    tables = tables_with_weights(case.n, max(0.0, case.both), case.lost, case.won, number)
+    for checked, (counts, weight) in enumerate(tables):
+        inside = our_interval_holds(counts, case.truth, case.chance)
+        if checked < 200:
+            check_printed_interval(counts, case, inside)
+        ours += weight * inside
+        usual += 0.0 if case.chance else weight * wald_interval_holds(counts, case.truth)
+        total += weight
+    return Coverage(round(ours / total, 4), round(usual / total, 4))
+
+
+def check_printed_interval(counts: Pairs, case: Design, inside: bool) -> None:
+    """Assert that the test and the printed ends say the same, unless an end is the truth."""
+    interval = (
+        stats.above_chance_interval(counts, case.chance)
+        if case.chance
+        else stats.retention_interval(counts)
+    )
+    low, high, truth = interval.low, interval.high, case.truth
+    if low is not None and high is not None and min(abs(low - truth), abs(high - truth)) > 1e-9:
+        assert inside == (low <= truth <= high), (str(case), counts, interval)
+
+
 def main() -> None:
     """Sum up every case."""
     ours: dict[str, float] = {}
@@ -82,51 +161,15 @@ def main() -> None:
     cases = product(
         (100, 250, 1319), (0.3, 0.6, 0.9), (0.05, 0.15, 0.3), (0.5, 0.75, 1.0), (0.0, 0.25)
     )
-    for number, (n, teacher, flips, share, chance) in enumerate(cases):
-        lost, won = flips * share, flips * (1 - share)
-        both, student = teacher - lost, teacher - lost + won
-        if both < -1e-12 or both + lost + won > 1 + 1e-12 or student <= 1e-12:
+    for number, case in enumerate(map(Design._make, cases)):
+        if case.is_left_out():
             continue
-        if (
-            chance
-            and (teacher - chance) / math.sqrt(teacher * (1 - teacher) / n)
-            < MIN_ERRORS_ABOVE_CHANCE
-        ):
-            continue
-        truth = (student - chance) / (teacher - chance)
-        label = f"n={n} p={teacher} flips={flips} losses={share} chance={chance}"
-        ours_holds = usual_holds = total = 0.0
-        checked = 0
-        for counts, weight in tables_with_weights(n, max(0.0, both), lost, won, number):
-            inside = our_interval_holds(counts, truth, chance)
-            if checked < 200:  # the test and the printed ends are the same statement
-                interval = (
-                    stats.above_chance_interval(counts, chance)
-                    if chance
-                    else stats.retention_interval(counts)
-                )
-                if (
-                    interval.low is not None
-                    and interval.high is not None
-                    and min(abs(interval.low - truth), abs(interval.high - truth)) > 1e-9
-                ):
-                    assert inside == (interval.low <= truth <= interval.high), (
-                        label,
-                        counts,
-                        interval,
-                    )
-                checked += 1
-            ours_holds += weight * inside
-            usual_holds += 0.0 if chance else weight * wald_interval_holds(counts, truth)
-            total += weight
-        ours[label] = round(ours_holds / total, 4)
-        if not chance:
-            usual[label] = round(usual_holds / total, 4)
+        label, coverage = str(case), coverage_of(case, number)
+        ours[label] = coverage.ours
+        if not case.chance:
+            usual[label] = coverage.usual
         print(label, ours[label], usual.get(label, ""), file=sys.stderr)
-    worst, worst_usual = (
-        min(ours, key=lambda case: ours[case]),
-        min(usual, key=lambda case: usual[case]),
-    )
+    worst, worst_usual = min(ours, key=ours.__getitem__), min(usual, key=usual.__getitem__)
     details = {
         "worst": worst,
         "the usual interval's worst": worst_usual,
@@ -134,20 +177,16 @@ def main() -> None:
         "usual": usual,
         "cases": len(ours),
     }
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "interval-coverage",
-                [ours[worst]],
-                unit="coverage of a 95 % interval, the lowest",
-                better="higher",
-                target=0.94,
-                peer="Wald interval of the paired log ratio: " + str(usual[worst_usual]),
-                details=details,
-            ),
-        ],
+    result = figure(
+        "interval-coverage",
+        [ours[worst]],
+        unit="coverage of a 95 % interval, the lowest",
+        better="higher",
+        target=0.94,
+        peer="Wald interval of the paired log ratio: " + str(usual[worst_usual]),
+        details=details,
     )
+    write_figures(Path(__file__).stem, [result])
 
 
 if __name__ == "__main__":

@@ -38,83 +38,88 @@ MATRIX: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def main() -> None:
-    """Run both arms and write the figure."""
-    registry = Registry("method", methods.METHODS)
-    tasks = {"gsm8k-mini": suites.load("gsm8k-mini")}
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        teacher, student, ratio = random_pair(folder)
+class Arms:
+    """Two arms that distil the same rows: with shared caches, and with the teacher beside each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.registry = Registry("method", methods.METHODS)
+        self.tasks = {"gsm8k-mini": suites.load("gsm8k-mini")}
+        teacher, self.student, self.ratio = random_pair(folder)
         second = Checkpoint(
             path=teacher.path,
             name="second",
             digest="of its own",
             bytes_on_disk=teacher.bytes_on_disk,
         )
-        spent: dict[str, list[float]] = {"cached": [], "live": []}
-        warm = Job(
-            teachers=(teacher, second),
-            student=str(student.path),
-            student_base=student,
-            tasks=tasks,
+        self.teachers = (teacher, second)
+
+    def job(self, workdir: Path, cache: Path, budget: Budget) -> Job:
+        """Return the job of a row in a new folder."""
+        workdir.mkdir()
+        return Job(
+            teachers=self.teachers,
+            student=str(self.student.path),
+            student_base=self.student,
+            tasks=self.tasks,
             source=LocalOrHubData(),
-            budget=Budget(seen_tokens=2_000, rows=20),
+            budget=budget,
             seed=1,
-            workdir=folder / "warm-up",
-            cache=folder / "warm-up",
+            workdir=workdir,
+            cache=cache,
         )
-        warm.workdir.mkdir()
+
+    def warm_up(self) -> None:
+        """Train shortly, once with the cache and once without: imports and first calls."""
+        place = self.folder / "warm-up"
+        warm = self.job(place, place, Budget(seen_tokens=2_000, rows=20))
         for cached in ("on", "off"):
-            registry.build("response", {"cache": cached, "validation_rows": 2}).compress(warm)
-            (warm.workdir / "student").rename(folder / f"warm-{cached}")
+            settings = {"cache": cached, "validation_rows": 2}
+            self.registry.build("response", settings).compress(warm)
+            (place / "student").rename(self.folder / f"warm-{cached}")
+
+    def seconds(self, arm: str, number: int) -> float:
+        """Return the seconds in which an arm makes a row's student."""
+        name, settings = MATRIX[number]
+        workdir = self.folder / f"{arm}-{number}"
+        cache = self.folder / "cache" if arm == "cached" else workdir / "cache"
+        job = self.job(workdir, cache, Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS))
+        cache_settings = {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
+        method = self.registry.build(
+            "cot-unfiltered" if name == "cot" else name,
+            {**settings, **cache_settings, "validation_rows": ROWS // 10},
+        )
+        began = time.perf_counter()
+        _compress(method, job)
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Run both arms and write the figure."""
+    spent: dict[str, list[float]] = {"cached": [], "live": []}
+    with tempfile.TemporaryDirectory() as place:
+        arms = Arms(Path(place))
+        arms.warm_up()
         for number, (name, settings) in enumerate(MATRIX):
             for arm in ("cached", "live") if number % 2 == 0 else ("live", "cached"):
-                workdir = folder / f"{arm}-{number}"
-                workdir.mkdir()
-                cache = folder / "cache" if arm == "cached" else workdir / "cache"
-                job = Job(
-                    teachers=(teacher, second),
-                    student=str(student.path),
-                    student_base=student,
-                    tasks=tasks,
-                    source=LocalOrHubData(),
-                    budget=Budget(seen_tokens=PASSES * ROWS * 84, rows=ROWS),
-                    seed=1,
-                    workdir=workdir,
-                    cache=cache,
-                )
-                row_settings = dict(settings)
-                cache_settings = (
-                    {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
-                )
-                method = registry.build(
-                    "cot-unfiltered" if name == "cot" else name,
-                    {**row_settings, **cache_settings, "validation_rows": ROWS // 10},
-                )
-                began = time.perf_counter()
-                _compress(method, job)
-                spent[arm].append(time.perf_counter() - began)
-                print(arm, name, row_settings, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
+                spent[arm].append(arms.seconds(arm, number))
+                print(arm, name, settings, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
     total = sum(spent["cached"]) / sum(spent["live"])
     details = {
         "rows": [f"{name} {json.dumps(settings)}" for name, settings in MATRIX],
-        "teacher over student, parameters": ratio,
+        "teacher over student, parameters": arms.ratio,
         "seconds": {arm: [round(value, 2) for value in values] for arm, values in spent.items()},
     }
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "kd-matrix",
-                [total],
-                unit="times the live arm",
-                better="lower",
-                target=0.6,
-                peer="ours, cache off",
-                details=details,
-            )
-        ],
+    result = figure(
+        "kd-matrix",
+        [total],
+        unit="times the live arm",
+        better="lower",
+        target=0.6,
+        peer="ours, cache off",
+        details=details,
     )
+    write_figures(Path(__file__).stem, [result])
 
 
 def _compress(method: Any, job: Job) -> None:

@@ -115,66 +115,55 @@ def peak_of(name: str, kind: str, folder: Path) -> int:
     return max(0, (process_bytes("VmHWM") or 0) - rest)
 
 
+def ratios_of(pair: tuple[Any, Any, list[TokenRow], Any], steps: int) -> list[float]:
+    """Return the ratio of seconds, `response` over `sft`, of each pair of steps."""
+    for kind in ("sft", "response", "sft", "response"):
+        step(kind, *pair)
+    ratios = []
+    for _ in range(steps):
+        a, b, c, d = (step(kind, *pair) for kind in ("sft", "response", "response", "sft"))
+        ratios.append((b + c) / (a + d))
+    return ratios
+
+
+def _peak_elsewhere(name: str, kind: str, place: str) -> int:
+    """Return `peak_of` from a process of its own."""
+    line = [sys.executable, __file__, "--peak", name, kind, place]
+    done = subprocess.run(line, capture_output=True, text=True, check=True)
+    return int(json.loads(done.stdout.splitlines()[-1]))
+
+
+def figures_of(label: str, name: str, steps: int) -> list[dict[str, object]]:
+    """Measure a pair; return its figures of time and of memory."""
+    with tempfile.TemporaryDirectory() as place:
+        warm = setting(name, Path(place))
+        ratios = ratios_of(warm, steps)
+        peaks = {kind: _peak_elsewhere(name, kind, place) for kind in ("sft", "response")}
+    details = {
+        "rows": ROWS,
+        "tokens each": LENGTH,
+        "peak rise, MiB": {kind: round(v / 2**20, 1) for kind, v in peaks.items()},
+        "kept whole": warm[-1].dense,
+        "steps": 4 * steps,
+    }
+    print(label, details, sorted(ratios)[len(ratios) // 2])
+    common = {"unit": "times sft", "better": "lower", "peer": "sft, ours"}
+    memory = peaks["response"] / peaks["sft"]
+    return [
+        figure(f"kd-step:{label}", ratios, target=1.15, details=details, **common),
+        figure(f"kd-step:{label}:memory", [memory], target=1.25, **common),
+    ]
+
+
 def main() -> None:
     """Measure both pairs, or (called by itself) one peak."""
     if len(sys.argv) == 5 and sys.argv[1] == "--peak":
         print(json.dumps(peak_of(sys.argv[2], sys.argv[3], Path(sys.argv[4]))))
         return
     steps = int(sys.argv[1]) if len(sys.argv) > 1 else 15
-    pairs = {
-        "embedded": "tiny",
-        **({"SmolLM2-135M": os.environ["HARNESS_GGUF"]} if os.environ.get("HARNESS_GGUF") else {}),
-    }
-    figures = []
-    for label, name in pairs.items():
-        with tempfile.TemporaryDirectory() as place:
-            folder = Path(place)
-            student, optimizer, rows, cached = setting(name, folder)
-            for kind in ("sft", "response", "sft", "response"):
-                step(kind, student, optimizer, rows, cached)
-            ratios = []
-            for _ in range(steps):
-                a, b, c, d = (
-                    step(kind, student, optimizer, rows, cached)
-                    for kind in ("sft", "response", "response", "sft")
-                )
-                ratios.append((b + c) / (a + d))
-            peaks = {}
-            for kind in ("sft", "response"):
-                line = [sys.executable, __file__, "--peak", name, kind, place]
-                peaks[kind] = json.loads(
-                    subprocess.run(
-                        line, capture_output=True, text=True, check=True
-                    ).stdout.splitlines()[-1]
-                )
-        details = {
-            "rows": ROWS,
-            "tokens each": LENGTH,
-            "peak rise, MiB": {kind: round(v / 2**20, 1) for kind, v in peaks.items()},
-            "kept whole": cached.dense,
-            "steps": 4 * steps,
-        }
-        print(label, details, sorted(ratios)[len(ratios) // 2])
-        memory = peaks["response"] / peaks["sft"]
-        figures += [
-            figure(
-                f"kd-step:{label}",
-                ratios,
-                unit="times sft",
-                better="lower",
-                target=1.15,
-                peer="sft, ours",
-                details=details,
-            ),
-            figure(
-                f"kd-step:{label}:memory",
-                [memory],
-                unit="times sft",
-                better="lower",
-                target=1.25,
-                peer="sft, ours",
-            ),
-        ]
+    gguf = os.environ.get("HARNESS_GGUF")
+    pairs = {"embedded": "tiny", **({"SmolLM2-135M": gguf} if gguf else {})}
+    figures = [result for label, name in pairs.items() for result in figures_of(label, name, steps)]
     write_figures(Path(__file__).stem, figures)
 
 

@@ -21,9 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, NamedTuple
 
 ROWS, EPOCHS, BATCH, RATE, VOCABULARY, TEACHING, KEPT = 400, 2, 16, 1e-3, 8_192, 120_000, 256
 
@@ -170,12 +171,40 @@ def ours(folder: Path, out: Path, seed: int) -> dict[str, float]:
     return {"seconds": seconds, "rise": peak - rest, "tokens": spent.seen, "steps": spent.step}
 
 
+def _gkd_arguments(out: Path, seed: int) -> Any:
+    """Return trl's settings for the training that ours is."""
+    from trl.experimental.gkd import GKDConfig
+
+    return GKDConfig(
+        output_dir=str(out / "work"),
+        per_device_train_batch_size=BATCH,
+        num_train_epochs=1,
+        learning_rate=RATE,
+        lmbda=0.0,
+        beta=0.0,
+        seq_kd=False,
+        weight_decay=0.01,
+        adam_beta2=0.95,
+        max_grad_norm=1.0,
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+        report_to=[],
+        save_strategy="no",
+        logging_strategy="no",
+        disable_tqdm=True,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=0,
+        seed=seed,
+    )
+
+
 def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
     """Train by trl's GKDTrainer on the same rows."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.experimental.gkd import GKDConfig, GKDTrainer
+    from trl.experimental.gkd import GKDTrainer
 
     from harness.machine.memory import process_bytes, reset_peak
     from methods.training.rows import collate
@@ -205,28 +234,6 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
         AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
         for name in ("student", "teacher")
     )
-    arguments = GKDConfig(
-        output_dir=str(out / "work"),
-        per_device_train_batch_size=BATCH,
-        num_train_epochs=1,
-        learning_rate=RATE,
-        lmbda=0.0,
-        beta=0.0,
-        seq_kd=False,
-        weight_decay=0.01,
-        adam_beta2=0.95,
-        max_grad_norm=1.0,
-        gradient_checkpointing=False,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_strategy="no",
-        disable_tqdm=True,
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=0,
-        seed=seed,
-    )
 
     class AtOurRates(GKDTrainer):  # type: ignore[misc]
         def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
@@ -238,7 +245,7 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
     trainer = AtOurRates(
         model=student,
         teacher_model=teacher,
-        args=arguments,
+        args=_gkd_arguments(out, seed),
         data_collator=collator,
         train_dataset=data,
         processing_class=tokenizer,
@@ -300,99 +307,119 @@ def part(name: str, folder: Path, out: str = "unused", seed: int = 0) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+class Measured(NamedTuple):
+    """What all rounds measured, by kind of run, one value a round."""
+
+    speeds: dict[str, list[float]]  # tokens a second
+    rises: dict[str, list[float]]  # of peak memory, MiB
+    read: dict[str, list[dict[str, float]]]  # held-out losses
+
+
+def alternate(folder: Path, rounds: int) -> Measured:
+    """Alternate cold, trl and warm runs, and read each round's students of the last two."""
+    import shutil
+
+    measured = Measured(
+        speeds={"cold": [], "trl": [], "warm": []},
+        rises={"cold": [], "trl": [], "warm": []},
+        read={"warm": [], "trl": []},
+    )
+    part("teach", folder)
+    for number in range(rounds):
+        for kind in ("cold", "trl", "warm") if number % 2 == 0 else ("trl", "cold", "warm"):
+            if kind == "cold":
+                shutil.rmtree(folder / "cache", ignore_errors=True)
+            shutil.rmtree(folder / kind, ignore_errors=True)
+            result = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
+            measured.speeds[kind].append(result["tokens"] / result["seconds"])
+            measured.rises[kind].append(result["rise"] / 2**20)
+            print(kind, result, file=sys.stderr)
+        for kind in ("warm", "trl"):
+            measured.read[kind].append(part("evaluate", folder, kind))
+    return measured
+
+
+def details_of(measured: Measured, version: str) -> dict[str, object]:
+    """Return speeds, memory and held-out losses, and whether our loss is at least as good."""
+    read = measured.read
+    gaps = [
+        ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)
+    ]
+    error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
+    as_good = "no"
+    if fmean(gaps) <= 0:
+        as_good = "yes"
+    elif fmean(gaps) < 2 * error:
+        as_good = "cannot tell"
+    return {
+        "trl": version,
+        "tokens a second": _rounded(measured.speeds),
+        "rise, MiB": _rounded(measured.rises),
+        "held-out, nats a token, mean over rounds": {
+            kind: {
+                name: round(fmean(losses[name] for losses in rounds), 5) for name in ("ce", "kl")
+            }
+            for kind, rounds in read.items()
+        },
+        "held-out cross-entropy by seed": {
+            kind: [losses["ce"] for losses in rounds] for kind, rounds in read.items()
+        },
+        "ours less trl's, and its standard error": [round(fmean(gaps), 5), round(error, 5)],
+        "validation cross-entropy at least as good": as_good,
+    }
+
+
+def _rounded(values_by_kind: Mapping[str, list[float]]) -> dict[str, list[int]]:
+    return {kind: [round(value) for value in values] for kind, values in values_by_kind.items()}
+
+
 def main() -> None:
     """Alternate cold, trl and warm runs, and write three figures."""
     if len(sys.argv) > 1 and sys.argv[1] == "--part":
-        print(
-            json.dumps(PARTS[sys.argv[2]](Path(sys.argv[3]), Path(sys.argv[4]), int(sys.argv[5])))
-        )
+        name, folder, out, seed = sys.argv[2:6]
+        print(json.dumps(PARTS[name](Path(folder), Path(out), int(seed))))
         return
-    import shutil
     from importlib import metadata
 
     from _form import figure, write_figures
 
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
-    speeds: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
-    rises: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
-    read: dict[str, list[dict[str, float]]] = {"warm": [], "trl": []}
     with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
-        part("teach", folder)
-        for number in range(rounds):
-            for kind in ("cold", "trl", "warm") if number % 2 == 0 else ("trl", "cold", "warm"):
-                if kind == "cold":
-                    shutil.rmtree(folder / "cache", ignore_errors=True)
-                shutil.rmtree(folder / kind, ignore_errors=True)
-                result = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
-                speeds[kind].append(result["tokens"] / result["seconds"])
-                rises[kind].append(result["rise"] / 2**20)
-                print(kind, result, file=sys.stderr)
-            for kind in ("warm", "trl"):
-                read[kind].append(part("evaluate", folder, kind))
-    losses = {
-        kind: {
-            name: round(fmean(evaluation[name] for evaluation in evaluations), 5)
-            for name in ("ce", "kl")
-        }
-        for kind, evaluations in read.items()
-    }
-    gaps = [
-        ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)
+        measured = alternate(Path(place), rounds)
+    version = metadata.version("trl")
+    peer = f"trl {version} GKDTrainer"
+
+    def ratios(values: Mapping[str, list[float]], kind: str) -> list[float]:
+        return [ours / theirs for ours, theirs in zip(values[kind], values["trl"], strict=True)]
+
+    figures = [
+        figure(
+            "kd-vs-trl:cold",
+            ratios(measured.speeds, "cold"),
+            unit="times the tokens a second",
+            better="higher",
+            target=1.2,
+            peer=peer,
+            details=details_of(measured, version),
+        ),
+        figure(
+            "kd-vs-trl:warm",
+            ratios(measured.speeds, "warm"),
+            unit="times the tokens a second",
+            better="higher",
+            target=1.8,
+            peer=peer,
+        ),
+        figure(
+            "kd-vs-trl:memory",
+            ratios(measured.rises, "warm"),
+            unit="times the rise of peak memory",
+            better="lower",
+            target=0.6,
+            peer=peer,
+        ),
     ]
-    error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
-    details = {
-        "trl": metadata.version("trl"),
-        "tokens a second": {k: [round(value) for value in v] for k, v in speeds.items()},
-        "rise, MiB": {k: [round(value) for value in v] for k, v in rises.items()},
-        "held-out, nats a token, mean over rounds": losses,
-        "held-out cross-entropy by seed": {
-            kind: [evaluation["ce"] for evaluation in evaluations]
-            for kind, evaluations in read.items()
-        },
-        "ours less trl's, and its standard error": [round(fmean(gaps), 5), round(error, 5)],
-        "validation cross-entropy at least as good": "yes"
-        if fmean(gaps) <= 0
-        else "cannot tell"
-        if fmean(gaps) < 2 * error
-        else "no",
-    }
-    peer = f"trl {metadata.version('trl')} GKDTrainer"
-
-    def ratios(kind: str) -> list[float]:
-        return [a / b for a, b in zip(speeds[kind], speeds["trl"], strict=True)]
-
-    memory = [a / b for a, b in zip(rises["warm"], rises["trl"], strict=True)]
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "kd-vs-trl:cold",
-                ratios("cold"),
-                unit="times the tokens a second",
-                better="higher",
-                target=1.2,
-                peer=peer,
-                details=details,
-            ),
-            figure(
-                "kd-vs-trl:warm",
-                ratios("warm"),
-                unit="times the tokens a second",
-                better="higher",
-                target=1.8,
-                peer=peer,
-            ),
-            figure(
-                "kd-vs-trl:memory",
-                memory,
-                unit="times the rise of peak memory",
-                better="lower",
-                target=0.6,
-                peer=peer,
-            ),
-        ],
-    )
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

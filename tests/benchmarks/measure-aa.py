@@ -12,36 +12,41 @@ import sys
 import tempfile
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from _form import figure, write_figures
 from _timing import BURN, measure_beside_itself
 
+from harness.records.record import Measurement
+
 RUNS = 20
+NAMES = ("prefill", "decode", "end_to_end")
+
+
+def speedups_beside_a_burner(number: int) -> dict[str, Measurement]:
+    """Measure the embedded teacher against itself while a process burns a core in bursts."""
+    seed = str(random.Random(number).random())
+    burner = subprocess.Popen([sys.executable, "-c", BURN, seed])
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            measurements = measure_beside_itself(Path(folder))
+    finally:
+        burner.kill()
+        burner.wait()
+    first = {measurement.name: measurement for measurement in reversed(measurements)}
+    return {name: first[f"{name}_speedup"] for name in NAMES}
 
 
 def main() -> None:
-    """Measure the embedded teacher against itself RUNS times beside a burning process."""
+    """Measure RUNS times and write how many intervals hold 1."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    intervals: dict[str, list[tuple[float, float, float]]] = {
-        "prefill": [],
-        "decode": [],
-        "end_to_end": [],
-    }
+    intervals: dict[str, list[tuple[Any, float, Any]]] = {name: [] for name in NAMES}
     remarks = []
     for number in range(runs):
-        burning = subprocess.Popen(
-            [sys.executable, "-c", BURN, str(random.Random(number).random())]
-        )
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                measurements = measure_beside_itself(Path(folder))
-        finally:
-            burning.kill()
-            burning.wait()
-        for name, values in intervals.items():
-            speedup = next(m for m in measurements if m.name == f"{name}_speedup")
-            values.append((speedup.low, speedup.value, speedup.high))
-        remarks.append(next(m for m in measurements if m.name == "decode_speedup").remark)
+        speedups = speedups_beside_a_burner(number)
+        for name, speedup in speedups.items():
+            intervals[name].append((speedup.low, speedup.value, speedup.high))
+        remarks.append(speedups["decode"].remark)
         low, value, high = intervals["decode"][-1]
         print(
             f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {remarks[-1]}",
@@ -62,27 +67,24 @@ def main() -> None:
         "decode": [[round(part, 4) for part in interval] for interval in intervals["decode"]],
     }
     print(details)
-    target = round(17 * runs / RUNS)
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "measure-aa",
-                [holding["decode"]],
-                unit=f"of {runs} intervals",
-                better="higher",
-                target=target,
-                details=details,
-            ),
-            figure(
-                "measure-aa:half-width",
-                [widths["decode"]],
-                unit="of the ratio",
-                better="lower",
-                target=0.08,
-            ),
-        ],
-    )
+    figures = [
+        figure(
+            "measure-aa",
+            [holding["decode"]],
+            unit=f"of {runs} intervals",
+            better="higher",
+            target=round(17 * runs / RUNS),
+            details=details,
+        ),
+        figure(
+            "measure-aa:half-width",
+            [widths["decode"]],
+            unit="of the ratio",
+            better="lower",
+            target=0.08,
+        ),
+    ]
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

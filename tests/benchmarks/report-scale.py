@@ -10,6 +10,7 @@ import resource
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 from _form import figure, time_command, write_figures
 from _records import frozen_baseline, scored_record
@@ -47,86 +48,86 @@ def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
     return seconds, max(before, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss) / 1024
 
 
+class Sizes(NamedTuple):
+    """How many records are reported, and the bytes of two baselines."""
+
+    records: int
+    baseline_bytes: int  # 50 rows of 14,042 items
+    small_baseline_bytes: int  # 10 rows of 1,319 items
+
+
+def write_files(folder: Path, draw: random.Random) -> Sizes:
+    """Write the records to report, the records to check and their baselines."""
+    teacher = marks(0.7, 1319, draw)
+    records = [scored_record("teacher", teacher)]
+    for at in range(333):
+        label, share = f"response[temperature={at}]", 0.1 + at / 2000
+        records += [
+            scored_record(label, flip_some(teacher, share, draw), seed) for seed in (1, 2, 3)
+        ]
+    for at, record in enumerate(records):
+        write_record(folder / "report" / f"{at}.json", record)
+
+    base = marks(0.6, 14_042, draw)
+    rows = [scored_record(f"method{at}", flip_some(base, 0.05, draw)) for at in range(50)]
+    frozen = [scored_record("teacher", base), *rows]
+    write_baseline(folder / "baseline.json", frozen_baseline(*frozen))
+    for at, record in enumerate(frozen):
+        before = record.scores[0].outcomes["strict-match"]
+        changed = scored_record(record.label, flip_some(before, 0.02, draw))
+        write_record(folder / "check" / f"{at}.json", changed)
+
+    small = [scored_record(f"method{at}", flip_some(teacher, 0.05, draw)) for at in range(10)]
+    small_baseline = frozen_baseline(scored_record("teacher", teacher), *small)
+    write_baseline(folder / "small.json", small_baseline)
+    sizes = ((folder / name).stat().st_size for name in ("baseline.json", "small.json"))
+    return Sizes(len(records), *sizes)
+
+
 def main() -> None:
     """Write records, run both commands three times each."""
-    draw = random.Random(0)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        teacher = marks(0.7, 1319, draw)
-        many = [scored_record("teacher", teacher)]
-        for at in range(333):
-            many += [
-                scored_record(
-                    f"response[temperature={at}]", flip_some(teacher, 0.1 + at / 2000, draw), seed
-                )
-                for seed in (1, 2, 3)
-            ]
-        for at, record in enumerate(many):
-            write_record(folder / "report" / f"{at}.json", record)
-        base = marks(0.6, 14_042, draw)
-        rows = [scored_record(f"method{at}", flip_some(base, 0.05, draw)) for at in range(50)]
-        write_baseline(
-            folder / "baseline.json", frozen_baseline(scored_record("teacher", base), *rows)
-        )
-        for at, record in enumerate([scored_record("teacher", base), *rows]):
-            changed = scored_record(
-                record.label, flip_some(record.scores[0].outcomes["strict-match"], 0.02, draw)
-            )
-            write_record(folder / "check" / f"{at}.json", changed)
-        size = (folder / "baseline.json").stat().st_size
-        small = [scored_record(f"method{at}", flip_some(teacher, 0.05, draw)) for at in range(10)]
-        write_baseline(
-            folder / "small.json", frozen_baseline(scored_record("teacher", teacher), *small)
-        )
-        small_size = (folder / "small.json").stat().st_size
-        reports = [
-            run("report", str(folder / "report"), "--out", str(folder / "tables")) for _ in range(3)
-        ]
-        checks = [
-            run("check", str(folder / "check"), "--baseline", str(folder / "baseline.json"))
-            for _ in range(3)
-        ]
-    details = {
-        "records": len(many),
-        "items": 1319,
-        "peak MiB": max(sample[1] for sample in reports),
-    }
-    more = {"rows": 50, "items": 14_042, "baseline bytes": size}
-    write_figures(
-        Path(__file__).stem,
-        [
-            figure(
-                "report-scale:report",
-                [sample[0] for sample in reports],
-                unit="s",
-                better="lower",
-                target=5.0,
-                details=details,
-            ),
-            figure(
-                "report-scale:check",
-                [sample[0] for sample in checks],
-                unit="s",
-                better="lower",
-                target=5.0,
-                details=more,
-            ),
-            figure(
-                "report-scale:memory",
-                [max(sample[1] for sample in [*reports, *checks])],
-                unit="MiB, peak",
-                better="lower",
-                target=500.0,
-            ),
-            figure(
-                "report-scale:baseline",
-                [small_size / 1000],
-                unit="kB, 10 methods on 1,319 items",
-                better="lower",
-                target=200.0,
-            ),
-        ],
-    )
+        sizes = write_files(folder, random.Random(0))
+        report = ("report", str(folder / "report"), "--out", str(folder / "tables"))
+        check = ("check", str(folder / "check"), "--baseline", str(folder / "baseline.json"))
+        reports = [run(*report) for _ in range(3)]
+        checks = [run(*check) for _ in range(3)]
+    peak = max(peak for _, peak in reports)
+    more = {"rows": 50, "items": 14_042, "baseline bytes": sizes.baseline_bytes}
+    figures = [
+        figure(
+            "report-scale:report",
+            [seconds for seconds, _ in reports],
+            unit="s",
+            better="lower",
+            target=5.0,
+            details={"records": sizes.records, "items": 1319, "peak MiB": peak},
+        ),
+        figure(
+            "report-scale:check",
+            [seconds for seconds, _ in checks],
+            unit="s",
+            better="lower",
+            target=5.0,
+            details=more,
+        ),
+        figure(
+            "report-scale:memory",
+            [max(peak for _, peak in [*reports, *checks])],
+            unit="MiB, peak",
+            better="lower",
+            target=500.0,
+        ),
+        figure(
+            "report-scale:baseline",
+            [sizes.small_baseline_bytes / 1000],
+            unit="kB, 10 methods on 1,319 items",
+            better="lower",
+            target=200.0,
+        ),
+    ]
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

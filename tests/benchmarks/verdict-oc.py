@@ -18,6 +18,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -155,20 +156,27 @@ def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> 
     return missed / draws
 
 
-def main() -> None:
-    """Draw, judge, and write the figures."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--draws", type=int, default=8_000)
-    draws = parser.parse_args().draws
-    generator = np.random.default_rng(20_261_126)
-    # The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew,
-    # and only these draws count.
+class Simulated(NamedTuple):
+    """Shares of draws: of all cases, of three other ways to judge, and of retentions."""
+
+    first: dict[Case, dict[str, float]]  # of an eighth of the draws each
+    cases: dict[Case, dict[str, float]]  # the worst of the first pass, drawn anew
+    power: dict[str, float]
+    retention_misses: list[float]  # for each of SEEDS
+    bootstrap: float
+    one_training: float
+
+
+def simulate(draws: int, generator: np.random.Generator) -> Simulated:
+    """Draw all cases and judge them.
+
+    The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew,
+    and only these draws count.
+    """
     first = {case: judge_case(case, draws // 8, generator) for case in equal_cases()}
-    worst_first = sorted(first, key=lambda case: first[case]["called"], reverse=True)[:6]
-    worst_first += sorted(first, key=lambda case: first[case]["missed"], reverse=True)[:2]
-    cases = {case: judge_case(case, draws, generator) for case in dict.fromkeys(worst_first)}
-    worst = max(cases, key=lambda case: cases[case]["called"])
-    uncovered = max(cases, key=lambda case: cases[case]["missed"])
+    worst = sorted(first, key=lambda case: first[case]["called"], reverse=True)[:6]
+    worst += sorted(first, key=lambda case: first[case]["missed"], reverse=True)[:2]
+    cases = {case: judge_case(case, draws, generator) for case in dict.fromkeys(worst)}
     powerful = Case((3, 3), (0.01, 0.01), 1_319, gap=0.05)
     power = judge_case(powerful, draws, generator)
     retention_misses = [
@@ -176,39 +184,34 @@ def main() -> None:
         for seeds in SEEDS
     ]
     small = Case((3, 3), (0.02, 0.02), 5_000)
-    bootstrap = np.mean(
-        [
-            not low <= 0 <= high
-            for low, high in (
-                old_bootstrap(*small.draw(generator)[:2], generator) for _ in range(min(draws, 500))
-            )
-        ]
+    intervals = (
+        old_bootstrap(*small.draw(generator)[:2], generator) for _ in range(min(draws, 500))
     )
+    bootstrap = float(np.mean([not low <= 0 <= high for low, high in intervals]))
     once = Case((1, 1), (0.02, 0.02), 1_319)
-    one_training = np.mean(
-        [means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)]
-    )
+    calls = [means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)]
+    return Simulated(first, cases, power, retention_misses, bootstrap, float(np.mean(calls)))
+
+
+def false_verdict_figures(result: Simulated, draws: int) -> list[dict[str, object]]:
+    """Return how often equal methods are called different, by our way and by three others."""
+    worst = max(result.cases, key=lambda case: result.cases[case]["called"])
     shares_by_case = {
         f"{case.seeds[0]}/{case.seeds[1]} trainings, "
         f"{100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "
         f"{case.by_training:g} by training": shares
-        for case, shares in {**first, **cases}.items()
+        for case, shares in {**result.first, **result.cases}.items()
     }
-    sure = max(first.values(), key=lambda shares: shares["satterthwaite missed"])[
-        "satterthwaite missed"
-    ]
-    peer = "same draws as ours of the first pass"
     details = {
         "worst": str(worst),
         "draws": draws,
         "draws of the first pass": draws // 8,
         "cases": shares_by_case,
     }
-    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, retention_misses, strict=True)}
-    figures = [
+    return [
         figure(
             "verdict-oc:false-verdicts",
-            [cases[worst]["called"]],
+            [result.cases[worst]["called"]],
             unit="of equal methods called better or worse, the worst case",
             better="lower",
             target=0.06,
@@ -216,15 +219,16 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:false-verdicts:satterthwaite",
-            [sure],
+            [max(shares["satterthwaite missed"] for shares in result.first.values())],
             unit="of equal methods called so, one number of degrees of freedom",
             better="lower",
             target=None,
-            peer=f"Student's t, Satterthwaite over trainings and items together, {peer}",
+            peer="Student's t, Satterthwaite over trainings and items together, "
+            "same draws as ours of the first pass",
         ),
         figure(
             "verdict-oc:false-verdicts:bootstrap",
-            [float(bootstrap)],
+            [result.bootstrap],
             better="lower",
             target=None,
             peer="used before",
@@ -233,29 +237,47 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:false-verdicts:one-training",
-            [float(one_training)],
+            [result.one_training],
             better="lower",
             target=None,
             peer="used before",
             unit="of equal methods called so by the items of one training each, 2 points",
         ),
+    ]
+
+
+def power_and_coverage_figures(result: Simulated) -> list[dict[str, object]]:
+    """Return how often a true difference is named, and the lowest coverage of the intervals."""
+    uncovered = max(result.cases, key=lambda case: result.cases[case]["missed"])
+    misses = result.retention_misses
+    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, misses, strict=True)}
+    return [
         figure(
             "verdict-oc:power",
-            [power["called"]],
+            [result.power["called"]],
             unit="of 5-point differences named: 3 trainings, 1 point between them, n 1,319",
             better="higher",
             target=0.8,
-            details={"missed": power["missed"]},
+            details={"missed": result.power["missed"]},
         ),
         figure(
             "verdict-oc:coverage",
-            [1 - max(cases[uncovered]["missed"], *retention_misses)],
+            [1 - max(result.cases[uncovered]["missed"], *misses)],
             unit="coverage of a 95 % interval, the lowest",
             better="higher",
             target=0.94,
             details={"worst": str(uncovered), "retention": covered},
         ),
     ]
+
+
+def main() -> None:
+    """Draw, judge, and write the figures."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--draws", type=int, default=8_000)
+    draws = parser.parse_args().draws
+    result = simulate(draws, np.random.default_rng(20_261_126))
+    figures = [*false_verdict_figures(result, draws), *power_and_coverage_figures(result)]
     write_figures("verdict-oc", figures)
 
 

@@ -436,7 +436,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
         refuse("feature", need)
     with pytest.raises(
         CellFailed,
-        match=r"x 1,706,112 parameters are .*; give a student that was cut further before",
+        match=r"x 1,706,112 parameters are .*; give a student that an earlier stage cuts further",
     ):
         refuse("sft", need, recipe="", digest="of the stage before")
     monkeypatch.setattr(student, "device_bytes", lambda device: need - 1)
