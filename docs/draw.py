@@ -1,4 +1,5 @@
-"""Draws the house into docs/architecture.md: a picture of rooms and imports, and a table of rooms.
+"""Draws the rooms and their imports, and a table of rooms, into docs/architecture.md.
+
 Type: python docs/draw.py.
 
 Everything is read from the source with `ast`, nothing is imported; a test compares the page with
@@ -23,9 +24,7 @@ def module_of(path: Path) -> str:
 
 
 def room_of(module: str) -> str:
-    """Return the room that a module stands in: `gate` of `harness.gate.check`, `methods` of any
-    method.
-    """
+    """Return the room of a module: `gate` of `harness.gate.check`, `methods` of any method."""
     top, _, rest = module.partition(".")
     return rest.partition(".")[0] or "harness" if top == "harness" else top
 
@@ -45,28 +44,29 @@ def annotations_only(node: ast.AST) -> bool:
 
 
 def imported(path: Path) -> list[tuple[str, bool]]:
-    """Return what a file imports, and whether it does so when it is imported itself (or only inside
-    a function).
+    """Return the names that a file imports, and whether it imports them at once.
+
+    Imports inside a function come later.
     """
-    found: list[tuple[str, bool]] = []
+    imports: list[tuple[str, bool]] = []
 
     def walk(node: ast.AST, at_once: bool) -> None:
         for child in ast.iter_child_nodes(node):
             if annotations_only(child):
                 continue
             if isinstance(child, ast.Import):
-                found.extend((alias.name, at_once) for alias in child.names)
+                imports.extend((alias.name, at_once) for alias in child.names)
             elif isinstance(child, ast.ImportFrom) and child.module:
-                found.extend((f"{child.module}.{alias.name}", at_once) for alias in child.names)
+                imports.extend((f"{child.module}.{alias.name}", at_once) for alias in child.names)
             walk(child, at_once and not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)))
 
     walk(ast.parse(path.read_text(encoding="utf-8")), True)
-    return found
+    return imports
 
 
 def edges() -> dict[str, set[str]]:
     """Return which rooms each room imports."""
-    found: dict[str, set[str]] = defaultdict(set)
+    rooms_by_room: dict[str, set[str]] = defaultdict(set)
     for module, path in files().items():
         for name, _ in imported(path):
             if (
@@ -74,24 +74,22 @@ def edges() -> dict[str, set[str]]:
                 and room_of(name) != room_of(module)
                 and module != "harness"
             ):
-                found[room_of(module)].add(room_of(name))
-    return found
+                rooms_by_room[room_of(module)].add(room_of(name))
+    return rooms_by_room
 
 
 def reduced(graph: dict[str, set[str]]) -> dict[str, set[str]]:
-    """Leave out arrows that others imply: what is imported by what one imports is reached
-    anyway.
-    """
+    """Leave out arrows that others imply: what an imported room imports is reached anyway."""
 
     def reach(room: str) -> set[str]:
-        seen: set[str] = set()
+        reached: set[str] = set()
         waiting = list(graph.get(room, ()))
         while waiting:
             name = waiting.pop()
-            if name not in seen:
-                seen.add(name)
+            if name not in reached:
+                reached.add(name)
                 waiting += graph.get(name, ())
-        return seen
+        return reached
 
     beyond = {room: reach(room) for room in graph}
     return {
@@ -109,14 +107,12 @@ def layers() -> list[list[str]]:
     rules = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"][
         "importlinter"
     ]["contracts"]
-    found = next(rule["layers"] for rule in rules if "containers" in rule)
-    return [layer.replace("|", " ").replace(":", " ").split() for layer in found]
+    room_lines = next(rule["layers"] for rule in rules if "containers" in rule)
+    return [layer.replace("|", " ").replace(":", " ").split() for layer in room_lines]
 
 
 def picture() -> str:
-    """Return the rooms as a Mermaid graph, a row a layer; arrows go from a room to what it
-    imports.
-    """
+    """Return the rooms as a Mermaid graph, a row a layer; arrows go to what is imported."""
     graph = edges()
     lines = ["```mermaid", "flowchart TD"]
     for number, layer in enumerate(layers(), 1):
@@ -130,9 +126,7 @@ def picture() -> str:
 
 
 def torch_in(modules: list[Path]) -> str:
-    """Say when a room imports torch: never, inside functions, or when one of its modules is
-    imported.
-    """
+    """Say when a room imports torch: never, inside functions, or when a module is imported."""
     eager = sorted(
         path.stem
         for path in modules
@@ -151,22 +145,24 @@ def torch_in(modules: list[Path]) -> str:
 def rooms() -> str:
     """Return a line a room: what it is for, how many modules it has, and when it imports torch."""
     lines = ["| room | what it is for | modules | torch |", "|:--|:--|--:|:--|"]
-    found = files()
+    modules_by_name = files()
     packages = [f"harness.{room}" for layer in layers() for room in layer]
     packages += sorted(
         name
-        for name, path in found.items()
+        for name, path in modules_by_name.items()
         if path.name == "__init__.py" and not name.startswith("harness")
     )
     for package in packages:
-        own = package in TOPS
+        is_top = package in TOPS
         inside = [
             path
-            for name, path in found.items()
+            for name, path in modules_by_name.items()
             if (name == package or name.startswith(f"{package}."))
-            and (not own or path.parent == ROOT / package)
+            and (not is_top or path.parent == ROOT / package)
         ]
-        doc = ast.get_docstring(ast.parse(found[package].read_text(encoding="utf-8"))) or ""
+        doc = (
+            ast.get_docstring(ast.parse(modules_by_name[package].read_text(encoding="utf-8"))) or ""
+        )
         first = (
             " ".join(doc.partition("\n\n")[0].split())
             .partition(". ")[0]

@@ -1,5 +1,4 @@
-"""Writes what the docs take from the code: the table of renames in compatibility.md, and
-record.schema.json.
+"""Writes what the docs take from code: the renames in compatibility.md, record.schema.json.
 
 Type: python docs/generate.py [--check]. A test compares both files with what this writes.
 """

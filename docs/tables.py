@@ -1,5 +1,6 @@
-"""Copies the generated tables into README.md and docs/, between `<!-- table: FILE -->` or `<!--
-figures: PROGRAM -->` and `<!-- end -->`.
+"""Copies the generated tables into README.md and docs/.
+
+They stand between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!-- end -->`.
 
 `<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods:
 FAMILY FAMILY -->` lists the methods of the registry that are of these families, by what they
@@ -26,9 +27,7 @@ PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "c
 
 
 def filled(page: str) -> str:
-    """Return a page's text with every table taken from its file (headings left out) and every
-    figure from its program's JSON.
-    """
+    """Return a page with each table from its file (without headings) and each figure from JSON."""
 
     def table(match: re.Match[str]) -> str:
         lines = (ROOT / match[1]).read_text(encoding="utf-8").splitlines()
@@ -38,24 +37,26 @@ def filled(page: str) -> str:
         return f"<!-- table: {match[1]} -->\n\n{text}\n\n<!-- end -->"
 
     def figures(match: re.Match[str]) -> str:
-        found = json.loads(
+        document = json.loads(
             (ROOT / "results" / "benchmarks" / f"{match[1]}.json").read_text(encoding="utf-8")
         )
         lines = ["| figure | value | target |", "|:--|--:|--:|"]
-        every = found if isinstance(found, list) else [found]
-        for one in (one for one in every if not match[2] or match[2].strip() in one["name"]):
+        entries = document if isinstance(document, list) else [document]
+        for entry in (
+            entry for entry in entries if not match[2] or match[2].strip() in entry["name"]
+        ):
             # A name that goes on from another's is a rival of that figure: the target is not its
             # own.
-            ours = not any(one["name"].startswith(f"{other['name']}:") for other in every)
+            ours = not any(entry["name"].startswith(f"{other['name']}:") for other in entries)
             aim = (
-                f"{'>=' if one['better'] == 'higher' else '<='} {one['target']:g}"
-                if one["target"] is not None
+                f"{'>=' if entry['better'] == 'higher' else '<='} {entry['target']:g}"
+                if entry["target"] is not None
                 else ""
             )
             target = aim if ours else ""
-            lines.append(f"| `{one['name']}` | {one['value']:.4g} {one['unit']} | {target} |")
-            if one["peer"] and ours:
-                lines.append(f"| beside it | {one['peer']} | |")
+            lines.append(f"| `{entry['name']}` | {entry['value']:.4g} {entry['unit']} | {target} |")
+            if entry["peer"] and ours:
+                lines.append(f"| beside it | {entry['peer']} | |")
         return (
             f"<!-- figures: {match[1]}{match[2] or ''} -->\n\n"
             + "\n".join(lines)
@@ -69,9 +70,7 @@ def filled(page: str) -> str:
 
 
 def tree(match: re.Match[str]) -> str:
-    """Return README's tree with the modules of today under each folder; the words beside a folder
-    stay.
-    """
+    """Return README's tree with today's modules under each folder; its words stay."""
     lines: list[str] = []
     top = ""
     for line in match[0].split("\n"):
@@ -85,8 +84,9 @@ def tree(match: re.Match[str]) -> str:
 
 
 def modules_in(folder: Path) -> list[str]:
-    """Return the modules of a package as lines of the tree; none of a folder that is no package, or
-    holds a file for each row.
+    """Return a package's modules as lines of the tree, or none.
+
+    None: the folder is no package, or has a file for each row.
     """
     if not (folder / "__init__.py").exists() or folder.name in ("methods", "suites"):
         return []
@@ -97,9 +97,7 @@ def modules_in(folder: Path) -> list[str]:
 
 
 def methods(match: re.Match[str]) -> str:
-    """Return the table of the methods of some families, in the registry's order; a second name says
-    whose it is.
-    """
+    """Return the table of some families' methods in the registry's order, with second names."""
     registry = Registry("method", METHODS)
     lines = ["| row | what it does | teacher, student | its controls |", "|:--|:--|:--|:--|"]
     for name in METHODS:
@@ -124,7 +122,7 @@ def traits_in_words(method: Method) -> str:
     before = Shape.of_folder(ROOT / "harness" / "embedded" / "tiny")
     after = method.resulting_shape(before)
     reads = method.trains and method.needs_same_vocabulary
-    known = {
+    holds_by_words = {
         "writes first, kept": method.writes_traces,
         "each read once, kept": method.needs_several_teachers,
         "beside the student": method.reads_teacher_live,
@@ -140,7 +138,7 @@ def traits_in_words(method: Method) -> str:
         "one row a seed": method.draws_random_numbers,
         "reads text": method.calibrates,
     }
-    return ", ".join(word for word, holds in known.items() if holds)
+    return ", ".join(word for word, holds in holds_by_words.items() if holds)
 
 
 if __name__ == "__main__":

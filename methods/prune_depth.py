@@ -84,8 +84,8 @@ class RandomDepthPruning(Compressed):
 
         builder = StudentBuilder(job, "prune-depth-random", plain=True)
         count = len(named_blocks(builder.model)[1])
-        drawn = random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))
-        return save_without_blocks(builder, sorted(drawn), {})
+        blocks = random.Random(job.seed).sample(range(count), blocks_to_drop(count, self.ratio))
+        return save_without_blocks(builder, sorted(blocks), {})
 
 
 def blocks_to_drop(count: int, ratio: float) -> int:

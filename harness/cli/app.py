@@ -323,7 +323,7 @@ def measure(
     from harness.api import measure_models
     from harness.cli.console import Console
     from harness.files.places import check_folder
-    from harness.reporting.measured import TimedModel, measurement_tables
+    from harness.reporting.measured import ModelTimings, measurement_tables
 
     if device not in ("auto", "cpu", "cuda") or dtype not in ("auto", "float32", "bfloat16"):
         raise HarnessError(
@@ -345,7 +345,7 @@ def measure(
             say=console.say,
         )
     timed = [
-        TimedModel(model.name, model.measured.measurements, model.measured.skipped)
+        ModelTimings(model.name, model.measured.measurements, model.measured.skipped)
         for model in measured
     ]
     typer.echo(measurement_tables(timed))

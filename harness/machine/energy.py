@@ -75,8 +75,8 @@ class NvmlReader:
         return GpuSample(throttled, processes)
 
     @staticmethod
-    def interference(before: GpuSample, after: GpuSample, own: set[int]) -> list[str]:
-        """Return what disturbed our processes `own` on the GPU between two samples.
+    def interference(before: GpuSample, after: GpuSample, our_pids: set[int]) -> list[str]:
+        """Return what disturbed our processes on the GPU between two samples.
 
         In a container NVML may name processes by the host's ids. Then they are only counted.
         """
@@ -86,11 +86,11 @@ class NvmlReader:
             if after.throttled.get(cause, nanoseconds) > nanoseconds
         ]
         processes = before.processes | after.processes
-        if processes & own:
-            foreign = len(processes - own)
+        if processes & our_pids:
+            foreign = len(processes - our_pids)
         else:
             started = len(after.processes - before.processes)
-            foreign = max(len(before.processes) - len(own), 0) + started
+            foreign = max(len(before.processes) - len(our_pids), 0) + started
         if foreign:
             reasons.append(f"{foreign} other processes were on the GPU")
         return reasons

@@ -59,9 +59,9 @@ class InterferenceMonitor:
         if abs((after.wall - before.wall) - seconds) > CLOCK_JUMP:
             reasons.append(f"the clock jumped by {after.wall - before.wall - seconds:+.1f} s")
         cpus = len(allowed_cpus())
-        busy, own = _change(before.busy, after.busy), _change(before.own, after.own)
-        if seconds > 0 and busy is not None and own is not None:
-            foreign = max(0.0, busy - own) / seconds
+        busy, ours = _change(before.busy, after.busy), _change(before.own, after.own)
+        if seconds > 0 and busy is not None and ours is not None:
+            foreign = max(0.0, busy - ours) / seconds
             if foreign > FOREIGN_SHARE * cpus:
                 reasons.append(f"other processes used {foreign:.1f} of {cpus} cores")
         stolen = _change(before.stolen, after.stolen)
@@ -78,12 +78,12 @@ class InterferenceMonitor:
     def _sample(self) -> _MachineSample:
         """Read the clocks and counters once."""
         cpu = cpu_seconds(allowed_cpus())
-        own = [process_seconds(pid) for pid in {os.getpid(), *self.processes}]
+        our_seconds = [process_seconds(pid) for pid in {os.getpid(), *self.processes}]
         return _MachineSample(
             wall=time.time(),
             steady=time.monotonic(),
             busy=cpu.busy,
             stolen=cpu.stolen,
-            own=sum(seconds for seconds in own if seconds is not None),
+            own=sum(seconds for seconds in our_seconds if seconds is not None),
             throttled=throttle_events(),
         )

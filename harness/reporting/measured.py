@@ -10,8 +10,8 @@ from harness.records.record import Measurement
 from harness.statistics.intervals import Interval
 
 
-class TimedModel(NamedTuple):
-    """One model that was measured."""
+class ModelTimings(NamedTuple):
+    """What was measured of one model: its name, its values, and the scenarios left out."""
 
     name: str
     measurements: Sequence[Measurement]
@@ -30,7 +30,7 @@ _TIMED = (
 _WEIGHED = (columns.DISK, columns.WEIGHTS, columns.ACTIVATIONS, columns.LOAD, columns.FIRST_CALL)
 
 
-def measurement_tables(models: Sequence[TimedModel]) -> str:
+def measurement_tables(models: Sequence[ModelTimings]) -> str:
     """Return what `harness measure` prints; the first model is the base of the ratios."""
     from tabulate import tabulate
 
@@ -65,7 +65,7 @@ def _value_text(quantity: Quantity, measurement: Measurement | None) -> str:
     return quantity.with_interval(Interval(value, low, high))
 
 
-def _speed_lines(model: TimedModel, *, is_base: bool) -> list[dict[str, str]]:
+def _speed_lines(model: ModelTimings, *, is_base: bool) -> list[dict[str, str]]:
     """Return one line for each scenario that a model was timed in."""
     by_scenario = {
         (measurement.name, measurement.condition): measurement for measurement in model.measurements
@@ -96,7 +96,7 @@ def _speed_lines(model: TimedModel, *, is_base: bool) -> list[dict[str, str]]:
     return lines
 
 
-def _weight_line(model: TimedModel) -> dict[str, str]:
+def _weight_line(model: ModelTimings) -> dict[str, str]:
     """Return a model's line of bytes and of the seconds that opening it takes."""
     first = {measurement.name: measurement for measurement in reversed(model.measurements)}
     return {
@@ -107,7 +107,7 @@ def _weight_line(model: TimedModel) -> dict[str, str]:
     }
 
 
-def _remarks(model: TimedModel) -> list[str]:
+def _remarks(model: ModelTimings) -> list[str]:
     """Return a line for each doubtful measurement, and for each scenario that was not timed."""
     remarks = dict.fromkeys(
         (measurement.name.startswith("skipped_"), measurement.remark)

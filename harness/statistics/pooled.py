@@ -118,10 +118,10 @@ def _perplexity(sums: _Numbers) -> _Numbers:
     return np.exp(-_mean(sums))
 
 
-def _quotient(part: _Numbers, whole: _Numbers) -> _Numbers:
-    """Return part / whole, and 0 where the whole is 0."""
-    quotient = np.zeros(np.broadcast_shapes(part.shape, whole.shape))
-    np.divide(part, whole, out=quotient, where=whole != 0)
+def _quotient(part: _Numbers, total: _Numbers) -> _Numbers:
+    """Return part / total, and 0 where the total is 0."""
+    quotient = np.zeros(np.broadcast_shapes(part.shape, total.shape))
+    np.divide(part, total, out=quotient, where=total != 0)
     return quotient
 
 
@@ -195,8 +195,8 @@ def resample_counts(items: int, part: int) -> npt.NDArray[np.uint8]:
     counts = np.empty((RESAMPLES, items), dtype=np.uint8)
     for start in range(0, RESAMPLES, _BLOCK):
         rows = min(_BLOCK, RESAMPLES - start)
-        drawn = random.integers(0, items, size=(rows, items)) + items * np.arange(rows)[:, None]
-        block = np.bincount(drawn.ravel(), minlength=rows * items).reshape(rows, items)
+        cells = random.integers(0, items, size=(rows, items)) + items * np.arange(rows)[:, None]
+        block = np.bincount(cells.ravel(), minlength=rows * items).reshape(rows, items)
         counts[start : start + rows] = np.minimum(block, 255)  # one item 255 times in a draw: never
     return counts
 

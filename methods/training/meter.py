@@ -36,9 +36,9 @@ class Meter:
 
     def count(self) -> None:
         """Bring the counts up to date."""
-        now = time.monotonic()
-        self.state.seconds += now - self.counted_until
-        self.counted_until = now
+        timestamp = time.monotonic()
+        self.state.seconds += timestamp - self.counted_until
+        self.counted_until = timestamp
         joules, total = self.energy.joules(), self.state.energy_joules
         self.state.energy_joules = None if joules is None or total is None else total + joules
         self._count_models()

@@ -26,9 +26,9 @@ class TrainingLog:
             values = {name: value for name, value in line.items() if name != "step"}
             self._tracker.log(values, step=line["step"])
 
-    def write_validation(self, loss: float, *, step: int, epoch: int, seen: int) -> None:
+    def write_validation(self, loss: float, *, step: int, epoch: int, tokens_seen: int) -> None:
         """Log the loss on the validation rows (nats per token)."""
-        self._write({"step": step, "epoch": epoch, "seen": seen, "validation_ce": loss})
+        self._write({"step": step, "epoch": epoch, "seen": tokens_seen, "validation_ce": loss})
         if self._tracker is not None:
             self._tracker.log({"validation_ce": loss}, step=step)
 

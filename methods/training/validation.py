@@ -40,7 +40,7 @@ class Validation:
             chunked=replace(prepared.chunked, vocabulary=None) if prepared.chunked else None,
         )
         prepared.model.train()
-        log.write_validation(loss, step=state.step, epoch=state.epoch, seen=state.seen)
+        log.write_validation(loss, step=state.step, epoch=state.epoch, tokens_seen=state.seen)
         return loss
 
     def end_epoch(self, log: TrainingLog, meter: Meter) -> None:

@@ -1,5 +1,6 @@
-"""Random models of two or three small blocks, of architectures that a stranger may bring: dense,
-sparse, windowed, recurrent.
+"""Small random models of dense, sparse, windowed and recurrent architectures.
+
+They have two to four blocks.
 """
 
 from typing import Any
@@ -211,9 +212,10 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def built(kind: str, *, vocabulary: int, seed: int = 0, **changes: Any) -> Any:
-    """Return a random model of an architecture, its weights wide enough that no two answers are
-    nearly as likely.
+def random_model(kind: str, *, vocabulary: int, seed: int = 0, **changes: Any) -> Any:
+    """Return a random model of an architecture.
+
+    Its weights are so wide that no two answers are nearly as likely.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

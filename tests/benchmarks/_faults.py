@@ -1,5 +1,6 @@
-"""Faults below a program's writer: at a chosen event of a watched folder a process is killed, or
-the system says no.
+"""Faults below a program's writer: an event of a watched folder is refused, or kills a process.
+
+Watched events: a file is opened, written, synced, renamed or removed.
 
 An event is an opened, written, synced, renamed or removed file. `watch` stands in for the functions
 of Python, safetensors and torch that make them; the program that is tried has no part in it. It
@@ -53,7 +54,7 @@ _CACHE = {
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at which event. An event is counted within its process and attempt, from 1."""
+    """What happens at which event. Events are counted from 1 in each process and attempt."""
 
     # kill group | kill parent | kill self | torn | short | ENOSPC, EIO ...
     deed: str = "kill group"
@@ -77,20 +78,18 @@ class Fault:
 
 
 def log_of(root: Path) -> Path:
-    """Return the file beside a watched folder in which every event is a line: process, operation,
-    kind, path.
-    """
+    """Return the log beside a watched folder: process, operation, kind and path of each event."""
     return root.with_name(f"{root.name}.events")
 
 
-def plain(inside: Path) -> str:
+def path_when_finished(inside: Path) -> str:
     """Return a path below the watched folder without the names of half-written files."""
     return "/".join(_TORN.sub(r"\1", part) for part in inside.parts)
 
 
 def kind_of(inside: Path) -> str:
     """Return what kind of file a path below the watched folder (`store/`, `cache/`) is."""
-    parts = plain(inside).split("/")
+    parts = path_when_finished(inside).split("/")
     name = parts[-1]
     if name.startswith(".probe-"):
         return "probe"
@@ -138,13 +137,13 @@ class _Watch:
         kind, process = kind_of(inside), process_name()
         self.note(process, operation, kind, path)
         fault = self.fault
-        wanted = fault and (
+        matches = fault and (
             fault.process in (ANY, process)
             and fault.operation in (ANY, operation)
             and fault.kind in (ANY, kind)
-            and fault.path in ("", plain(inside))
+            and fault.path in ("", path_when_finished(inside))
         )
-        if fault is None or not wanted:
+        if fault is None or not matches:
             return False
         self.seen += 1
         if self.seen == fault.number or (fault.lasting and self.seen > fault.number):
@@ -171,11 +170,11 @@ def process_name() -> str:
     return Path(sys.argv[1]).parent.name if of_cell else "command"
 
 
-def from_environment() -> None:
+def watch_from_environment() -> None:
     """Watch what the environment names; nothing where it names nothing."""
     if root := os.environ.get(ROOT):
-        told = os.environ.get(FAULT)
-        watch(Path(root), Fault(**json.loads(told)) if told else None)
+        fault_json = os.environ.get(FAULT)
+        watch(Path(root), Fault(**json.loads(fault_json)) if fault_json else None)
 
 
 def watch(root: Path, fault: Fault | None) -> None:
@@ -186,32 +185,36 @@ def watch(root: Path, fault: Fault | None) -> None:
     if fresh:
         builtins.open = io.open = _open  # type: ignore[assignment]
         os.open, os.write, os.fsync = _os_open, _os_write, _os_fsync
-        os.replace, os.rename, os.unlink = _moving(_Real.replace), _moving(_Real.rename), _unlink
+        os.replace, os.rename, os.unlink = (
+            _stand_in_for_move(_Real.replace),
+            _stand_in_for_move(_Real.rename),
+            _unlink,
+        )
         shutil.rmtree = _rmtree  # type: ignore[assignment]
         _watch_libraries()
 
 
-def _below(path: object) -> Path | None:
+def _watched_path(path: object) -> Path | None:
     """Return an absolute path that lies below the watched folder, None for any other."""
     if _watch is None or not isinstance(path, (str, os.PathLike)):
         return None
-    whole = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100  links are not followed
-    return whole if _watch.root in whole.parents else None
+    absolute = Path(os.path.abspath(os.fspath(path)))  # noqa: PTH100  links are not followed
+    return absolute if _watch.root in absolute.parents else None
 
 
 def _path_of(descriptor: int) -> Path | None:
     try:
-        return _below(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return _watched_path(Path(f"/proc/self/fd/{descriptor}").readlink())
     except OSError:
         return None
 
 
 def _event(operation: str, path: Path | None) -> None:
     if path is not None and _watch is not None and _watch.event(operation, path):
-        _strike(path)
+        _let_fault_come(path)
 
 
-def _strike(path: Path, refuse: Callable[[int], Exception] | None = None) -> None:
+def _let_fault_come(path: Path, refuse: Callable[[int], Exception] | None = None) -> None:
     """Let the fault come: kill, tear a file, or raise what the system (or a library) says."""
     assert _watch is not None and _watch.fault is not None
     fault = _watch.fault
@@ -236,24 +239,22 @@ def _kill(deed: str, delay: float) -> None:
 
 
 def _tear(path: Path) -> None:
-    """Cut a file, or every file of a folder, to half: what a power cut leaves of what was not
-    synced.
-    """
+    """Cut a file, or each file of a folder, to half, as a power cut does to unsynced files."""
     for file in [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]:
         os.truncate(file, file.stat().st_size // 2)
 
 
 def _open(file: Any, mode: str = "r", *rest: Any, **named: Any) -> Any:
-    path = _below(file) if set(mode) & set("wax+") else None
+    path = _watched_path(file) if set(mode) & set("wax+") else None
     if path is None or _watch is None:
         return _Real.io_open(file, mode, *rest, **named)
     _event("open", path)
     if not _watch.event("write", path) or "+" in mode:
         return _Real.io_open(file, mode, *rest, **named)
-    return _failing(path, mode, *rest, **named)
+    return _open_failing(path, mode, *rest, **named)
 
 
-def _failing(
+def _open_failing(
     path: Path,
     mode: str,
     buffering: int = -1,
@@ -262,15 +263,16 @@ def _failing(
     newline: str | None = None,
 ) -> Any:
     """Open a file whose writing fails, as Python opens one."""
-    raw = io.BufferedWriter(_Failing(path, mode.replace("t", "").replace("b", "")))
+    raw = io.BufferedWriter(_FailingFile(path, mode.replace("t", "").replace("b", "")))
     if "b" in mode:
         return raw
     return io.TextIOWrapper(raw, encoding=encoding, errors=errors, newline=newline)
 
 
-class _Failing(io.RawIOBase):
-    """A file that takes `after` bytes; then the fault comes. Without a number: numpy must write
-    through it.
+class _FailingFile(io.RawIOBase):
+    """A file that accepts `after` bytes; then the fault comes.
+
+    It has no file number, so that numpy must write through it.
 
     A log is the exception: it is handed to another process, which writes past us, so its fault
     comes then.
@@ -313,7 +315,7 @@ class _Failing(io.RawIOBase):
 
     def _strike(self) -> None:
         self._struck = True
-        _strike(self._path)
+        _let_fault_come(self._path)
 
     def close(self) -> None:
         if not self.closed:
@@ -327,7 +329,7 @@ class _Failing(io.RawIOBase):
 
 def _os_open(path: Any, flags: int, *rest: Any, **named: Any) -> int:
     if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and "dir_fd" not in named:
-        _event("open", _below(path))
+        _event("open", _watched_path(path))
     return _Real.os_open(path, flags, *rest, **named)
 
 
@@ -342,7 +344,7 @@ def _os_write(descriptor: int, data: Any) -> int:
         _Real.write(descriptor, bytes(data)[: _watch.fault.after])
     if _watch.fault.deed == "torn":
         _Real.write(descriptor, data)
-    _strike(path)
+    _let_fault_come(path)
     return len(data)
 
 
@@ -355,9 +357,9 @@ def _os_fsync(descriptor: int) -> None:
     _Real.fsync(descriptor)
 
 
-def _moving(real: Callable[..., None]) -> Callable[..., None]:
+def _stand_in_for_move(real: Callable[..., None]) -> Callable[..., None]:
     def moved(source: Any, target: Any, **named: Any) -> None:
-        path = _below(target)
+        path = _watched_path(target)
         _event("rename", path)
         real(source, target, **named)
         if path is not None and _watch is not None:
@@ -369,13 +371,13 @@ def _moving(real: Callable[..., None]) -> Callable[..., None]:
 
 def _unlink(path: Any, **named: Any) -> None:
     if "dir_fd" not in named and os.path.lexists(path):
-        _event("remove", _below(path))
+        _event("remove", _watched_path(path))
     _Real.unlink(path, **named)
 
 
 def _rmtree(path: Any, *rest: Any, **named: Any) -> None:
     if os.path.lexists(path):
-        _event("remove", _below(path))
+        _event("remove", _watched_path(path))
     _Real.rmtree(path, *rest, **named)
 
 
@@ -385,24 +387,31 @@ def _watch_libraries() -> None:
         from safetensors import SafetensorError, torch
 
         words = "Error while serializing: I/O error: {} (os error {})"
-        torch.serialize_file = _library(
+        torch.serialize_file = _stand_in_for_writer(
             torch.serialize_file,
             lambda number: SafetensorError(words.format(os.strerror(number), number)),
         )
     if "torch" in sys.modules:
-        import torch as whole
+        import torch as torch_library
 
-        said = "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"
-        whole.save = _library(whole.save, lambda number: RuntimeError(said))
+        message = (
+            "[enforce fail at inline_container.cc:672] . PytorchStreamWriter failed writing file"
+        )
+        torch_library.save = _stand_in_for_writer(
+            torch_library.save, lambda number: RuntimeError(message)
+        )
 
 
-def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> Callable[..., None]:
-    """Stand in for a library's writer: its file is cut after it was written, which leaves the same
-    as a fault in between.
+def _stand_in_for_writer(
+    real: Callable[..., None], refuse: Callable[[int], Exception]
+) -> Callable[..., None]:
+    """Return a library's writer that cuts its file after writing.
+
+    The file that remains is the same as after a fault in the middle.
     """
 
     def write(content: Any, file: Any, *rest: Any, **named: Any) -> None:
-        path = _below(file)
+        path = _watched_path(file)
         _event("open", path)
         real(content, file, *rest, **named)
         if path is not None and _watch is not None and _watch.event("write", path):
@@ -410,6 +419,6 @@ def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> C
             # these go on: what they wrote is whole
             if _watch.fault.deed not in ("short", "kill parent"):
                 os.truncate(path, min(_watch.fault.after, path.stat().st_size))
-            _strike(path, refuse)
+            _let_fault_come(path, refuse)
 
     return write

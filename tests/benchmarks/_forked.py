@@ -1,5 +1,6 @@
-"""Starts the command over and over without loading torch each time: forked from a process that has
-loaded it and computed nothing.
+"""Starts the command without loading torch each time: it forks a process that has loaded torch.
+
+The forked process has computed nothing.
 
 A command is a process group of its own and its cells are its children, as with `harness run`;
 between the two there is no new Python. What a new process would not have (open files, handlers of
@@ -74,16 +75,17 @@ def load() -> None:
 
 
 def _remember_items(task: Any) -> None:
-    """Draw a task's items once: every process of a cell would draw the same ones, which takes
-    longer than all that it computes.
+    """Generate a task's items once for all processes of cells.
+
+    Each process would generate the same items, which takes longer than all else that it computes.
     """
     draw = task.generate_split
-    held: dict[str, list[dict[str, Any]]] = {}
+    items_by_split: dict[str, list[dict[str, Any]]] = {}
 
     def split(name: str, **how: Any) -> Iterator[dict[str, Any]]:
-        if name not in held:
-            held[name] = list(draw(name, **how))
-        return (dict(item) for item in held[name])
+        if name not in items_by_split:
+            items_by_split[name] = list(draw(name, **how))
+        return (dict(item) for item in items_by_split[name])
 
     task.generate_split = split
     for name in task.SIZES:
@@ -99,9 +101,9 @@ def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]
     def run() -> int:
         os.setsid()
         target = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        _stand(os.open(os.devnull, os.O_RDONLY), target, target, environment)
+        _become_new_process(os.open(os.devnull, os.O_RDONLY), target, target, environment)
         sys.argv = ["harness", *arguments]
-        _faults.from_environment()
+        _faults.watch_from_environment()
         from harness.cli import app
         from harness.running import runner
 
@@ -111,7 +113,7 @@ def start(arguments: Sequence[str], output: Path, environment: Mapping[str, str]
         app.main()
         return 0
 
-    return _ended(run)
+    return _run_and_exit(run)
 
 
 def _fork() -> int:
@@ -120,11 +122,14 @@ def _fork() -> int:
     return os.fork()
 
 
-def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -> None:
-    """Take the standard streams and the environment of a new process; let go of every other file
-    and of the parent's handlers.
+def _become_new_process(
+    stdin: int, stdout: int, stderr: int, environment: Mapping[str, str]
+) -> None:
+    """Take the standard streams and the environment of a new process.
+
+    All other files and the parent's signal handlers are let go.
     """
-    for place, number in enumerate((given, said, errors)):
+    for place, number in enumerate((stdin, stdout, stderr)):
         os.dup2(number, place)
     os.closerange(3, _FILES)
     sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
@@ -135,7 +140,7 @@ def _stand(given: int, said: int, errors: int, environment: Mapping[str, str]) -
         signal.signal(number, signal.SIG_DFL)
 
 
-def _ended(run: Callable[[], int]) -> int:
+def _run_and_exit(run: Callable[[], int]) -> int:
     """Run what a forked process is for, and end it as Python ends a process."""
     code = 1
     try:
@@ -151,28 +156,31 @@ def _ended(run: Callable[[], int]) -> int:
 
 
 class Cell:
-    """The process of a cell as `subprocess.Popen` would give it; its command line ends in the job
-    and the parent's number.
+    """The process of a cell, with the interface of `subprocess.Popen`.
+
+    Its command line ends with the job file and the parent's number.
     """
 
     def __init__(
         self, command: Sequence[str], *, stderr: Any, env: Mapping[str, str], **_: Any
     ) -> None:
-        heard, said = os.pipe()
+        read_end, write_end = os.pipe()
         self.returncode: int | None = None
         self.pid = _fork()
         if not self.pid:
-            _ended(lambda: self._run(command, said, stderr.fileno(), env))
-        os.close(said)
-        self.stdout = os.fdopen(heard, encoding="utf-8", errors="replace")
+            _run_and_exit(lambda: self._run(command, write_end, stderr.fileno(), env))
+        os.close(write_end)
+        self.stdout = os.fdopen(read_end, encoding="utf-8", errors="replace")
 
     @staticmethod
-    def _run(command: Sequence[str], said: int, errors: int, environment: Mapping[str, str]) -> int:
-        _stand(os.open(os.devnull, os.O_RDONLY), said, errors, environment)
+    def _run(
+        command: Sequence[str], stdout: int, stderr: int, environment: Mapping[str, str]
+    ) -> int:
+        _become_new_process(os.open(os.devnull, os.O_RDONLY), stdout, stderr, environment)
         sys.argv = ["cell.py", *command[-2:]]
         from harness.running import cell
 
-        _faults.from_environment()
+        _faults.watch_from_environment()
         return cell.main(sys.argv)
 
     def poll(self) -> int | None:

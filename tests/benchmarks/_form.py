@@ -1,6 +1,4 @@
-"""The one form of a benchmark's result: `results/benchmarks/NAME.json`, and the table generated
-from all of them.
-"""
+"""The form of a benchmark's result (`results/benchmarks/NAME.json`), and the table of all."""
 
 import json
 import platform
@@ -28,8 +26,9 @@ def figure(
     peer: str = "",
     details: Mapping[str, object] | None = None,
 ) -> dict[str, object]:
-    """Return one figure: the median of its runs, their range, and whether the target is met (None:
-    it has none, it explains another).
+    """Return a figure: the median of its runs, their range, and whether the target is met.
+
+    `met` is None where there is no target: the figure explains another one.
     """
     value = median(values)
     met = None if target is None else value >= target if better == "higher" else value <= target
@@ -59,12 +58,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def timed(
+def time_command(
     command: Sequence[str], **options: object
 ) -> tuple[float, float, subprocess.CompletedProcess[str]]:
-    """Run a command; return its wall seconds, its CPU seconds (children included), and how it
-    ended.
-    """
+    """Run a command; return wall seconds, CPU seconds (with children) and the ended process."""
     import time
 
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -75,7 +72,7 @@ def timed(
     return wall, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
 
 
-def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
+def write_figures(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     """Write a program's figures, then the table of all programs, and print them."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     body = figures[0] if len(figures) == 1 else list(figures)
@@ -83,12 +80,10 @@ def write(name: str, figures: Sequence[Mapping[str, object]]) -> None:
     (RESULTS / "README.md").write_text(
         f"# Benchmarks\n\nGenerated from the JSON files beside it.\n\n{table()}\n", encoding="utf-8"
     )
-    for one in figures:
-        verdict = {True: "met", False: "NOT met", None: "none"}[one["met"]]
-        print(
-            f"{one['name']}: {one['value']} {one['unit']} [{one['low']}, {one['high']}], target "
-            f"{one['target']}: {verdict}"
-        )
+    for entry in figures:
+        verdict = {True: "met", False: "NOT met", None: "none"}[entry["met"]]
+        value = f"{entry['value']} {entry['unit']} [{entry['low']}, {entry['high']}]"
+        print(f"{entry['name']}: {value}, target {entry['target']}: {verdict}")
 
 
 def table() -> str:
@@ -99,13 +94,13 @@ def table() -> str:
     ]
     for path in sorted(RESULTS.glob("*.json")):
         body = json.loads(path.read_text(encoding="utf-8"))
-        for one in body if isinstance(body, list) else [body]:
-            sign = ">=" if one["better"] == "higher" else "<="
-            target = "-" if one["target"] is None else f"{sign} {one['target']:g}"
-            met = {True: "yes", False: "no", None: "-"}[one["met"]]
+        for entry in body if isinstance(body, list) else [body]:
+            sign = ">=" if entry["better"] == "higher" else "<="
+            target = "-" if entry["target"] is None else f"{sign} {entry['target']:g}"
+            met = {True: "yes", False: "no", None: "-"}[entry["met"]]
             lines.append(
-                f"| {one['name']} | {one['value']:g} {one['unit']} | {one['low']:g} to "
-                f"{one['high']:g} | {target} | "
-                f"{met} | {one['machine']} | {one['date']} |"
+                f"| {entry['name']} | {entry['value']:g} {entry['unit']} | {entry['low']:g} to "
+                f"{entry['high']:g} | {target} | "
+                f"{met} | {entry['machine']} | {entry['date']} |"
             )
     return "\n".join(lines)

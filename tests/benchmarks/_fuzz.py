@@ -1,6 +1,4 @@
-"""What is fuzzed: a whole file of every kind, how it is harmed, and which of the harness's readers
-then reads it.
-"""
+"""What is fuzzed: a file of each kind, how it is harmed, and the readers that read it."""
 
 import json
 import random
@@ -15,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from _mutations import BINARY, HEADER, JSON, LINES, SETTINGS, Mutation
-from _records import frozen, scored
+from _records import frozen_baseline, scored_record
 from typer.testing import CliRunner
 
 from harness.cli.app import app
@@ -39,24 +37,22 @@ from harness.scoring.items import ItemRow, read_rows, write_rows
 SECONDS = 20.0  # that no reading of a small file takes
 EMBEDDED = Path(__file__).parents[2] / "harness" / "embedded" / "tiny"
 TASKS = Path(__file__).parents[1] / "tasks"
-_UNSHOWN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-# what a reader took for true, by name; what it refused, or made again, is not in it
+_CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+# what a reader accepted, by name, without what it refused or computed again
 Believed = dict[str, Any]
 
 
 class Hang(BaseException):
-    """A reader that does not come back."""
+    """A reader did not return in time."""
 
 
-class Raw(Exception):
-    """A terminal was told something by a file."""
+class RawOutput(Exception):
+    """A file's control characters reached the terminal."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """One kind of file: `make` writes a whole one below a folder and returns it, `read` reads it
-    and returns what it believes.
-    """
+    """A kind of file: `make` writes an intact one, `read` returns what the reader accepts."""
 
     name: str
     mutations: Sequence[Mutation]
@@ -67,8 +63,8 @@ class Target:
 
 
 @dataclass
-class Found:
-    """What came of the mutations of one kind."""
+class FuzzResult:
+    """What the mutations of a kind of file led to."""
 
     tried: int = 0
     refused: int = 0
@@ -78,10 +74,11 @@ class Found:
 
 
 def command(*arguments: object) -> str:
-    """Run the command in this process; return what it printed, raise what a user would see as a
-    traceback.
+    """Run the command in this process; return what it printed.
+
+    Raises what a user would see as a traceback.
     """
-    done = CliRunner().invoke(app, [str(one) for one in arguments], standalone_mode=False)
+    done = CliRunner().invoke(app, [str(argument) for argument in arguments], standalone_mode=False)
     if (
         done.exception is not None
         and not isinstance(done.exception, SystemExit)
@@ -93,13 +90,13 @@ def command(*arguments: object) -> str:
 
 
 def _refuse_raw(text: str) -> None:
-    if found := _UNSHOWN.search(text):
-        raise Raw(f"{found[0]!r} in {text[max(0, found.start() - 60) : found.end() + 20]!r}")
+    if match := _CONTROL_CHARACTERS.search(text):
+        raise RawOutput(f"{match[0]!r} in {text[max(0, match.start() - 60) : match.end() + 20]!r}")
 
 
 @contextmanager
-def within(seconds: float) -> Iterator[None]:
-    """Raise `Hang` where the block takes longer."""
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `Hang` if the block takes longer than `seconds`."""
 
     def late(*_: object) -> None:
         raise Hang
@@ -115,34 +112,30 @@ def within(seconds: float) -> Iterator[None]:
 
 def fuzz(
     target: Target, folder: Path, *, count: int, seed: int = 0, seconds: float = SECONDS
-) -> Found:
-    """Harm a file `count` times, each time from the whole one, and read it; return what
-    came of it.
-    """
+) -> FuzzResult:
+    """Harm an intact file `count` times, read it each time, and return the results."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     path = target.make(folder)
-    whole = path.read_bytes()
+    original = path.read_bytes()
     truth = json.loads(json.dumps(target.read(folder, path), default=str))
     assert truth, f"{target.name}: the whole file is not believed"
-    found = Found()
+    result = FuzzResult()
     for number in range(count):
         draw = random.Random(f"{seed}/{target.name}/{number}")
-        path.write_bytes(_harmed(target, whole, draw))
-        found.tried += 1
-        _judge(target, folder, path, truth, found, f"{target.name} {seed}/{number}", seconds)
+        path.write_bytes(_harmed(target, original, draw))
+        result.tried += 1
+        _judge(target, folder, path, truth, result, f"{target.name} {seed}/{number}", seconds)
         if not path.parent.is_dir():
             target.make(folder)
-    return found
+    return result
 
 
-def _harmed(target: Target, whole: bytes, draw: random.Random) -> bytes:
-    """Return harmed bytes; a mutation that needs a form that the file has lost gives way to
-    another.
-    """
+def _harmed(target: Target, original: bytes, draw: random.Random) -> bytes:
+    """Return harmed bytes; where a mutation does not fit the file, another one is drawn."""
     while True:
         try:
-            return draw.choice(target.mutations)(whole, draw)
+            return draw.choice(target.mutations)(original, draw)
         except (ValueError, LookupError, TypeError, RecursionError):
             continue
 
@@ -152,70 +145,70 @@ def _judge(
     folder: Path,
     path: Path,
     truth: Believed,
-    found: Found,
+    result: FuzzResult,
     name: str,
     seconds: float,
 ) -> None:
     try:
-        with within(seconds):
+        with time_limit(seconds):
             believed = json.loads(json.dumps(target.read(folder, path), default=str))
     except Hang:
-        found.hangs.append(name)
+        result.hangs.append(name)
     except (HarnessError, CellFailed, BadRecord) as problem:
-        found.refused += 1
+        result.refused += 1
         if (
             "\n" in str(problem)
-            or _UNSHOWN.search(str(problem))
+            or _CONTROL_CHARACTERS.search(str(problem))
             or len(str(problem)) > 3_000
             or not str(problem)
         ):
-            found.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
-    except Raw as problem:
-        found.silent.append(f"{name}: raw: {problem}")
+            result.tracebacks.append(f"{name}: no one line: {str(problem)[:200]!r}")
+    except RawOutput as problem:
+        result.silent.append(f"{name}: raw: {problem}")
     except Exception as problem:  # noqa: BLE001  any other is what is looked for
         place = traceback.extract_tb(problem.__traceback__)[-1]
-        found.tracebacks.append(
+        result.tracebacks.append(
             f"{name}: {type(problem).__name__}: {str(problem)[:120]} "
             f"({Path(place.filename).name}:{place.lineno})"
         )
     else:
-        found.refused += not believed
+        result.refused += not believed
         lies = (
             [key for key, value in believed.items() if truth.get(key) != value]
             if target.signed
             else []
         )
         if lies:
-            found.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
+            result.silent.append(f"{name}: {lies[0]} is believed: {str(believed[lies[0]])[:80]}")
 
 
 # Records, baselines, run files
 
 
 def _records(folder: Path) -> list[Any]:
-    teacher = scored("teacher", "1" * 40).model_copy(update={"measurements": ()})
+    teacher = scored_record("teacher", "1" * 40).model_copy(update={"measurements": ()})
     return [
         teacher,
-        scored("cot", "10" * 20, 1),
-        scored("plain", "100" * 13 + "1", 1, control=True),
+        scored_record("cot", "10" * 20, 1),
+        scored_record("plain", "100" * 13 + "1", 1, control=True),
     ]
 
 
 def _study(folder: Path) -> Path:
-    for one in _records(folder):
-        write_record(folder / "study" / "records" / f"{one.label}.json", one)
+    for record in _records(folder):
+        write_record(folder / "study" / "records" / f"{record.label}.json", record)
     return folder / "study" / "records" / "cot.json"
 
 
 def _read_record(folder: Path, path: Path) -> Believed:
     command("report", folder / "study", "--out", folder / "tables", "--forms", "md,tex,csv,json")
-    for made in (folder / "tables").iterdir():
-        _refuse_raw(made.read_text(encoding="utf-8"))
+    for table in (folder / "tables").iterdir():
+        _refuse_raw(table.read_text(encoding="utf-8"))
     return {"record": read_record(path).model_dump(mode="json")}
 
 
 def _baseline(folder: Path) -> Path:
-    write_baseline(folder / "baseline.json", frozen(*_records(folder)))
+    write_baseline(folder / "baseline.json", frozen_baseline(*_records(folder)))
     _study(folder)
     return folder / "baseline.json"
 
@@ -230,15 +223,17 @@ def _read_baseline(folder: Path, path: Path) -> Believed:
 def _run(folder: Path) -> Path:
     store = Store(folder / "store")
     store.prepare()
-    for one in _records(folder):
-        write_record(store.record_path(one.key), one)
-    return store.write_run({"methods": ["cot"], "seeds": 1}, [one.key for one in _records(folder)])
+    for record in _records(folder):
+        write_record(store.record_path(record.key), record)
+    return store.write_run(
+        {"methods": ["cot"], "seeds": 1}, [record.key for record in _records(folder)]
+    )
 
 
 def _read_run(folder: Path, path: Path) -> Believed:
     command("report", path, "--out", folder / "tables")
     records, problems = read_records(path)
-    return {} if problems else {"cells": [one.key for one in records]}
+    return {} if problems else {"cells": [record.key for record in records]}
 
 
 # What a person types
@@ -291,11 +286,14 @@ def _read_suite(folder: Path, path: Path) -> Believed:
 
 
 def _measured(folder: Path) -> Path:
-    one = scored("cot", "10", 1).measurements[0].model_dump(mode="json")
+    measurement = scored_record("cot", "10", 1).measurements[0].model_dump(mode="json")
     write_atomically(
         folder / "measured.json",
         json.dumps(
-            {"environment": {}, "models": [{"name": name, "measurements": [one]} for name in "ab"]}
+            {
+                "environment": {},
+                "models": [{"name": name, "measurements": [measurement]} for name in "ab"],
+            }
         ),
     )
     _study(folder)
@@ -377,12 +375,12 @@ def _samples(folder: Path) -> Path:
 
 
 def _read_samples(folder: Path, path: Path) -> Believed:
-    shown = {f"shown {one['item']}": one for one in Evidence(path, None).answers()}
+    answers = {f"shown {answer['item']}": answer for answer in Evidence(path, None).answers()}
     rows = {
         f"row {row.item}": [row.text, row.correct, row.log_probabilities, row.tokens]
         for row in read_rows(path)
     }
-    return {**shown, **rows}
+    return {**answers, **rows}
 
 
 def _training(folder: Path) -> Path:
@@ -409,14 +407,14 @@ def _answers(folder: Path) -> Path:
 
 
 def _read_answers(folder: Path, path: Path) -> Believed:
-    said = command("cache", "verify", "--cache", folder / "cache")
+    output = command("cache", "verify", "--cache", folder / "cache")
     cache = AnswerCache(path)
-    if cache.dropped and "DAMAGED" not in said:
-        return {"verify": said}
+    if cache.dropped and "DAMAGED" not in output:
+        return {"verify": output}
     return {
-        key: held
-        for key, held in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
-        if held is not None
+        key: answer
+        for key, answer in ((f"key{number}", cache.get(f"key{number}")) for number in range(5))
+        if answer is not None
     }
 
 
@@ -438,8 +436,8 @@ def _done(folder: Path) -> Path:
 def _read_done(folder: Path, path: Path) -> Believed:
     from harness.running.student import _valid_mark
 
-    told = _valid_mark(folder, lambda one: None)
-    return {} if told is None else told.model_dump(mode="json")
+    mark = _valid_mark(folder, lambda line: None)
+    return {} if mark is None else mark.model_dump(mode="json")
 
 
 def _cost(folder: Path) -> Path:
@@ -545,14 +543,14 @@ def _read_model(folder: Path, path: Path) -> Believed:
     refuse_damaged(place)
     shape = Shape.of_folder(place)
     tokens = token_map(place)
-    told = [
+    facts = [
         shape.parameters,
         parameters_on_disk(place),
         weight_bytes(place, "float32"),
         quantized_by(place),
         has_chat_template(place),
     ]
-    return {"model": [*told, len(tokens or ())]}
+    return {"model": [*facts, len(tokens or ())]}
 
 
 def _gguf(folder: Path) -> Path:

@@ -1,6 +1,4 @@
-"""What is killed: one small whole run with every kind of written file; how it is struck, and what
-must stand afterwards.
-"""
+"""A small run that writes each kind of file, its faults, and what must survive them."""
 
 import fcntl
 import hashlib
@@ -20,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import _forked
-from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, plain
+from _faults import ANY, FAULT, ROOT, STRUCK, Fault, log_of, path_when_finished
 
 from harness.files.lines import read_signed_lines
 from harness.files.untrusted import Unreadable
@@ -61,14 +59,14 @@ _TIMES = ("seconds", "joules", "peak", "created", "environment", "cores_in_use",
 _DAMAGE = ("torn",)  # deeds that take away what was finished
 
 
-def typed(root: Path, rows: str = ROWS) -> list[str]:
+def command_line(root: Path, rows: str = ROWS) -> list[str]:
     """Return the command's arguments over the store and the cache of a folder."""
     places = ["--out", str(root / "store"), "--cache", str(root / "cache")]
     return ["run", "--methods", rows, *OPTIONS, *places]
 
 
 @dataclass(frozen=True)
-class Ended:
+class CommandEnd:
     """How a command ended."""
 
     code: int
@@ -78,12 +76,10 @@ class Ended:
 
 
 def environment(root: Path, fault: Fault | None) -> dict[str, str]:
-    """Return what a command is told: the watched folder, the fault, and to keep the state of every
-    training step.
-    """
-    kept = {name: value for name, value in os.environ.items() if name != FAULT}
+    """Return a command's environment: watched folder, fault, and a saved state after each step."""
+    inherited = {name: value for name, value in os.environ.items() if name != FAULT}
     return {
-        **kept,
+        **inherited,
         ROOT: str(root),
         STATES: "0",
         **({FAULT: fault.as_json()} if fault else {}),
@@ -95,69 +91,68 @@ def begin(root: Path, rows: str = ROWS, fault: Fault | None = None, name: str = 
     root.mkdir(parents=True, exist_ok=True)
     output = root.with_name(f"{root.name}{name}.out")
     output.unlink(missing_ok=True)
-    return _forked.start(typed(root, rows), output, environment(root, fault))
+    return _forked.start(command_line(root, rows), output, environment(root, fault))
 
 
-def end(root: Path, number: int, name: str = "") -> Ended:
-    """Wait for a command, then for whatever it has left behind."""
+def end(root: Path, number: int, name: str = "") -> CommandEnd:
+    """Wait for a command to end, then for the processes that it left."""
     call_off = _killed_late(number)
     _, status = os.waitpid(number, 0)
     call_off()
     output = root.with_name(f"{root.name}{name}.out")
-    said = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
+    text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     struck = any(event[1] == STRUCK for event in events(root))
-    return Ended(os.waitstatus_to_exitcode(status), said, _outlived(number), struck)
+    return CommandEnd(os.waitstatus_to_exitcode(status), text, _count_orphans(number), struck)
 
 
 def _killed_late(number: int) -> Callable[[], None]:
-    """Kill a group that does not come back; return what calls that off."""
+    """Kill a group that runs for too long; return the function that cancels this."""
     timer = threading.Timer(LONGEST, os.killpg, (number, signal.SIGKILL))
     timer.daemon = True
     timer.start()
     return timer.cancel
 
 
-def attempt(root: Path, fault: Fault | None = None, *, fresh: bool = False) -> Ended:
-    """Type the command once: forked, or (`fresh`) in a new Python as a user's shell starts it."""
+def attempt(root: Path, fault: Fault | None = None, *, fresh: bool = False) -> CommandEnd:
+    """Run the command once: forked, or (`fresh`) in a new Python as a user's shell starts it."""
     before = len(events(root))
-    ended = _typed_fresh(root, fault) if fresh else end(root, begin(root, fault=fault))
+    ended = _attempt_in_new_python(root, fault) if fresh else end(root, begin(root, fault=fault))
     return replace(ended, struck=any(event[1] == STRUCK for event in events(root)[before:]))
 
 
-def _typed_fresh(root: Path, fault: Fault | None) -> Ended:
+def _attempt_in_new_python(root: Path, fault: Fault | None) -> CommandEnd:
     preload = root.with_name(f"{root.name}.preload")
     preload.mkdir(parents=True, exist_ok=True)
     root.mkdir(parents=True, exist_ok=True)
-    here = Path(__file__).parent
+    folder = Path(__file__).parent
     text = (
-        f"import sys\nsys.path.append({str(here)!r})\nimport _faults\n_faults.from_environment()\n"
+        f"import sys\nsys.path.append({str(folder)!r})\n"
+        "import _faults\n_faults.watch_from_environment()\n"
     )
     (preload / "sitecustomize.py").write_text(text, encoding="utf-8")
-    found = environment(root, fault)
-    found["PYTHONPATH"] = os.pathsep.join(
-        [str(preload), str(here.parents[1]), found.get("PYTHONPATH", "")]
+    variables = environment(root, fault)
+    variables["PYTHONPATH"] = os.pathsep.join(
+        [str(preload), str(folder.parents[1]), variables.get("PYTHONPATH", "")]
     )
     output = root.with_name(f"{root.name}.out")
     with output.open("wb") as stream:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "harness.cli", *typed(root)],
+            [sys.executable, "-P", "-m", "harness.cli", *command_line(root)],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=stream,
-            env=found,
+            env=variables,
             start_new_session=True,
         )
     return end(root, process.pid)
 
 
-def _outlived(group: int) -> int:
-    """Return how many processes of a group are left after `ORPHANS` seconds; usually none is after
-    a moment.
-    """
+def _count_orphans(group: int) -> int:
+    """Return how many processes of a group still run after `ORPHANS` seconds."""
     until = time.monotonic() + ORPHANS
-    while (left := len(_members(group))) and time.monotonic() < until:
+    while (count := len(_members(group))) and time.monotonic() < until:
         time.sleep(0.02)
-    return left
+    return count
 
 
 def _members(group: int) -> list[int]:
@@ -184,18 +179,18 @@ def events(root: Path) -> list[list[str]]:
 
 @dataclass(frozen=True)
 class Reference:
-    """The undisturbed run: its records without their times, and its events in their order."""
+    """The undisturbed run: its records without times, and its events in order."""
 
     records: Mapping[str, Any]
     events: Sequence[Sequence[str]]
 
     def count(self, operation: str, kind: str) -> int:
-        """Return how many events of one sort a whole run has."""
+        """Return how many events of an operation and a kind the undisturbed run has."""
         return _count(self.events, operation, kind)
 
 
-def _count(found: Iterable[Sequence[str]], operation: str, kind: str) -> int:
-    return sum(event[1] == operation and event[2] == kind for event in found)
+def _count(events: Iterable[Sequence[str]], operation: str, kind: str) -> int:
+    return sum(event[1] == operation and event[2] == kind for event in events)
 
 
 def reference(root: Path) -> Reference:
@@ -207,29 +202,30 @@ def reference(root: Path) -> Reference:
 
 
 def records(root: Path) -> dict[str, Any]:
-    """Return every record that succeeded, by its cell's folder, without what two runs may differ
-    in.
-    """
-    whole: dict[str, Any] = {}
+    """Return the comparable form of each cell's record, by the cell's folder."""
+    records_by_cell: dict[str, Any] = {}
     for path in sorted((root / "store" / "cells").glob("*/record.json")):
         try:
             record = read_record(path)
         except BadRecord as problem:
-            whole[path.parent.name] = {"unreadable": str(problem)}
+            records_by_cell[path.parent.name] = {"unreadable": str(problem)}
         else:
-            whole[path.parent.name] = comparable(record)
-    return whole
+            records_by_cell[path.parent.name] = comparable(record)
+    return records_by_cell
 
 
 def comparable(record: RunRecord) -> Any:
     """Return a record without times, energy and peaks of memory."""
-    told = record.model_dump(mode="json")
-    told["measurements"] = [
-        each
-        for each in told["measurements"]
-        if not any(word in each["name"] or word in each["unit"] for word in (*_TIMES, "bytes"))
+    fields = record.model_dump(mode="json")
+    fields["measurements"] = [
+        measurement
+        for measurement in fields["measurements"]
+        if not any(
+            word in measurement["name"] or word in measurement["unit"]
+            for word in (*_TIMES, "bytes")
+        )
     ]
-    return _timeless(told)
+    return _timeless(fields)
 
 
 def _timeless(value: Any) -> Any:
@@ -243,7 +239,7 @@ def _timeless(value: Any) -> Any:
 
 
 def difference(ours: Any, theirs: Any, where: str = "") -> str:
-    """Name the first place in which two values differ, "" where there is none."""
+    """Return the first place where two values differ, "" if they are equal."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         names = sorted({*ours, *theirs})
         pairs = [(f"{where}.{name}", ours.get(name), theirs.get(name)) for name in names]
@@ -254,34 +250,41 @@ def difference(ours: Any, theirs: Any, where: str = "") -> str:
     else:
         text = f"{where.lstrip('.')}: {str(ours)[:60]} is {str(theirs)[:60]} undisturbed"
         return "" if ours == theirs else text
-    return next((said for at, left, right in pairs if (said := difference(left, right, at))), "")
+    return next(
+        (
+            text
+            for at, our_part, their_part in pairs
+            if (text := difference(our_part, their_part, at))
+        ),
+        "",
+    )
 
 
-def finished(root: Path) -> dict[str, Any]:
-    """Return what is finished and whole, each with what changes when it is computed again."""
+def finished_work(root: Path) -> dict[str, Any]:
+    """Return all finished, intact work, each with a stamp that changes if it is computed again."""
     store, cache = root / "store", root / "cache"
-    whole: dict[str, Any] = {}
+    stamps: dict[str, Any] = {}
     for path in (store / "cells").glob("*/record.json"):
         if _succeeded(path):
             # stages that are scored later are filled in
-            whole[f"record {path.parent.name}"] = read_record(path).seconds
+            stamps[f"record {path.parent.name}"] = read_record(path).seconds
     for path in (store / "students").glob("*/done.json"):
         if _student_is_whole(path):
-            whole[f"student {path.parent.name}"] = path.stat().st_mtime_ns
+            stamps[f"student {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "traces").glob("*.json"):
         if _traces_are_whole(path):
-            whole[f"traces {path.name}"] = path.stat().st_mtime_ns
+            stamps[f"traces {path.name}"] = path.stat().st_mtime_ns
     for path in (cache / "teachers").glob("*/meta.json"):
         if not path.parent.name.startswith(".") and not folder_damage(path.parent):
-            whole[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
+            stamps[f"teacher cache {path.parent.name}"] = path.stat().st_mtime_ns
     for path in (cache / "answers").rglob("*.jsonl"):
         for line in read_signed_lines(path)[0]:
-            whole[f"answer {path.stem} {line[0]}"] = json.dumps(line)
-    return whole
+            stamps[f"answer {path.stem} {line[0]}"] = json.dumps(line)
+    return stamps
 
 
 def _succeeded(path: Path) -> bool:
-    """Tell whether a record is one, is complete, and a teacher's rows stand beside it whole."""
+    """Tell whether a record succeeded; a teacher's record also needs all its sample rows."""
     try:
         record = read_record(path)
     except BadRecord:
@@ -289,13 +292,14 @@ def _succeeded(path: Path) -> bool:
     samples = path.with_name("samples.jsonl")
     values, wrong = read_signed_lines(samples)
     complete = not wrong and len(values) == sum(score.n for score in record.scores)
-    whole = record.label != "teacher" or complete
-    return record.status == "success" and whole and not _lacks_teacher(record)
+    rows_stand = record.label != "teacher" or complete
+    return record.status == "success" and rows_stand and not _lacks_teacher(record)
 
 
 def _lacks_teacher(record: RunRecord) -> bool:
-    """Tell whether a row was scored while its teacher's had failed: it is compared, from its kept
-    answers, once that one stands.
+    """Tell whether a row was scored while its teacher's row had failed.
+
+    It is compared later from its stored answers, once the teacher's row exists.
     """
     skipped = record.measurement("skipped_fidelity")
     return skipped is not None and skipped.remark.endswith(NO_TEACHER_ANSWERS)
@@ -314,8 +318,8 @@ def _incomplete(root: Path) -> int:
 
 def _student_is_whole(path: Path) -> bool:
     try:
-        told = read_signed(path)
-        return describe(path.parent / told["path"], name="").digest == told["digest"]
+        mark = read_signed(path)
+        return describe(path.parent / mark["path"], name="").digest == mark["digest"]
     except (Unreadable, OSError, LookupError):
         return False
 
@@ -330,17 +334,15 @@ def _traces_are_whole(path: Path) -> bool:
 
 
 def litter(root: Path) -> list[str]:
-    """Name what a killed process has left: half-written files, notes of locks, locks, states of
-    finished trainings.
-    """
-    left = []
+    """Name what a killed process left: partial files, lock notes, locks, states of runs."""
+    names = []
     for path in sorted(root.rglob("*")):
         inside = str(path.relative_to(root))
         if path.suffix == ".lock":
-            left += [f"{inside} is locked"] if _held(path) else []
+            names += [f"{inside} is locked"] if _is_locked(path) else []
         elif _is_litter(path):
-            left.append(inside)
-    return left
+            names.append(inside)
+    return names
 
 
 def _is_litter(path: Path) -> bool:
@@ -350,7 +352,7 @@ def _is_litter(path: Path) -> bool:
     return torn or note or state
 
 
-def _held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     with path.open("ab") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -364,8 +366,9 @@ def _held(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class Case:
-    """One fresh store and the faults that strike it, one an attempt; then the command is typed
-    until it is through.
+    """A fresh store and the faults that strike it, one in each attempt.
+
+    Afterwards the command is repeated until it succeeds.
     """
 
     number: int
@@ -375,7 +378,7 @@ class Case:
 
 @dataclass
 class Outcome:
-    """What came of a case."""
+    """What happened in a case."""
 
     lines: list[str] = field(default_factory=list)  # one a fault
     struck: list[Fault] = field(default_factory=list)
@@ -405,30 +408,33 @@ _OF_CELLS = ("job", "log", "lock", "lock note")  # that the command writes for a
 
 
 @dataclass(frozen=True)
-class Aimed:
-    """A fault and where in a whole run it comes."""
+class AimedFault:
+    """A fault and the event of an undisturbed run at which it comes."""
 
     at: int
     fault: Fault
-    ends: bool = False  # the run goes on behind it: nothing of it is left to strike
+    ends: bool = False  # the run continues without the file: no later event can be struck
 
 
-def aimed(reference: Reference, at: int, deed: str, **more: Any) -> Aimed:
-    """Aim a fault at an event of a whole run, so that it finds it in whatever attempt that event
-    comes for the first time.
+def aim(reference: Reference, at: int, deed: str, **more: Any) -> AimedFault:
+    """Aim a fault at an event of an undisturbed run.
+
+    The fault strikes in the first attempt in which that event happens.
     """
     process, operation, kind, path = reference.events[at]
-    own = plain(Path(path)) if process == "command" and kind in _OF_CELLS else ""
+    own_path = path_when_finished(Path(path)) if process == "command" and kind in _OF_CELLS else ""
     same = (process, operation, kind)
     number = sum(
-        tuple(event[:3]) == same and own in ("", plain(Path(event[3])))
+        tuple(event[:3]) == same and own_path in ("", path_when_finished(Path(event[3])))
         for event in reference.events[: at + 1]
     )
-    return Aimed(at, Fault(deed, operation, kind, process, own, number, **more))
+    return AimedFault(at, Fault(deed, operation, kind, process, own_path, number, **more))
 
 
-def _drawn(reference: Reference, draw: random.Random, operation: str, kind: str) -> int | None:
-    """Draw an event of one sort, from a process that is drawn first; None where there is none."""
+def _random_event(
+    reference: Reference, draw: random.Random, operation: str, kind: str
+) -> int | None:
+    """Draw a process, then one of its events of an operation and a kind; None if there is none."""
     places = [
         at
         for at, event in enumerate(reference.events)
@@ -444,23 +450,23 @@ def _kinds(reference: Reference) -> list[str]:
     return sorted({event[2] for event in reference.events} - {"other"})
 
 
-def kills(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
-    """Yield a kill at every write boundary of every kind of file."""
+def kills_at_boundaries(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
+    """Yield a kill at each write boundary of each kind of file."""
     deeds = itertools.cycle(DEEDS)
     for kind, operation in itertools.product(_kinds(reference), BOUNDARIES):
-        at = _drawn(reference, draw, operation, kind)
+        at = _random_event(reference, draw, operation, kind)
         if at is not None:
-            yield aimed(reference, at, next(deeds), after=draw.randint(0, 60))
+            yield aim(reference, at, next(deeds), after=draw.randint(0, 60))
 
 
-def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[Aimed]:
-    """Yield kills at random moments: a few milliseconds after events that are spread over the whole
-    run.
-    """
+def kills_between_events(
+    reference: Reference, draw: random.Random, count: int
+) -> Iterator[AimedFault]:
+    """Yield kills a few milliseconds after random events, spread over the whole run."""
     for part in range(count):
         low, high = (len(reference.events) * at // count for at in (part, part + 1))
         delay = draw.choice((0.002, 0.01, 0.03, 0.1))
-        yield aimed(
+        yield aim(
             reference,
             draw.randrange(low, max(low + 1, high)),
             DEEDS[part % len(DEEDS)],
@@ -468,80 +474,75 @@ def moments(reference: Reference, draw: random.Random, count: int) -> Iterator[A
         )
 
 
-def tears(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
-    """Yield a tear of every kind of file: cut to half once it has its name, as after a power cut
-    without a sync.
-    """
+def tears(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
+    """Yield a tear of each kind of file: cut to half after its rename, as a power cut does."""
     for kind in _kinds(reference):
-        at = _drawn(reference, draw, "renamed", kind)
+        at = _random_event(reference, draw, "renamed", kind)
         if at is not None:
-            yield aimed(reference, at, "torn")
+            yield aim(reference, at, "torn")
 
 
-def refusals(reference: Reference, draw: random.Random) -> Iterator[Aimed]:
-    """Yield what the system may say to every kind of file, and whole disks that are full or
-    read-only.
-    """
+def refusals(reference: Reference, draw: random.Random) -> Iterator[AimedFault]:
+    """Yield errors of the system for each kind of file, and disks that are full or read-only."""
     for turn, kind in enumerate(_kinds(reference)):
         operations = [*itertools.islice(itertools.cycle(REFUSALS), turn, turn + len(REFUSALS))]
-        places = ((each, _drawn(reference, draw, each, kind)) for each in operations)
+        places = (
+            (operation, _random_event(reference, draw, operation, kind)) for operation in operations
+        )
         operation, at = next(
-            ((each, place) for each, place in places if place is not None), ("", None)
+            ((operation, place) for operation, place in places if place is not None), ("", None)
         )
         if at is not None:
             deed = draw.choice(REFUSALS[operation])
-            yield replace(aimed(reference, at, deed, after=draw.randint(0, 60)), ends=True)
+            yield replace(aim(reference, at, deed, after=draw.randint(0, 60)), ends=True)
     for deed, operation, kind in DISKS:
         at = next(
             at
             for at, event in enumerate(reference.events)
             if event[1] == operation and kind in (ANY, event[2])
         )
-        yield Aimed(at, Fault(deed, operation, kind, lasting=True), ends=True)
+        yield AimedFault(at, Fault(deed, operation, kind, lasting=True), ends=True)
 
 
 def cases(reference: Reference, seed: int) -> list[Case]:
-    """Return every case: stores that keep going are struck in the order of the run, at most once in
-    the process of a cell.
+    """Return all cases: chains of faults in the order of the run, one for each cell's process.
 
     So every fault comes: a second one in a cell that goes on from its state would count other
     events.
     """
     draw = random.Random(f"kills/{seed}")
-    every = [
-        *kills(reference, draw),
+    faults = [
+        *kills_at_boundaries(reference, draw),
         *tears(reference, draw),
-        *moments(reference, draw, MOMENTS),
+        *kills_between_events(reference, draw, MOMENTS),
         *refusals(reference, draw),
     ]
-    chains: list[list[Aimed]] = []
-    for each in sorted(every, key=lambda each: each.at):
-        free = [chain for chain in chains if _goes_on(chain, each)]
+    chains: list[list[AimedFault]] = []
+    for fault in sorted(faults, key=lambda fault: fault.at):
+        free = [chain for chain in chains if _can_follow(chain, fault)]
         if not free:
-            chains.append([each])
+            chains.append([fault])
         else:
             shortest = min(map(len, free))
-            draw.choice([chain for chain in free if len(chain) == shortest]).append(each)
+            draw.choice([chain for chain in free if len(chain) == shortest]).append(fault)
     draw.shuffle(chains)
     chains.sort(key=len, reverse=True)
     return [
-        Case(number, tuple(each.fault for each in chain), fresh=number % 20 == 7)
+        Case(number, tuple(fault.fault for fault in chain), fresh=number % 20 == 7)
         for number, chain in enumerate(chains, 1)
     ]
 
 
-def _goes_on(chain: Sequence[Aimed], after: Aimed) -> bool:
-    own = after.fault.process
-    struck = any(each.fault.process == own for each in chain if own != "command")
+def _can_follow(chain: Sequence[AimedFault], after: AimedFault) -> bool:
+    process = after.fault.process
+    struck = any(earlier.fault.process == process for earlier in chain if process != "command")
     return (
         not struck and not chain[-1].ends and chain[-1].at < after.at and len(chain) < LONGEST_CHAIN
     )
 
 
-def tried(case: Case, root: Path, whole: Reference) -> Outcome:
-    """Strike a fresh store, type the command until it is through, and compare what stands with the
-    undisturbed run.
-    """
+def try_case(case: Case, root: Path, undisturbed: Reference) -> Outcome:
+    """Strike a fresh store, repeat the command until it succeeds, and compare the results."""
     outcome = Outcome()
     for path in (root, root.with_name(f"{root.name}.preload")):
         shutil.rmtree(path, ignore_errors=True)
@@ -549,7 +550,7 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
     before: dict[str, Any] = {}
     for fault in case.faults:
         ended = attempt(root, fault, fresh=case.fresh)
-        before = _after_an_attempt(outcome, root, before, ended, fault)
+        before = _look_after_attempt(outcome, root, before, ended, fault)
         outcome.incomplete = max(outcome.incomplete, _incomplete(root))
         if ended.struck:
             outcome.struck.append(fault)
@@ -557,62 +558,62 @@ def tried(case: Case, root: Path, whole: Reference) -> Outcome:
         outcome.lines.append(f"{case.number}: {fault}: {how}")
     for _ in range(ATTEMPTS):
         ended = attempt(root)
-        before = _after_an_attempt(outcome, root, before, ended, None)
+        before = _look_after_attempt(outcome, root, before, ended, None)
         if ended.code == 0:
             break
     else:
         last = ended.said.strip().splitlines()[-1:] or [""]
-        outcome.lost.append(f"it never ends well: {last[0][:200]}")
-    _compare(outcome, root, whole)
+        outcome.lost.append(f"no attempt succeeded: {last[0][:200]}")
+    _compare(outcome, root, undisturbed)
     return outcome
 
 
-def _after_an_attempt(
-    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: Ended, fault: Fault | None
+def _look_after_attempt(
+    outcome: Outcome, root: Path, before: Mapping[str, Any], ended: CommandEnd, fault: Fault | None
 ) -> dict[str, Any]:
-    """Look at what an attempt has left: what was finished before must stand, and nothing must live
-    on.
-    """
-    now = finished(root)
+    """Check an attempt: earlier finished work is unchanged and no process still runs."""
+    stamps = finished_work(root)
     torn = fault is not None and fault.deed in _DAMAGE
     for name, value in before.items():
-        if now.get(name) != value and not torn:
-            outcome.lost.append(
-                f"{name} was finished and is {'made again' if name in now else 'gone'}"
-            )
+        if stamps.get(name) != value and not torn:
+            change = "computed again" if name in stamps else "removed"
+            outcome.lost.append(f"{name} was finished and then {change}")
     if ended.orphans:
-        outcome.left.append(f"{ended.orphans} processes live on")
+        outcome.left.append(f"{ended.orphans} processes still run")
     if "Traceback (most recent call last)" in ended.said:
         outcome.left.append(f"a traceback: {ended.said.strip().splitlines()[-1][:200]}")
     if ended.code not in (0, 1, 2, -signal.SIGKILL):
         outcome.left.append(f"it ended with {ended.code}: {ended.said.strip()[-200:]}")
-    return now
+    return stamps
 
 
-def _compare(outcome: Outcome, root: Path, whole: Reference) -> None:
+def _compare(outcome: Outcome, root: Path, undisturbed: Reference) -> None:
     ours = records(root)
-    for name, record in whole.records.items():
+    for name, record in undisturbed.records.items():
         if name not in ours:
             outcome.lost.append(f"cell {name} has no record")
-        elif said := difference(ours[name], record):
-            outcome.different.append(f"{record['label']} {said}")
+        elif text := difference(ours[name], record):
+            outcome.different.append(f"{record['label']} {text}")
     if not any(fault.deed in _DAMAGE for fault in outcome.struck):
-        _again(outcome, events(root), whole)
-    outcome.left += _remaining(root)
+        _count_repeated_work(outcome, events(root), undisturbed)
+    outcome.left += _litter_that_stays(root)
 
 
-def _again(outcome: Outcome, seen: Sequence[Sequence[str]], whole: Reference) -> None:
-    """Count steps of training and answers that were computed again: a fault may cost the one that
-    it struck.
+def _count_repeated_work(
+    outcome: Outcome, logged: Sequence[Sequence[str]], undisturbed: Reference
+) -> None:
+    """Count training steps and answers that were computed again.
+
+    A fault may cost the step or the answer that it struck, and no more.
     """
     for operation, kind in (("renamed", "state"), ("write", "answers"), ("renamed", "samples")):
-        excess = _count(seen, operation, kind) - whole.count(operation, kind)
+        excess = _count(logged, operation, kind) - undisturbed.count(operation, kind)
         if excess > len(outcome.struck) + outcome.incomplete * (kind == "samples"):
             outcome.lost.append(f"{excess} of {kind} were computed again")
 
 
-def _remaining(root: Path) -> list[str]:
-    """Return what stays for ever: what another start, an hour later, does not take away either."""
+def _litter_that_stays(root: Path) -> list[str]:
+    """Return the litter that remains after another start, an hour later."""
     if not litter(root):
         return []
     hour = time.time() - 3_600

@@ -1,6 +1,4 @@
-"""Seeded harm to files: what a bad disk, a bad editor, a bad program and a bad person do to
-them.
-"""
+"""Seeded harm to files, as by a bad disk, a bad editor, a bad program or an attacker."""
 
 import json
 import random
@@ -103,8 +101,8 @@ def insert(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-def mark(data: bytes, draw: random.Random) -> bytes:
-    """Begin with a byte order mark, or be in another encoding."""
+def change_encoding(data: bytes, draw: random.Random) -> bytes:
+    """Add a byte order mark, or change the encoding."""
     return draw.choice(
         [
             b"\xef\xbb\xbf" + data,
@@ -115,8 +113,8 @@ def mark(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-def other(data: bytes, draw: random.Random) -> bytes:
-    """Be something else altogether."""
+def replace_whole(data: bytes, draw: random.Random) -> bytes:
+    """Replace the whole file by something else."""
     return draw.choice(
         [
             b"",
@@ -133,7 +131,7 @@ def other(data: bytes, draw: random.Random) -> bytes:
     )
 
 
-BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, mark, other)
+BYTES: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, change_encoding, replace_whole)
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -160,13 +158,13 @@ def _json(data: bytes) -> Any:
 
 def _changed(data: bytes, draw: random.Random, change: Callable[[Any, Any], None]) -> bytes:
     """Change one part of a JSON text: `change(parent, name)`."""
-    whole = _json(data)
-    places = [path for path in _places(whole) if path]
+    document = _json(data)
+    places = [path for path in _places(document) if path]
     if not places:
         return b"[]"
     path = draw.choice(places)
-    change(_at(whole, path[:-1]), path[-1])
-    return json.dumps(whole).encode()
+    change(_at(document, path[:-1]), path[-1])
+    return json.dumps(document).encode()
 
 
 def retype(data: bytes, draw: random.Random) -> bytes:
@@ -174,7 +172,7 @@ def retype(data: bytes, draw: random.Random) -> bytes:
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, draw.choice(VALUES)))
 
 
-def hostile(data: bytes, draw: random.Random) -> bytes:
+def hostile_text(data: bytes, draw: random.Random) -> bytes:
     """Put a hostile text in a part's place."""
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, draw.choice(HOSTILE)))
 
@@ -185,7 +183,7 @@ def remove(data: bytes, draw: random.Random) -> bytes:
 
 
 def nudge(data: bytes, draw: random.Random) -> bytes:
-    """Change a number or a letter a little: what no parser sees."""
+    """Change a number or a letter a little, which no parser notices."""
 
     def change(parent: Any, name: Any) -> None:
         value = parent[name]
@@ -199,25 +197,25 @@ def nudge(data: bytes, draw: random.Random) -> bytes:
     return _changed(data, draw, change)
 
 
-def raw(data: bytes, draw: random.Random) -> bytes:
+def invalid_json_value(data: bytes, draw: random.Random) -> bytes:
     """Put something in a part's place that a JSON writer would not write."""
     return _changed(data, draw, lambda parent, name: parent.__setitem__(name, "@@")).replace(
         b'"@@"', draw.choice(RAW), 1
     )
 
 
-def double(data: bytes, draw: random.Random) -> bytes:
-    """Name a field twice, with another value the second time."""
+def duplicate_field(data: bytes, draw: random.Random) -> bytes:
+    """Write a field twice, with another value the first time."""
     fields = list(re.finditer(rb'"[\w.-]+": ', json.dumps(_json(data)).encode()))
     text = json.dumps(_json(data)).encode()
     if not fields:
         return b'{"a": 1, "a": 2}'
-    found = draw.choice(fields)
+    match = draw.choice(fields)
     return (
-        text[: found.start()]
-        + found[0]
+        text[: match.start()]
+        + match[0]
         + draw.choice([b"0, ", b'"x", ', b"null, "])
-        + text[found.start() :]
+        + text[match.start() :]
     )
 
 
@@ -225,18 +223,18 @@ JSON: tuple[Mutation, ...] = (
     *BYTES,
     retype,
     retype,
-    hostile,
+    hostile_text,
     remove,
     remove,
     nudge,
     nudge,
-    raw,
-    raw,
-    double,
+    invalid_json_value,
+    invalid_json_value,
+    duplicate_field,
 )
 
 
-def of_line(data: bytes, draw: random.Random) -> bytes:
+def harm_line(data: bytes, draw: random.Random) -> bytes:
     """Harm one line of a file of JSON lines."""
     lines = data.rstrip(b"\n").split(b"\n")
     at = draw.randrange(len(lines))
@@ -244,10 +242,10 @@ def of_line(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join(lines) + b"\n"
 
 
-LINES: tuple[Mutation, ...] = (*BYTES, *[of_line] * 10)
+LINES: tuple[Mutation, ...] = (*BYTES, *[harm_line] * 10)
 
 
-def of_value(data: bytes, draw: random.Random) -> bytes:
+def harm_setting(data: bytes, draw: random.Random) -> bytes:
     """Put something else behind one equals sign or colon of a file of settings."""
     lines = data.split(b"\n")
     settings = [at for at, line in enumerate(lines) if re.match(rb"\s*[\w.\"-]+\s*[=:]", line)]
@@ -262,18 +260,18 @@ def of_value(data: bytes, draw: random.Random) -> bytes:
     return b"\n".join([*lines[:at], head[0] + draw.choice(values), *lines[at + 1 :]])
 
 
-SETTINGS: tuple[Mutation, ...] = (*BYTES, *[of_value] * 10)
+SETTINGS: tuple[Mutation, ...] = (*BYTES, *[harm_setting] * 10)
 
 
-def of_header(data: bytes, draw: random.Random) -> bytes:
+def harm_header(data: bytes, draw: random.Random) -> bytes:
     """Harm the JSON header of a safetensors file and state its new length."""
     length = int.from_bytes(data[:8], "little")
     header = draw.choice(JSON)(data[8 : 8 + length], draw)
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def early(data: bytes, draw: random.Random) -> bytes:
-    """Harm the first bytes: marks, versions, counts and lengths."""
+def harm_start(data: bytes, draw: random.Random) -> bytes:
+    """Harm the first bytes: magic numbers, versions, counts and lengths."""
     at = draw.randrange(min(len(data), 64))
     return (
         data[:at]
@@ -288,9 +286,19 @@ HEADER: tuple[Mutation, ...] = (
     drop,
     repeat,
     insert,
-    other,
-    early,
-    early,
-    *[of_header] * 6,
+    replace_whole,
+    harm_start,
+    harm_start,
+    *[harm_header] * 6,
 )
-BINARY: tuple[Mutation, ...] = (flip, truncate, drop, repeat, insert, other, early, early, early)
+BINARY: tuple[Mutation, ...] = (
+    flip,
+    truncate,
+    drop,
+    repeat,
+    insert,
+    replace_whole,
+    harm_start,
+    harm_start,
+    harm_start,
+)

@@ -16,14 +16,12 @@ SHAPES = {
 def random_pair(
     folder: Path, *, vocabulary: int = 1024, layers: int = 6
 ) -> tuple[Checkpoint, Checkpoint, float]:
-    """Save both models; return (teacher, student, how many times the student's parameters the
-    teacher has).
-    """
+    """Save both models; return teacher, student, and the ratio of their numbers of parameters."""
     import torch
     from transformers import AutoTokenizer, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED / "tiny")
-    made: dict[str, Any] = {}
+    checkpoints: dict[str, Any] = {}
     sizes = {}
     for index, (name, shape) in enumerate(SHAPES.items()):
         torch.manual_seed(index)
@@ -45,6 +43,10 @@ def random_pair(
         model.generation_config = GenerationConfig(do_sample=False, **ends)
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-        made[name] = describe(folder / name, name=name)
+        checkpoints[name] = describe(folder / name, name=name)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-    return made["teacher"], made["student"], round(sizes["teacher"] / sizes["student"], 2)
+    return (
+        checkpoints["teacher"],
+        checkpoints["student"],
+        round(sizes["teacher"] / sizes["student"], 2),
+    )

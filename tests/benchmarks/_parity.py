@@ -1,5 +1,6 @@
-"""One cell of the parity design: a model, a tokenizer, a task form and a batch size, scored by us
-and by lm-eval's own command.
+"""A cell of the parity design: model, tokenizer, task form and batch size.
+
+It is scored by the harness and by lm-eval's own command.
 """
 
 import logging
@@ -47,8 +48,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a cell: items asked, those answered alike, the widest gap of a log-probability,
-    and a refusal's line.
+    """A cell's items, how many both sides answered alike, the widest gap, and a refusal's line.
+
+    The gap is one of log-probabilities.
 
     Where the task's figure is not lm-eval's, no item counts as alike.
     """
@@ -61,8 +63,9 @@ class Outcome:
 
 
 def design(seed: int = 0) -> list[Cell]:
-    """Return cells in which every pair of values of two factors meets at least once; greedy, the
-    same every time.
+    """Return cells in which each pair of values of two factors occurs at least once.
+
+    The search is greedy and gives the same cells each time.
     """
     draw = random.Random(seed)
     pairs = {
@@ -89,10 +92,10 @@ def design(seed: int = 0) -> list[Cell]:
     return cells
 
 
-def opened(cell: Cell, folder: Path) -> LanguageModel:
+def build_model(cell: Cell, folder: Path) -> LanguageModel:
     """Build a cell's model with its tokenizer, saved so that it has a digest."""
-    tokenizer = _tokenizers.made(cell.tokenizer)
-    model = _architectures.built(cell.architecture, vocabulary=len(tokenizer))
+    tokenizer = _tokenizers.build_tokenizer(cell.tokenizer)
+    model = _architectures.random_model(cell.architecture, vocabulary=len(tokenizer))
     place = folder / "model"
     model.config.save_pretrained(place)
     tokenizer.save_pretrained(place)
@@ -101,25 +104,33 @@ def opened(cell: Cell, folder: Path) -> LanguageModel:
     )
 
 
-def compared(cell: Cell, tasks: Path) -> Outcome:
-    """Score a cell's task on both sides and compare item by item."""
+def compare_cell(cell: Cell, tasks: Path) -> Outcome:
+    """Score a cell's task with both programs and compare item by item."""
     with tempfile.TemporaryDirectory() as place:
-        model = opened(cell, Path(place))
-        theirs, figures = peers(model, cell, tasks)
+        model = build_model(cell, Path(place))
+        theirs, figures = score_with_lm_eval(model, cell, tasks)
         try:
-            mine, metric, value = ours(model, cell, tasks)
+            mine, metric, value = score_with_harness(model, cell, tasks)
         except (CellFailed, HarnessError) as problem:
             return Outcome(len(theirs), 0, 0.0, refused=str(problem))
     if len(mine) != len(theirs):
         return Outcome(len(theirs), 0, 0.0, differs=(f"{len(mine)} items came back",))
-    checked = [_alike(left, right) for left, right in zip(mine, theirs, strict=True)]
+    checked = [
+        _compare_answers(our_answer, their_answer)
+        for our_answer, their_answer in zip(mine, theirs, strict=True)
+    ]
     differs = tuple(
-        f"{left} for {right}"
-        for left, right, (same, _) in zip(mine, theirs, checked, strict=True)
+        f"{our_answer} for {their_answer}"
+        for our_answer, their_answer, (same, _) in zip(mine, theirs, checked, strict=True)
         if not same
     )[:2]
     figure = next(
-        (given for name, given in figures.items() if name.partition(",")[0] == metric), math.nan
+        (
+            value_of_metric
+            for name, value_of_metric in figures.items()
+            if name.partition(",")[0] == metric
+        ),
+        math.nan,
     )
     if not math.isclose(value, figure, rel_tol=1e-3, abs_tol=1e-9):
         return Outcome(
@@ -136,30 +147,30 @@ def compared(cell: Cell, tasks: Path) -> Outcome:
 Answer = tuple[str, tuple[float, ...] | str]  # hash of the prompt; log-probabilities, or the text
 
 
-def _alike(mine: Answer, theirs: Answer) -> tuple[bool, float]:
-    """Tell whether an item has the same prompt and prediction, and by how much its
-    log-probabilities differ.
-    """
+def _compare_answers(mine: Answer, theirs: Answer) -> tuple[bool, float]:
+    """Return whether prompt and prediction are the same, and the largest gap in nats."""
     if mine[0] != theirs[0]:
         return False, 0.0
-    left, right = mine[1], theirs[1]
-    if isinstance(left, str) or isinstance(right, str):
-        return left == right, 0.0
-    if len(left) != len(right):
+    our_values, their_values = mine[1], theirs[1]
+    if isinstance(our_values, str) or isinstance(their_values, str):
+        return our_values == their_values, 0.0
+    if len(our_values) != len(their_values):
         return False, 0.0
-    gap = max(abs(a - b) for a, b in zip(left, right, strict=True))
-    same = left.index(max(left)) == right.index(max(right))
-    return same and gap <= GAP * max(1.0, abs(max(right, key=abs)) / 100), gap
+    gap = max(abs(a - b) for a, b in zip(our_values, their_values, strict=True))
+    same = our_values.index(max(our_values)) == their_values.index(max(their_values))
+    return same and gap <= GAP * max(1.0, abs(max(their_values, key=abs)) / 100), gap
 
 
-def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], str, float]:
-    """Return our scorer's answers, in item order, the metric that it judges by, and its figure."""
+def score_with_harness(
+    model: LanguageModel, cell: Cell, tasks: Path
+) -> tuple[list[Answer], str, float]:
+    """Return the harness's answers in item order, its primary metric, and the figure."""
     from harness.scoring.score import score_task
     from suites.loading.outside import LmEvalTask
 
     task = LmEvalTask(f"lm-eval:form-{cell.form}", tasks)
     score, rows = score_task(
-        model, task, LocalOrHubData(), progress=lambda one: None, batch_size=cell.batch
+        model, task, LocalOrHubData(), progress=lambda line: None, batch_size=cell.batch
     )
     return (
         [
@@ -171,10 +182,10 @@ def ours(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], s
     )
 
 
-def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], dict[str, Any]]:
-    """Return what lm-eval's own evaluation with its own backend gives, float32, one row at a time,
-    and its figures.
-    """
+def score_with_lm_eval(
+    model: LanguageModel, cell: Cell, tasks: Path
+) -> tuple[list[Answer], dict[str, Any]]:
+    """Return lm-eval's answers (float32, one row at a time) and its figures by metric."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
@@ -183,30 +194,30 @@ def peers(model: LanguageModel, cell: Cell, tasks: Path) -> tuple[list[Answer], 
     backend = HFLM(pretrained=model.model, tokenizer=model.tokenizer, batch_size=1)
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     name = f"form-{cell.form}"
-    told = simple_evaluate(
+    evaluation = simple_evaluate(
         backend, tasks=[name], task_manager=manager, bootstrap_iters=0, log_samples=True
     )
     members = (
         [f"form-{member}" for member in GROUPS[cell.form][1]] if cell.form in GROUPS else [name]
     )
     samples = [
-        one
+        sample
         for member in members
-        for one in sorted(told["samples"][member], key=lambda one: one["doc_id"])
+        for sample in sorted(evaluation["samples"][member], key=lambda sample: sample["doc_id"])
     ]
     return list(_answers(samples)), {
         key: value
-        for key, value in told["results"][name].items()
+        for key, value in evaluation["results"][name].items()
         if "," in key and "stderr" not in key
     }
 
 
 def _answers(samples: list[dict[str, Any]]) -> Iterator[Answer]:
-    for one in samples:
-        first = one["resps"][0][0]
+    for sample in samples:
+        first = sample["resps"][0][0]
         if isinstance(first, str):
-            yield one["prompt_hash"], first
+            yield sample["prompt_hash"], first
         elif isinstance(first, float):
-            yield one["prompt_hash"], (first,)
+            yield sample["prompt_hash"], (first,)
         else:
-            yield one["prompt_hash"], tuple(float(pair[0][0]) for pair in one["resps"])
+            yield sample["prompt_hash"], tuple(float(pair[0][0]) for pair in sample["resps"])

@@ -1,4 +1,4 @@
-"""Made-up records for the programs that judge judges."""
+"""Made-up records for the programs that test the verdicts."""
 
 from functools import lru_cache
 
@@ -90,14 +90,16 @@ def record(label: str, seed: int | None = None, *, control: bool = False) -> Run
     )
 
 
-def scored(label: str, marks: str, seed: int | None = None, *, control: bool = False) -> RunRecord:
+def scored_record(
+    label: str, marks: str, seed: int | None = None, *, control: bool = False
+) -> RunRecord:
     """Return a record with one task's outcomes."""
     return record(label, seed, control=control).model_copy(update={"scores": (score(marks),)})
 
 
-def frozen(*records: RunRecord) -> Baseline:
+def frozen_baseline(*records: RunRecord) -> Baseline:
     """Freeze records without a file."""
     change = Change(
-        reason="made up", date="2026-11-25", commit=None, rows=tuple(one.label for one in records)
+        reason="made up", date="2026-11-25", commit=None, rows=tuple(row.label for row in records)
     )
-    return Baseline(history=(change,), rows=tuple(freeze_record(one) for one in records))
+    return Baseline(history=(change,), rows=tuple(freeze_record(row) for row in records))

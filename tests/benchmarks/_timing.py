@@ -1,6 +1,4 @@
-"""What the timing benchmarks share: the embedded teacher measured beside itself, and a process that
-disturbs it.
-"""
+"""What the timing benchmarks share: the teacher beside itself, and a disturbing process."""
 
 import os
 from pathlib import Path
@@ -23,12 +21,10 @@ while True:
 """
 
 
-def measured(
+def measure_beside_itself(
     folder: Path, *, wrap: str = "", grid: str = "128x1x32", rounds: int = 10
 ) -> tuple[Measurement, ...]:
-    """Measure the embedded teacher, with something around it where `wrap` says so, against
-    itself.
-    """
+    """Measure the embedded teacher against itself; `wrap` names what is put around one of them."""
     tiny = resolve("tiny", cache=folder)
     settings = TimingSettings(
         grid=parse_grid(grid), rounds=rounds, threads=min(2, os.cpu_count() or 1)

@@ -1,5 +1,6 @@
-"""Small tokenizers of the families in use, trained on made-up text: how words, spaces, rare letters
-and the ends of texts are marked.
+"""Small tokenizers of the families in use, trained on made-up text.
+
+They differ in how words, spaces, rare letters and the ends of texts are marked.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,13 +32,13 @@ def corpus() -> Iterator[str]:
         )
 
 
-def _bpe(**given: Any) -> Any:
+def _bpe(**options: Any) -> Any:
     from tokenizers import Tokenizer, models
 
-    return Tokenizer(models.BPE(**given))
+    return Tokenizer(models.BPE(**options))
 
 
-def _trained(
+def _train(
     tokenizer: Any,
     *,
     special: tuple[str, ...],
@@ -62,14 +63,14 @@ def _byte_level() -> Any:
     tokenizer = _bpe()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    return _trained(
+    return _train(
         tokenizer,
         special=("<pad>", "<s>", "</s>"),
         alphabet=tuple(pre_tokenizers.ByteLevel.alphabet()),
     )
 
 
-def _framed(tokenizer: Any, frame: str) -> Any:
+def _with_frame(tokenizer: Any, frame: str) -> Any:
     """Let a tokenizer put BOS before or EOS behind every text."""
     from tokenizers import processors
 
@@ -79,8 +80,9 @@ def _framed(tokenizer: Any, frame: str) -> Any:
 
 
 def _byte_fallback(normalizer: Any) -> Any:
-    """Return pieces of words marked with `▁`, and a token for every byte that no piece holds (Llama
-    2, Gemma).
+    """Return a tokenizer of pieces marked with `▁`, with a token for each other byte.
+
+    Llama 2 and Gemma have this form.
     """
     from tokenizers import decoders, pre_tokenizers
 
@@ -89,12 +91,12 @@ def _byte_fallback(normalizer: Any) -> Any:
     tokenizer.normalizer = normalizer
     # no piece holds two words, as sentencepiece trains
     tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
-    _trained(tokenizer, special=special, most=VOCABULARY + 260)
+    _train(tokenizer, special=special, most=VOCABULARY + 260)
     tokenizer.pre_tokenizer = None
     return tokenizer, decoders
 
 
-def _prepended() -> Any:
+def _llama_like() -> Any:
     from tokenizers import normalizers
 
     tokenizer, decoders = _byte_fallback(
@@ -108,7 +110,7 @@ def _prepended() -> Any:
             decoders.Strip(" ", 1, 0),
         ]
     )
-    return _framed(tokenizer, "<s> $A")
+    return _with_frame(tokenizer, "<s> $A")
 
 
 def _gemma_like() -> Any:
@@ -118,7 +120,7 @@ def _gemma_like() -> Any:
     tokenizer.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     )
-    return _framed(tokenizer, "<s> $A")
+    return _with_frame(tokenizer, "<s> $A")
 
 
 def _metaspace(scheme: str) -> Callable[[], Any]:
@@ -128,7 +130,7 @@ def _metaspace(scheme: str) -> Callable[[], Any]:
         tokenizer = _bpe(unk_token="<unk>")
         tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
         tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
-        return _trained(tokenizer, special=("<pad>", "<s>", "</s>", "<unk>"))
+        return _train(tokenizer, special=("<pad>", "<s>", "</s>", "<unk>"))
 
     return make
 
@@ -149,26 +151,24 @@ def _wordpiece() -> Any:
 
 TOKENIZERS: dict[str, Callable[[], Any]] = {
     "byte-bpe": _byte_level,
-    "byte-bpe-bos": lambda: _framed(_byte_level(), "<s> $A"),
-    "prepend": _prepended,
+    "byte-bpe-bos": lambda: _with_frame(_byte_level(), "<s> $A"),
+    "prepend": _llama_like,
     "metaspace-always": _metaspace("always"),
     "metaspace-first": _metaspace("first"),
     "metaspace-never": _metaspace("never"),
     "byte-fallback": _gemma_like,
     "wordpiece": _wordpiece,
-    "appends-eos": lambda: _framed(_byte_level(), "$A </s>"),
+    "appends-eos": lambda: _with_frame(_byte_level(), "$A </s>"),
 }
 
 
-def made(family: str, folder: Path | None = None) -> Any:
-    """Return a family's tokenizer as transformers opens it, saved into a folder where one
-    is given.
-    """
+def build_tokenizer(family: str, folder: Path | None = None) -> Any:
+    """Return a family's tokenizer as transformers opens it; save it if a folder is given."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     inner = TOKENIZERS[family]()
     special = {"unk_token": "<unk>"} if inner.token_to_id("<unk>") is not None else {}
-    found = PreTrainedTokenizerFast(
+    tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",
         eos_token="</s>",
@@ -177,6 +177,6 @@ def made(family: str, folder: Path | None = None) -> Any:
         **special,
     )
     if folder is None:
-        return found
-    found.save_pretrained(folder)
+        return tokenizer
+    tokenizer.save_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder)

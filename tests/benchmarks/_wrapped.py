@@ -1,6 +1,4 @@
-"""What benchmarks put around a model: a sleep after each forward pass, a buffer that nobody needs,
-floats of another type.
-"""
+"""Wrappers of models: a sleep after each forward pass, an unused buffer, another float type."""
 
 import time
 from typing import Any
@@ -11,18 +9,18 @@ SLOWER = 0.10
 BUFFER = 64 * 2**20
 
 
-def slower(model: Any) -> Any:
+def make_slower(model: Any) -> Any:
     """Make each forward pass sleep a tenth of what it has just taken."""
     plain = model.forward
 
-    def forward(*given: Any, **named: Any) -> Any:
+    def forward(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        out = plain(*given, **named)
+        out = plain(*arguments, **named)
         until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
         # the system's sleep alone is late by more than a tiny model's tenth
-        while (left := until - time.perf_counter()) > 0:
-            if left > 0.001:
-                time.sleep(left - 0.001)
+        while (remaining := until - time.perf_counter()) > 0:
+            if remaining > 0.001:
+                time.sleep(remaining - 0.001)
         return out
 
     model.forward = forward
@@ -34,7 +32,7 @@ def in_bf16(model: Any) -> Any:
     return model.to(torch.bfloat16)
 
 
-def heavier(model: Any) -> Any:
+def make_heavier(model: Any) -> Any:
     """Give the model a buffer of 64 MiB, written to, so that it is really there."""
     model.register_buffer("needless", torch.ones(BUFFER, dtype=torch.uint8), persistent=False)
     return model

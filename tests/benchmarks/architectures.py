@@ -1,14 +1,17 @@
-"""Which methods work on which architectures: tiny random models of every family x methods, each
-made, opened again and run.
+"""Which methods work on which architectures: tiny random models of all families x methods.
 
-A cell *works* (its student passed every check that is always on: the cut against the bypassed or
-masked model, the saved file against memory), works *with* the setting that its refusal gave to
-paste, is *refused* by the line that a user would read, or *breaks* with anything else, which is a
-fault and makes the program fail.
+Each student is made, opened again and run. A cell *works* (its student passed all checks that are
+always on: the cut against the bypassed or masked model, the saved file against memory), works
+*with* the setting that its refusal gave to paste, is *refused* by the line that a user would read,
+or *breaks* with anything else, which is a fault and makes the program fail.
 
-    python tests/benchmarks/architectures.py                     # every family; writes
-    results/architectures.json and docs/architectures.md python tests/benchmarks/architectures.py
-    "Gemma 3" Falcon    # these alone, the others as they were
+All families; writes results/architectures.json and docs/architectures.md:
+
+    python tests/benchmarks/architectures.py
+
+These families alone, with the earlier outcomes of all others:
+
+    python tests/benchmarks/architectures.py "Gemma 3" Falcon
 """
 
 import json
@@ -45,9 +48,10 @@ COLUMNS: Mapping[str, tuple[str, Mapping[str, Any], str]] = {
 }
 
 
-def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
-    """Return "works", "with: SETTING" (that a refusal gave to paste), "refused: LINE" or "breaks:
-    WHAT" for one cell.
+def try_cell(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None = None) -> str:
+    """Return "works", "with: SETTING", "refused: LINE" or "breaks: WHAT" for one cell.
+
+    SETTING is what the refusal gave to paste.
     """
     import torch
 
@@ -76,8 +80,8 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         cache=folder / "cache",
     )
     try:
-        made = Registry("method", methods.METHODS).build(name, settings).compress(job)
-        model = open_model(made).model
+        student = Registry("method", methods.METHODS).build(name, settings).compress(job)
+        model = open_model(student).model
         with torch.no_grad():
             finite = bool(
                 model(input_ids=probe_ids(model), use_cache=False).logits.isfinite().all()
@@ -88,7 +92,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         if pasted is None or more is not None:
             return f"refused: {problem}"
         [setting] = shlex.split(pasted[1])
-        again = outcome(
+        again = try_cell(
             base, column, folder.with_name(f"{folder.name}-pasted"), parse_set([setting])[name]
         )
         return f"with: --set {pasted[1]}" if again == "works" else f"{again} (after {problem})"
@@ -96,7 +100,7 @@ def outcome(base: Any, column: str, folder: Path, more: Mapping[str, Any] | None
         return f"breaks: {type(problem).__name__}: {' '.join(str(problem).split())[:300]}"
 
 
-def tried(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def outcomes_by_family(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield each family's outcomes."""
     with tempfile.TemporaryDirectory() as place:
         for number, family in enumerate(families):
@@ -106,7 +110,7 @@ def tried(families: list[str]) -> Iterator[tuple[str, dict[str, str]]]:
             yield (
                 family,
                 {
-                    column: outcome(base, column, folder / str(at))
+                    column: try_cell(base, column, folder / str(at))
                     for at, column in enumerate(COLUMNS)
                 },
             )
@@ -116,8 +120,8 @@ def page(results: Mapping[str, Mapping[str, str]]) -> str:
     """Return the page: a table of marks, and every line of refusal once."""
     lines: dict[str, str] = {}
 
-    def mark(said: str) -> str:
-        kind, _, line = said.partition(": ")
+    def mark(cell: str) -> str:
+        kind, _, line = cell.partition(": ")
         if kind == "works":
             return "works"
         return f"{kind} [{lines.setdefault(line, str(len(lines) + 1))}]"
@@ -172,13 +176,15 @@ def main() -> None:
     transformers.logging.disable_progress_bar()
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     broken = 0
-    for family, found in tried(sys.argv[1:] or list(FAMILIES)):
-        results[family] = found
+    for family, outcomes in outcomes_by_family(sys.argv[1:] or list(FAMILIES)):
+        results[family] = outcomes
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(
-            family, {column: said for column, said in found.items() if said != "works"}, flush=True
+            family,
+            {column: text for column, text in outcomes.items() if text != "works"},
+            flush=True,
         )
-        broken += sum(said.startswith("breaks") for said in found.values())
+        broken += sum(text.startswith("breaks") for text in outcomes.values())
     PAGE.write_text(page(results), encoding="utf-8")
     if broken:
         sys.exit(f"{broken} cells break")

@@ -1,5 +1,6 @@
-"""Training the embedded student beside four processes that burn the CPU, against a fair share of
-it; and on the idle machine.
+"""Training speed beside four processes that burn the CPU, and on the idle machine.
+
+The first is compared with a fair share of the idle speed.
 
 python tests/benchmarks/busy-machine.py            (ten minutes on two cores; the machine must be
 idle otherwise)
@@ -19,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.machine.load import PASSIVE_WAITING, measure_load
 from harness.machine.processor import allowed_cpus
@@ -33,7 +34,7 @@ SETTLED = 3.0  # seconds that burners burn before a run begins
 
 
 @contextmanager
-def burning(count: int) -> Iterator[None]:
+def burning_processes(count: int) -> Iterator[None]:
     """Keep some processes busy at our own priority."""
     burners = [subprocess.Popen([sys.executable, "-c", BURN]) for _ in range(count)]
     try:
@@ -41,15 +42,13 @@ def burning(count: int) -> Iterator[None]:
             measure_load(SETTLED)
         yield
     finally:
-        for one in burners:
-            one.kill()
-            one.wait()
+        for process in burners:
+            process.kill()
+            process.wait()
 
 
-def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
-    """Train the embedded student once and return tokens per second, threads and how they waited, as
-    its record says.
-    """
+def train_once(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
+    """Train the embedded student once; return tokens per second, threads and their waiting."""
     place = Path(tempfile.mkdtemp(dir=folder))
     line = [
         sys.executable,
@@ -75,17 +74,17 @@ def trained(folder: Path, settings: Mapping[str, str]) -> dict[str, object]:
         "--out",
         str(place),
     ]
-    own = {
+    inherited = {
         name: value
         for name, value in os.environ.items()
         if name not in ("OMP_NUM_THREADS", *PASSIVE_WAITING)
     }
     done = subprocess.run(
-        line, env={**own, **settings}, capture_output=True, text=True, check=False
+        line, env={**inherited, **settings}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(done.stderr)
-    [record] = [one for one in read_records(place)[0] if one.label == "sft"]
+    [record] = [record for record in read_records(place)[0] if record.label == "sft"]
     assert record.environment is not None
     return {
         "tokens_per_second": round(record.cost.seen_tokens / record.cost.seconds, 1),
@@ -105,7 +104,7 @@ def refuse_a_busy_machine() -> None:
 def main() -> None:
     """Measure by turns: before, one thread, ours, and ours beside burners."""
     cores = len(allowed_cpus())
-    told: dict[str, list[dict[str, object]]] = {
+    runs: dict[str, list[dict[str, object]]] = {
         "before": [],
         "one thread": [],
         "idle": [],
@@ -115,17 +114,17 @@ def main() -> None:
         folder = Path(name)
         refuse_a_busy_machine()
         for _ in range(ROUNDS):
-            told["before"].append(trained(folder, {"OMP_NUM_THREADS": str(cores)}))
-            told["one thread"].append(trained(folder, {"OMP_NUM_THREADS": "1"}))
-            told["idle"].append(trained(folder, {}))
-            with burning(BURNERS):
-                told["busy"].append(trained(folder, {}))
+            runs["before"].append(train_once(folder, {"OMP_NUM_THREADS": str(cores)}))
+            runs["one thread"].append(train_once(folder, {"OMP_NUM_THREADS": "1"}))
+            runs["idle"].append(train_once(folder, {}))
+            with burning_processes(BURNERS):
+                runs["busy"].append(train_once(folder, {}))
     speeds = {
-        who: [float(str(one["tokens_per_second"])) for one in all_] for who, all_ in told.items()
+        who: [float(str(run["tokens_per_second"])) for run in all_] for who, all_ in runs.items()
     }
-    fair = [one * min(cores / (BURNERS + 1), 1.0) for one in speeds["one thread"]]
-    details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": told}
-    write(
+    fair = [speed * min(cores / (BURNERS + 1), 1.0) for speed in speeds["one thread"]]
+    details = {"burners": BURNERS, "cores": cores, "budget": BUDGET, "runs": runs}
+    write_figures(
         Path(__file__).stem,
         [
             figure(
@@ -138,7 +137,12 @@ def main() -> None:
             ),
             figure(
                 "busy-machine:idle",
-                [now / then for now, then in zip(speeds["idle"], speeds["before"], strict=True)],
+                [
+                    idle_speed / earlier_speed
+                    for idle_speed, earlier_speed in zip(
+                        speeds["idle"], speeds["before"], strict=True
+                    )
+                ],
                 unit="of the speed before",
                 better="higher",
                 target=0.95,

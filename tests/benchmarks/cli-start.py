@@ -8,20 +8,20 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, timed, write
+from _form import figure, time_command, write_figures
 
 STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 
-def cpu(*arguments: str, runs: int = 7) -> list[float]:
+def cpu_seconds(*arguments: str, runs: int = 7) -> list[float]:
     """Return the CPU seconds of several runs of a command."""
-    found = []
+    values = []
     for _ in range(runs):
-        _, seconds, done = timed([sys.executable, "-P", "-m", "harness.cli", *arguments])
+        _, seconds, done = time_command([sys.executable, "-P", "-m", "harness.cli", *arguments])
         if done.returncode:
             sys.exit(done.stderr)
-        found.append(seconds)
-    return found
+        values.append(seconds)
+    return values
 
 
 def main() -> None:
@@ -29,20 +29,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for index, path in enumerate(sorted(STUDY.glob("*.json"))[:10]):
             (Path(folder) / f"{index}.json").write_text(json.dumps(json.loads(path.read_text())))
-        write(
+        write_figures(
             Path(__file__).stem,
             [
-                figure("cli-start", cpu("--help"), unit="CPU s", better="lower", target=0.6),
+                figure(
+                    "cli-start", cpu_seconds("--help"), unit="CPU s", better="lower", target=0.6
+                ),
                 figure(
                     "cli-start:list",
-                    cpu("list", "methods"),
+                    cpu_seconds("list", "methods"),
                     unit="CPU s",
                     better="lower",
                     target=0.6,
                 ),
                 figure(
                     "cli-start:report",
-                    cpu("report", folder),
+                    cpu_seconds("report", folder),
                     unit="CPU s",
                     better="lower",
                     target=2.5,

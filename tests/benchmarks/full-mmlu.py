@@ -1,5 +1,4 @@
-"""Full MMLU, end to end and offline: a small random model as teacher and two students, every item
-of `--data-dir`, no row failed.
+"""Full MMLU offline: a small random teacher and two students on all items of `--data-dir`.
 
 python tests/benchmarks/full-mmlu.py --data-dir DATA [--subjects anatomy,marketing] [--limit N]
 [--keep FOLDER]
@@ -13,16 +12,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import harness
 from harness.files.lines import read_json_lines
 
 
 def random_teacher(folder: Path) -> Path:
-    """Save a model of one block with random weights and the embedded tokenizer, unless it
-    is there.
-    """
+    """Save a random model of one block with the embedded tokenizer, unless it is saved already."""
     if (folder / "config.json").exists():
         return folder
     import torch
@@ -52,7 +49,7 @@ def random_teacher(folder: Path) -> Path:
     return folder
 
 
-def subset(data: Path, folder: Path, subjects: list[str]) -> Path:
+def copy_subjects(data: Path, folder: Path, subjects: list[str]) -> Path:
     """Copy the rows of some subjects into a data folder of their own."""
     (folder / "mmlu").mkdir(parents=True, exist_ok=True)
     for stem in ("dev", "val", "test"):
@@ -100,13 +97,13 @@ def main() -> None:
     parser.add_argument(
         "--keep", type=Path, help="a folder that stays: a run that was stopped goes on there"
     )
-    asked = parser.parse_args()
-    place = asked.keep or Path(tempfile.mkdtemp())
+    options = parser.parse_args()
+    place = options.keep or Path(tempfile.mkdtemp())
     try:
         data = (
-            subset(asked.data_dir, place / "data", asked.subjects.split(","))
-            if asked.subjects
-            else asked.data_dir
+            copy_subjects(options.data_dir, place / "data", options.subjects.split(","))
+            if options.subjects
+            else options.data_dir
         )
         began = time.monotonic()
         done = harness.run(
@@ -115,7 +112,7 @@ def main() -> None:
             teacher=str(random_teacher(place / "teacher")),
             controls=False,
             grid="none",
-            limit=asked.limit,
+            limit=options.limit,
             noise=0,
             data_dir=data,
             out=place / "runs",
@@ -123,23 +120,23 @@ def main() -> None:
         )
         for record in done.records:
             score = record.score("mmlu")
-            told = (
+            text = (
                 f"{100 * score.value:.1f} % of {score.n:,}, {len(score.groups)} subjects, "
                 f"{score.seconds:.0f} s"
                 if score
                 else record.reason
             )
-            print(f"{record.label}: {record.status}: {told}", flush=True)
+            print(f"{record.label}: {record.status}: {text}", flush=True)
         print(
             f"{time.monotonic() - began:.0f} s; "
             f"{'every row scored' if done.succeeded else 'A ROW FAILED'}"
         )
         assert done.succeeded, [record.reason for record in done.records]
         assert "retention" in done.markdown()
-        if not asked.subjects and not asked.limit:
-            write("full-mmlu", [_figure(done)])
+        if not options.subjects and not options.limit:
+            write_figures("full-mmlu", [_figure(done)])
     finally:
-        if asked.keep is None:
+        if options.keep is None:
             shutil.rmtree(place, ignore_errors=True)
 
 

@@ -1,5 +1,4 @@
-"""Every reader beside harmed files: tracebacks, numbers believed that were not written, readers
-that do not come back.
+"""Each reader with harmed files: tracebacks, false numbers that are believed, and hangs.
 
 python tests/benchmarks/fuzz.py [seed]
 """
@@ -8,8 +7,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, write
-from _fuzz import TARGETS, Found, fuzz
+from _form import figure, write_figures
+from _fuzz import TARGETS, FuzzResult, fuzz
 
 EACH = 75  # mutations of every kind of file
 
@@ -17,23 +16,24 @@ EACH = 75  # mutations of every kind of file
 def main() -> None:
     """Harm every kind of file, print what is not as it should be, and write the three counts."""
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 0
-    found: dict[str, Found] = {}
+    results: dict[str, FuzzResult] = {}
     with tempfile.TemporaryDirectory() as folder:
         for target in TARGETS:
-            found[target.name] = one = fuzz(
+            results[target.name] = result = fuzz(
                 target, Path(folder) / target.name.replace(" ", "-"), count=EACH, seed=seed
             )
             print(
-                f"{target.name}: {one.tried} tried, {one.refused} refused or made again", flush=True
+                f"{target.name}: {result.tried} tried, {result.refused} refused or made again",
+                flush=True,
             )
-            for line in (*one.tracebacks, *one.silent, *one.hangs):
+            for line in (*result.tracebacks, *result.silent, *result.hangs):
                 print(f"  {line}", flush=True)
     details = {
-        "mutations": sum(one.tried for one in found.values()),
+        "mutations": sum(result.tried for result in results.values()),
         "seed": seed,
         "kinds": {
-            name: {"tried": one.tried, "refused or made again": one.refused}
-            for name, one in found.items()
+            name: {"tried": result.tried, "refused or made again": result.refused}
+            for name, result in results.items()
         },
     }
     units = {
@@ -42,7 +42,8 @@ def main() -> None:
         "hangs": "mutated files whose reader does not come back",
     }
     counts = {
-        name: [line for one in found.values() for line in getattr(one, name)] for name in units
+        name: [line for result in results.values() for line in getattr(result, name)]
+        for name in units
     }
     figures = [
         figure(
@@ -55,7 +56,7 @@ def main() -> None:
         )
         for name, lines in counts.items()
     ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""The operating characteristic of the gate beside the rules of other projects, on the same draws:
-how often is each right and wrong?
+"""How often the gate is right and wrong, beside the rules of other projects on the same draws.
 
 One row on one task (20,000 draws), and ten rows on three tasks each (1,000 draws), of 100, 250 and
 1,000 items, all through `harness.gate.check.check` on made-up records. *Claim*: students that keep
@@ -33,8 +32,8 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
-from _records import frozen, record, score
+from _form import figure, write_figures
+from _records import frozen_baseline, record, score
 
 from harness.gate.check import check
 from harness.gate.rules import CheckResult, Rules, Verdict
@@ -50,11 +49,12 @@ Flags = npt.NDArray[np.bool_]
 Rule = Callable[[Counts, Counts, int], Flags]
 
 
-def drawn(
+def draw_tables(
     shape: tuple[int, int, int], n: int, flips: float, drops: list[float], seed: int
 ) -> Counts:
-    """Draw tables of one model at 75 % and rows that lose `drops` of it: rows stand against the
-    same outcomes, on every task others.
+    """Draw tables of a model at 75 % and of rows that lose `drops` of it.
+
+    All rows of a draw stand against the same outcomes; each task has its own.
     """
     rows, tasks, draws = shape
     generator = np.random.default_rng([seed, n, rows])
@@ -66,7 +66,7 @@ def drawn(
 
 
 def outcomes(cells: Counts) -> tuple[str, str]:
-    """Return outcomes of then and now with these counts."""
+    """Return the outcomes before and after that have these counts."""
     a, b, c, d = map(int, cells)
     return "1" * (a + b) + "0" * (c + d), "1" * a + "0" * b + "1" * c + "0" * d
 
@@ -78,7 +78,7 @@ def with_scores(label: str, runs: list[str]) -> RunRecord:
     )
 
 
-def claimed(table: Counts) -> CheckResult:
+def check_claims(table: Counts) -> CheckResult:
     """Check the claims of a draw's rows (rows, tasks, 4) against their one teacher."""
     teacher = with_scores("teacher", [outcomes(cells)[0] for cells in table[0]])
     rows = [
@@ -88,25 +88,27 @@ def claimed(table: Counts) -> CheckResult:
     return check([teacher, *rows], Rules(margin=MARGIN))
 
 
-def against(table: Counts) -> CheckResult:
+def check_against_frozen(table: Counts) -> CheckResult:
     """Check a draw's rows against their frozen outcomes."""
-    then = [
+    before = [
         with_scores(f"row-{at}", [outcomes(cells)[0] for cells in row])
         for at, row in enumerate(table)
     ]
-    now = [
+    after = [
         with_scores(f"row-{at}", [outcomes(cells)[1] for cells in row])
         for at, row in enumerate(table)
     ]
-    return check(now, Rules(), frozen(*then))
+    return check(after, Rules(), frozen_baseline(*before))
 
 
-def said(checked: CheckResult, row: str = "") -> Verdict:
+def gravest_verdict(checked: CheckResult, row: str = "") -> Verdict:
     """Return the gravest verdict of the layers that read outcomes, of all rows or of one."""
     layers = ("claim", "pooled", "frozen", "pooled frozen")
     return CheckResult(
         findings=tuple(
-            one for one in checked.findings if one.layer in layers and row in ("", one.row)
+            finding
+            for finding in checked.findings
+            if finding.layer in layers and row in ("", finding.row)
         ),
         notes=(),
         rules=checked.rules,
@@ -116,38 +118,39 @@ def said(checked: CheckResult, row: str = "") -> Verdict:
 def passes_any(checked: CheckResult) -> bool:
     """Tell whether any claim passed, by task or pooled."""
     return any(
-        one.verdict is Verdict.passed
-        for one in checked.findings
-        if one.layer in ("claim", "pooled")
+        finding.verdict is Verdict.passed
+        for finding in checked.findings
+        if finding.layer in ("claim", "pooled")
     )
 
 
-def share(
+def answer_shares(
     tables: Counts, judge: Callable[[Counts], object], *, cells: slice = slice(0, 4)
 ) -> dict[object, float]:
-    """Return how often each answer is given; tables that are alike in the `cells` on which it hangs
-    are judged once.
+    """Return how often each answer occurs.
+
+    Tables that are equal in the `cells` that decide the answer are judged once.
     """
-    known: dict[bytes, object] = {}
+    answer_of_key: dict[bytes, object] = {}
     answers = []
     for table in tables:
         key = table[..., cells].tobytes()
-        if key not in known:
-            known[key] = judge(table)
-        answers.append(known[key])
+        if key not in answer_of_key:
+            answer_of_key[key] = judge(table)
+        answers.append(answer_of_key[key])
     return {answer: answers.count(answer) / len(answers) for answer in set(answers)}
 
 
 LOST_AND_WON = slice(1, 3)  # all that a verdict on frozen items hangs on
 
 
-def tensorrt(then: Counts, now: Counts, n: int) -> Flags:
+def tensorrt_rule(before: Counts, after: Counts, n: int) -> Flags:
     """One-sided two-sample z test with sigma .5 and alpha .05."""
-    return (now - then) / n < NormalDist().inv_cdf(0.05) * (2 * 0.5**2 / n) ** 0.5
+    return (after - before) / n < NormalDist().inv_cdf(0.05) * (2 * 0.5**2 / n) ** 0.5
 
 
 PEERS: Mapping[str, Rule] = {
-    "TensorRT-LLM": tensorrt,
+    "TensorRT-LLM": tensorrt_rule,
     "SGLang": lambda then, now, n: then - now > 0.05 * n + 1e-9,
     "Model-Optimizer": lambda then, now, n: then - now >= 0.01 * n - 1e-9,
     "llm-compressor": lambda then, now, n: np.round(now / then, 2) < 0.95 - 1e-9,
@@ -156,25 +159,29 @@ PEERS: Mapping[str, Rule] = {
 }
 
 
-def peers(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
-    """Return how often each rule calls a check (or one row of it) regressed: any task of
-    any row.
-    """
-    seen = tables if row is None else tables[:, row : row + 1]
-    then, now = seen[..., 0] + seen[..., 1], seen[..., 0] + seen[..., 2]
-    return {name: float(rule(then, now, n).any(axis=(1, 2)).mean()) for name, rule in PEERS.items()}
+def peer_shares(tables: Counts, n: int, *, row: int | None = None) -> dict[str, float]:
+    """Return how often each rule calls a check regressed: any task of any row, or of one `row`."""
+    judged_tables = tables if row is None else tables[:, row : row + 1]
+    before, after = (
+        judged_tables[..., 0] + judged_tables[..., 1],
+        judged_tables[..., 0] + judged_tables[..., 2],
+    )
+    return {
+        name: float(rule(before, after, n).any(axis=(1, 2)).mean()) for name, rule in PEERS.items()
+    }
 
 
-def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
-    """Return how often a threshold on the drop of two scores catches the first row of `lower`, if
-    it alarms on `same` at this rate.
+def tensorrt_catches(rate: float, same: Counts, lower: Counts) -> float:
+    """Return how often a threshold catches the first row of `lower` at this rate of alarms.
+
+    The threshold is one on the drop of two scores; the alarms are those on `same`.
     """
 
     def drops(tables: Counts) -> npt.NDArray[np.int64]:
-        found: npt.NDArray[np.int64] = (
+        largest: npt.NDArray[np.int64] = (
             (tables[..., 1] - tables[..., 2]).reshape(len(tables), -1).max(axis=1)
         )
-        return found
+        return largest
 
     alarms, catches = drops(same), drops(lower[:, :1])
     limit = int(
@@ -189,7 +196,7 @@ def tensorrt_at(rate: float, same: Counts, lower: Counts) -> float:
     return float((catches > limit).mean() + lot * (catches == limit).mean())
 
 
-def listed(shares: Mapping[str, float], *, passes: bool = False) -> str:
+def peers_in_words(shares: Mapping[str, float], *, passes: bool = False) -> str:
     """Return what each peer does on the same draws."""
     return ", ".join(
         f"{name} {1 - value if passes else value:.3g}" for name, value in shares.items()
@@ -203,20 +210,26 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
         f"{rows} row{'s' if rows > 1 else ''} x {tasks} task{'s' if tasks > 1 else ''} of {n:,} "
         "items"
     )
-    margin = drawn(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
-    same = drawn(shape, n, FLIPS, [0.0] * rows, 2)
+    margin = draw_tables(shape, n, 0.10, [(1 - MARGIN) * TEACHER] * rows, 1)
+    same = draw_tables(shape, n, FLIPS, [0.0] * rows, 2)
     lower, little = (
-        drawn(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
+        draw_tables(shape, n, FLIPS, [drop, *[0.0] * (rows - 1)], seed)
         for drop, seed in ((0.05, 3), (0.03, 4))
     )
-    kept = share(margin, lambda table: passes_any(claimed(table)))
-    unchanged = share(same, lambda table: said(against(table)), cells=LOST_AND_WON)
+    claim_passes = answer_shares(margin, lambda table: passes_any(check_claims(table)))
+    unchanged = answer_shares(
+        same, lambda table: gravest_verdict(check_against_frozen(table)), cells=LOST_AND_WON
+    )
     caught, small = (
-        share(tables, lambda table: said(against(table), "row-0"), cells=LOST_AND_WON)
+        answer_shares(
+            tables,
+            lambda table: gravest_verdict(check_against_frozen(table), "row-0"),
+            cells=LOST_AND_WON,
+        )
         for tables in (lower, little)
     )
     alarms = unchanged.get(Verdict.regressed, 0.0)
-    equal = tensorrt_at(alarms, same, lower)
+    equal = tensorrt_catches(alarms, same, lower)
     about = {"n": n, "rows": rows, "tasks": tasks, "draws": draws, "teacher": TEACHER}
     verdicts = [
         {str(verdict): value for verdict, value in shares.items()}
@@ -225,11 +238,11 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
     return [
         figure(
             f"gate-oc:margin-pass-{n}{name}",
-            [kept.get(True, 0.0)],
+            [claim_passes.get(True, 0.0)],
             unit=f"of checks pass a row exactly at the margin, {what}",
             better="lower",
             target=0.06,
-            peer=f"that pass every row: {listed(peers(margin, n), passes=True)}",
+            peer=f"that pass every row: {peers_in_words(peer_shares(margin, n), passes=True)}",
             details=about,
         ),
         figure(
@@ -238,7 +251,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             unit=f"of unchanged checks called regressed, {what}",
             better="lower",
             target=0.01,
-            peer=listed(peers(same, n)),
+            peer=peers_in_words(peer_shares(same, n)),
             details={**about, "flips": FLIPS, "verdicts": verdicts[0]},
         ),
         figure(
@@ -248,7 +261,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             better="higher",
             target=round(equal, 4),
             peer=f"TensorRT-LLM at our rate of false alarms {equal:.3g}; each at its own: "
-            f"{listed(peers(lower, n, row=0))}",
+            f"{peers_in_words(peer_shares(lower, n, row=0))}",
             details={
                 **about,
                 "flips": FLIPS,
@@ -262,7 +275,7 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
             unit=f"of rows that lost 3 points on every task pass, {what}",
             better="lower",
             target=None,
-            peer=listed(peers(little, n, row=0), passes=True),
+            peer=peers_in_words(peer_shares(little, n, row=0), passes=True),
             details={**about, "flips": FLIPS, "verdicts": verdicts[2]},
         ),
     ]
@@ -270,13 +283,13 @@ def figures_of(name: str, shape: tuple[int, int, int], n: int) -> list[dict[str,
 
 def main() -> None:
     """Judge every shape at every number of items, and write the figures."""
-    write(
+    write_figures(
         Path(__file__).stem,
         [
-            one
+            result
             for name, shape in SHAPES.items()
             for n in SIZES
-            for one in figures_of(name, shape, n)
+            for result in figures_of(name, shape, n)
         ],
     )
 

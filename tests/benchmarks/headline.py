@@ -1,5 +1,4 @@
-"""The headline command as a stranger runs it: from nothing, then again; wall seconds and the
-largest process's memory.
+"""Wall seconds and peak memory of the headline command: from nothing, then cached.
 
 python tests/benchmarks/headline.py [RUNS]
 """
@@ -9,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, timed, write
+from _form import figure, time_command, write_figures
 
 
 def main() -> None:
@@ -33,12 +32,12 @@ def main() -> None:
                 "--cache",
                 f"{folder}/cache",
             ]
-            wall, _, done = timed(command, cwd=folder)
+            wall, _, done = time_command(command, cwd=folder)
             if done.returncode:
                 sys.exit(done.stderr)
             cold.append(wall)
             for _ in range(3):
-                wall, _, again = timed(command, cwd=folder)
+                wall, _, again = time_command(command, cwd=folder)
                 cached.append(wall)
                 assert again.stdout.split("tables:")[0] == done.stdout.split("tables:")[0], (
                     "the cached table differs"
@@ -49,7 +48,7 @@ def main() -> None:
                 if line.endswith(" s)")
             }
     memory = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

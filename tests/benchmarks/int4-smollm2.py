@@ -1,5 +1,6 @@
-"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode, and calibrated rounding against
-rounding to nearest.
+"""Int4 weights of SmolLM2-135M beside its fp32 base: bytes, decode speed, perplexity.
+
+Calibrated rounding is compared with rounding to nearest.
 
 The base was Q4_1 once (groups of 32), so groups of 64 are compared: rounding to nearest in groups
 of 32 would reproduce it and prove nothing.
@@ -9,8 +10,15 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int4-smollm2.py
 
 from pathlib import Path
 
-from _form import figure, write
-from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
+from _form import figure, write_figures
+from _smollm2 import (
+    base_model,
+    cost_figures,
+    make_student,
+    measure_speedups,
+    perplexity,
+    students_folder,
+)
 
 from harness.models.shape import parameters_on_disk
 
@@ -19,15 +27,15 @@ PEER = "the fp32 base, by turns"
 
 def main() -> None:
     """Make both students, read them, time one: they have one form."""
-    teacher = base()
+    teacher = base_model()
     fp32 = 4 * parameters_on_disk(teacher.path)
     costs, read = {}, {"base": perplexity(teacher.path)}
-    with workplace() as folder:
+    with students_folder() as folder:
         for name in ("int4", "int4-calibrated"):
-            costs[name] = made(name, {"group": 64}, folder / name)
+            costs[name] = make_student(name, {"group": 64}, folder / name)
             read[name] = perplexity(folder / name / "student")
-        timed = speeds(folder / "int4" / "student", teacher)
-    details = {"perplexity": read, "told": {name: one["told"] for name, one in costs.items()}}
+        timed = measure_speedups(folder / "int4" / "student", teacher)
+    details = {"perplexity": read, "told": {name: cost["told"] for name, cost in costs.items()}}
     ratio = read["int4-calibrated"] / read["int4"]
     figures = [
         figure(
@@ -63,7 +71,7 @@ def main() -> None:
             peer="int4, ours",
         ),
     ]
-    write(Path(__file__).stem, [*figures, *cost_figures("int4-smollm2", costs, fp32)])
+    write_figures(Path(__file__).stem, [*figures, *cost_figures("int4-smollm2", costs, fp32)])
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""Perplexity of int8 SmolLM2-135M by the kernel that decodes: windows of text are many rows, which
-another kernel multiplies.
+"""Perplexity of int8 SmolLM2-135M by the kernel that decodes.
+
+Windows of text have many rows, which another kernel multiplies.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-few-rows.py
 """
 
 from pathlib import Path
 
-from _form import figure, write
-from _smollm2 import WINDOWS, base, made, perplexity, workplace
+from _form import figure, write_figures
+from _smollm2 import WINDOWS, base_model, make_student, perplexity, students_folder
 
 
 def main() -> None:
     """Make the student, read the text three times: base, many rows, few rows."""
-    teacher = base()
-    with workplace() as folder:
-        made("int8", {}, folder / "int8")
+    teacher = base_model()
+    with students_folder() as folder:
+        make_student("int8", {}, folder / "int8")
         student = folder / "int8" / "student"
         read = {
             "windows": WINDOWS,
@@ -23,7 +24,7 @@ def main() -> None:
             "few rows": perplexity(student, by_the_kernel_that_decodes=True),
         }
     ratio = read["few rows"] / read["base"]
-    told = figure(
+    result = figure(
         "int8-few-rows",
         [ratio],
         unit="times the base's perplexity",
@@ -32,7 +33,7 @@ def main() -> None:
         peer="the fp32 base",
         details=read,
     )
-    write(Path(__file__).stem, [told])
+    write_figures(Path(__file__).stem, [result])
 
 
 if __name__ == "__main__":

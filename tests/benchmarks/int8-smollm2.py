@@ -1,13 +1,21 @@
-"""Int8 weights, and int8 weights with int8 activations, of SmolLM2-135M beside its fp32 base:
-speed, bytes, perplexity.
+"""Int8 weights, without and with int8 activations, of SmolLM2-135M beside its fp32 base.
+
+Speed, bytes and perplexity are measured.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/int8-smollm2.py
 """
 
 from pathlib import Path
 
-from _form import figure, write
-from _smollm2 import base, cost_figures, made, perplexity, speeds, workplace
+from _form import figure, write_figures
+from _smollm2 import (
+    base_model,
+    cost_figures,
+    make_student,
+    measure_speedups,
+    perplexity,
+    students_folder,
+)
 
 from harness.models.shape import parameters_on_disk
 
@@ -16,18 +24,18 @@ PEER = "the fp32 base, by turns"
 
 def main() -> None:
     """Make both students, read them, time them."""
-    teacher = base()
+    teacher = base_model()
     fp32 = 4 * parameters_on_disk(teacher.path)
     reference = perplexity(teacher.path)
     figures, costs = [], {}
-    with workplace() as folder:
+    with students_folder() as folder:
         for name, targets in (
             ("int8", (1.7, 1.0, 0.30, 1.01)),
             ("int8-dynamic", (1.3, 1.2, 0.30, 1.15)),
         ):
-            costs[name] = made(name, {}, folder / name)
+            costs[name] = make_student(name, {}, folder / name)
             student = folder / name / "student"
-            read, timed = perplexity(student), speeds(student, teacher)
+            read, timed = perplexity(student), measure_speedups(student, teacher)
             mark = "int8-smollm2:" if name == "int8" else "int8-smollm2:dynamic-"
             details = {"perplexity": [reference, read], "told": costs[name]["told"]}
             figures += [
@@ -71,7 +79,7 @@ def main() -> None:
                     target=targets[3],
                 ),
             ]
-    write(Path(__file__).stem, [*figures, *cost_figures("int8-smollm2", costs, fp32)])
+    write_figures(Path(__file__).stem, [*figures, *cost_figures("int8-smollm2", costs, fp32)])
 
 
 if __name__ == "__main__":

@@ -1,5 +1,4 @@
-"""Coverage of the retention intervals, plain and above chance: how often the interval of a draw
-holds the truth it was drawn from.
+"""Coverage of the retention intervals: how often the interval of a draw holds the truth.
 
 Every case of teacher p in {.3, .6, .9}, flips in {5, 15, 30 %}, half, three quarters or all of the
 flips being losses, n in {100, 250, 1,319}, chance 0 or .25. Exact sums over all tables for n up to
@@ -17,7 +16,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from _form import figure, write
+from _form import figure, write_figures
 from scipy.stats import binom
 
 from harness.statistics import stats
@@ -28,15 +27,15 @@ from harness.statistics.stats import Pairs
 EXACT, DRAWS, TAIL = 250, 100_000, 1e-7
 
 
-def tables(
+def tables_with_weights(
     n: int, both: float, lost: float, won: float, seed: int
 ) -> Iterator[tuple[Pairs, float]]:
     """Yield tables with their probabilities: all that matter, or those of many draws."""
     if n > EXACT:
-        drawn = np.random.default_rng(seed).multinomial(
+        tables_drawn = np.random.default_rng(seed).multinomial(
             n, [both, lost, won, max(0.0, 1 - both - lost - won)], size=DRAWS
         )
-        for cells, count in zip(*np.unique(drawn, axis=0, return_counts=True), strict=True):
+        for cells, count in zip(*np.unique(tables_drawn, axis=0, return_counts=True), strict=True):
             yield Pairs(*map(int, cells)), count / DRAWS
         return
     for b, pb in _masses(n, lost):
@@ -51,19 +50,24 @@ def _masses(n: int, p: float) -> list[tuple[int, float]]:
     return list(zip(values.tolist(), binom.pmf(values, n, p).tolist(), strict=True))
 
 
-def holds(counts: Pairs, truth: float, chance: float) -> bool:
-    """Tell whether our interval of a table holds the truth: the score test does not reject it (the
-    same, without the search for ends).
+def our_interval_holds(counts: Pairs, truth: float, chance: float) -> bool:
+    """Tell whether our interval of a table holds the truth, by its score test.
+
+    It is the same statement without the search for the interval's ends.
     """
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if teacher == 0 or (student == 0 and not chance):
-        found = stats.retention_interval(counts)
-        return found.low is not None and found.high is not None and found.low <= truth <= found.high
+        interval = stats.retention_interval(counts)
+        return (
+            interval.low is not None
+            and interval.high is not None
+            and interval.low <= truth <= interval.high
+        )
     return abs(stats.score_z(counts, stats.ratio_weights(truth, chance))) < Z95
 
 
-def wald(counts: Pairs, truth: float) -> bool:
-    """Tell the same of the usual interval."""
+def wald_interval_holds(counts: Pairs, truth: float) -> bool:
+    """Tell whether the usual (Wald) interval of a table holds the truth."""
     teacher, student = counts.both + counts.teacher_only, counts.both + counts.student_only
     if not teacher or not student:
         return False
@@ -91,33 +95,37 @@ def main() -> None:
             continue
         truth = (student - chance) / (teacher - chance)
         label = f"n={n} p={teacher} flips={flips} losses={share} chance={chance}"
-        held = kept = total = 0.0
+        ours_holds = usual_holds = total = 0.0
         checked = 0
-        for counts, weight in tables(n, max(0.0, both), lost, won, number):
-            inside = holds(counts, truth, chance)
+        for counts, weight in tables_with_weights(n, max(0.0, both), lost, won, number):
+            inside = our_interval_holds(counts, truth, chance)
             if checked < 200:  # the test and the printed ends are the same statement
-                found = (
+                interval = (
                     stats.above_chance_interval(counts, chance)
                     if chance
                     else stats.retention_interval(counts)
                 )
                 if (
-                    found.low is not None
-                    and found.high is not None
-                    and min(abs(found.low - truth), abs(found.high - truth)) > 1e-9
+                    interval.low is not None
+                    and interval.high is not None
+                    and min(abs(interval.low - truth), abs(interval.high - truth)) > 1e-9
                 ):
-                    assert inside == (found.low <= truth <= found.high), (label, counts, found)
+                    assert inside == (interval.low <= truth <= interval.high), (
+                        label,
+                        counts,
+                        interval,
+                    )
                 checked += 1
-            held += weight * inside
-            kept += 0.0 if chance else weight * wald(counts, truth)
+            ours_holds += weight * inside
+            usual_holds += 0.0 if chance else weight * wald_interval_holds(counts, truth)
             total += weight
-        ours[label] = round(held / total, 4)
+        ours[label] = round(ours_holds / total, 4)
         if not chance:
-            usual[label] = round(kept / total, 4)
+            usual[label] = round(usual_holds / total, 4)
         print(label, ours[label], usual.get(label, ""), file=sys.stderr)
     worst, worst_usual = (
-        min(ours, key=lambda one: ours[one]),
-        min(usual, key=lambda one: usual[one]),
+        min(ours, key=lambda case: ours[case]),
+        min(usual, key=lambda case: usual[case]),
     )
     details = {
         "worst": worst,
@@ -126,7 +134,7 @@ def main() -> None:
         "usual": usual,
         "cases": len(ours),
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -1,5 +1,4 @@
-"""Eight distillations of one teacher with shared caches against the same eight with the teacher
-beside each: cost of a matrix of rows.
+"""The cost of eight distillations of one teacher with shared caches, beside a live teacher.
 
 Response at three temperatures and by JSD, selective by tokens and by rows, two teachers,
 chain-of-thought; a teacher four times the student's size (random weights: what is compared is
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
+from _form import figure, write_figures
 from _pair import random_pair
 
 import methods
@@ -84,23 +83,25 @@ def main() -> None:
                     workdir=workdir,
                     cache=cache,
                 )
-                own = dict(settings)
-                kept = {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
-                made = registry.build(
+                row_settings = dict(settings)
+                cache_settings = (
+                    {} if name == "cot" else {"cache": "on" if arm == "cached" else "off"}
+                )
+                method = registry.build(
                     "cot-unfiltered" if name == "cot" else name,
-                    {**own, **kept, "validation_rows": ROWS // 10},
+                    {**row_settings, **cache_settings, "validation_rows": ROWS // 10},
                 )
                 began = time.perf_counter()
-                _compress(made, job)
+                _compress(method, job)
                 spent[arm].append(time.perf_counter() - began)
-                print(arm, name, own, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
+                print(arm, name, row_settings, f"{spent[arm][-1]:.1f} s", file=sys.stderr)
     total = sum(spent["cached"]) / sum(spent["live"])
     details = {
         "rows": [f"{name} {json.dumps(settings)}" for name, settings in MATRIX],
         "teacher over student, parameters": ratio,
-        "seconds": {arm: [round(one, 2) for one in values] for arm, values in spent.items()},
+        "seconds": {arm: [round(value, 2) for value in values] for arm, values in spent.items()},
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

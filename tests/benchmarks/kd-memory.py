@@ -15,7 +15,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from harness.machine.memory import baseline_bytes, process_bytes, reset_peak
@@ -123,14 +123,14 @@ def main() -> None:
         steppers[form] = stepper_of(model, form)
         step(steppers[form], model, rows)
     seconds = [[step(steppers[form], model, rows) for form in FORMS] for _ in range(steps)]
-    memory = [parts / whole for whole, parts in zip(*peaks.values(), strict=True)]
-    times = [parts / whole for whole, parts in seconds]
+    memory = [parts / whole_logits for whole_logits, parts in zip(*peaks.values(), strict=True)]
+    times = [parts / whole_logits for whole_logits, parts in seconds]
     details = {
         "peak_bytes": {form: round(median(values)) for form, values in peaks.items()},
         "seconds": [[round(value, 3) for value in pair] for pair in seconds],
         "positions_of_a_part": positions_of_a_part(VOCABULARY),
     }
-    write(
+    write_figures(
         "kd-memory",
         [
             figure(

@@ -1,5 +1,4 @@
-"""One optimiser step of `response` from a warm cache against the same step of `sft`: time and peak
-memory, by turns.
+"""One optimiser step of `response` from a warm cache beside one of `sft`: time, peak memory.
 
 Four rows of 256 tokens, half of them trained, student half the teacher's blocks: the embedded pair
 (distributions kept whole) and, where HARNESS_GGUF names it, SmolLM2-135M (the 64 likeliest tokens).
@@ -19,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import suites
 from harness.contract import Budget, Job
@@ -176,7 +175,7 @@ def main() -> None:
                 peer="sft, ours",
             ),
         ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

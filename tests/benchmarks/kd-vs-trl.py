@@ -1,5 +1,6 @@
-"""Off-policy logit distillation against trl's GKDTrainer (lmbda 0, beta 0): tokens a second and
-peak memory, by turns.
+"""Off-policy logit distillation beside trl's GKDTrainer (lmbda 0, beta 0), by turns.
+
+Tokens a second and peak memory are measured.
 
 One pair (teacher four times the student's size, vocabulary 8,192, the teacher trained a little
 beforehand), one list of rows, two epochs, batch 16, fp32, no checkpointing, as many threads, AdamW;
@@ -56,9 +57,7 @@ def rows_of(split: str, count: int) -> Any:
 
 
 def in_order(seed: int) -> tuple[list[Any], list[float]]:
-    """Return the rows of all epochs one after another, and every step's learning rate, as our loop
-    has them.
-    """
+    """Return the rows of all epochs in order and each step's learning rate, as our loop does."""
     from itertools import islice
 
     from methods.training.optimizer import learning_rate_at
@@ -257,9 +256,7 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
 
 
 def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
-    """Read a student on held-out rows: cross-entropy of the text, and divergence from the
-    teacher.
-    """
+    """Return a student's held-out cross-entropy and its divergence from the teacher, in nats."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -269,19 +266,21 @@ def evaluate(folder: Path, out: Path, seed: int) -> dict[str, float]:
 
     rows = sorted(rows_of("validation", 200), key=lambda row: len(row.ids))
     heads = [
-        TrainedPositionLogits(AutoModelForCausalLM.from_pretrained(one, dtype=torch.float32).eval())
-        for one in (out, folder / "teacher")
+        TrainedPositionLogits(
+            AutoModelForCausalLM.from_pretrained(model_folder, dtype=torch.float32).eval()
+        )
+        for model_folder in (out, folder / "teacher")
     ]
-    found = {"ce": 0.0, "kl": 0.0}
+    sums = {"ce": 0.0, "kl": 0.0}
     count = 0
     for start in range(0, len(rows), 16):
         batch = batch_of(rows[start : start + 16], 1)
         with torch.no_grad():
             student, teacher = (head(batch) for head in heads)
-        found["ce"] += float(cross_entropy(student, batch.labels_N).sum())
-        found["kl"] += float(forward_kl(student, teacher).sum())
+        sums["ce"] += float(cross_entropy(student, batch.labels_N).sum())
+        sums["kl"] += float(forward_kl(student, teacher).sum())
         count += int(batch.mask.sum())
-    return {name: round(value / count, 5) for name, value in found.items()}
+    return {name: round(value / count, 5) for name, value in sums.items()}
 
 
 PARTS = {
@@ -311,7 +310,7 @@ def main() -> None:
     import shutil
     from importlib import metadata
 
-    from _form import figure, write
+    from _form import figure, write_figures
 
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 2
     speeds: dict[str, list[float]] = {"cold": [], "trl": [], "warm": []}
@@ -325,15 +324,18 @@ def main() -> None:
                 if kind == "cold":
                     shutil.rmtree(folder / "cache", ignore_errors=True)
                 shutil.rmtree(folder / kind, ignore_errors=True)
-                found = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
-                speeds[kind].append(found["tokens"] / found["seconds"])
-                rises[kind].append(found["rise"] / 2**20)
-                print(kind, found, file=sys.stderr)
+                result = part("trl" if kind == "trl" else "ours", folder, kind, number + 1)
+                speeds[kind].append(result["tokens"] / result["seconds"])
+                rises[kind].append(result["rise"] / 2**20)
+                print(kind, result, file=sys.stderr)
             for kind in ("warm", "trl"):
                 read[kind].append(part("evaluate", folder, kind))
     losses = {
-        kind: {name: round(fmean(one[name] for one in found), 5) for name in ("ce", "kl")}
-        for kind, found in read.items()
+        kind: {
+            name: round(fmean(evaluation[name] for evaluation in evaluations), 5)
+            for name in ("ce", "kl")
+        }
+        for kind, evaluations in read.items()
     }
     gaps = [
         ours["ce"] - theirs["ce"] for ours, theirs in zip(read["warm"], read["trl"], strict=True)
@@ -341,11 +343,12 @@ def main() -> None:
     error = stdev(gaps) / len(gaps) ** 0.5 if len(gaps) > 1 else math.nan
     details = {
         "trl": metadata.version("trl"),
-        "tokens a second": {k: [round(one) for one in v] for k, v in speeds.items()},
-        "rise, MiB": {k: [round(one) for one in v] for k, v in rises.items()},
+        "tokens a second": {k: [round(value) for value in v] for k, v in speeds.items()},
+        "rise, MiB": {k: [round(value) for value in v] for k, v in rises.items()},
         "held-out, nats a token, mean over rounds": losses,
         "held-out cross-entropy by seed": {
-            kind: [one["ce"] for one in found] for kind, found in read.items()
+            kind: [evaluation["ce"] for evaluation in evaluations]
+            for kind, evaluations in read.items()
         },
         "ours less trl's, and its standard error": [round(fmean(gaps), 5), round(error, 5)],
         "validation cross-entropy at least as good": "yes"
@@ -360,7 +363,7 @@ def main() -> None:
         return [a / b for a, b in zip(speeds[kind], speeds["trl"], strict=True)]
 
     memory = [a / b for a, b in zip(rises["warm"], rises["trl"], strict=True)]
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

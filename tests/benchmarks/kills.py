@@ -1,5 +1,6 @@
-"""A small whole run, killed and refused at every write boundary and at random moments, and typed
-again until it is through.
+"""A small run that is killed or refused at each write boundary and at random moments.
+
+The command is repeated until it succeeds.
 
 python tests/benchmarks/kills.py [--seed N] [--stores N] [--only N,M] [--first N] [--crowds 24]
 [--progress FILE] [--lock FILE]
@@ -22,10 +23,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import _forked
-from _crowd import Crowd, crowd, same, two
+from _crowd import CrowdResult, identical_runs, start_crowd, two_runs_in_turn
 from _faults import Fault
-from _form import figure, write
-from _kills import STATES, Case, Outcome, Reference, cases, reference, tried
+from _form import figure, write_figures
+from _kills import STATES, Case, Outcome, Reference, cases, reference, try_case
 
 LONGEST_TURN = 90.0  # seconds
 STORES = 25
@@ -59,9 +60,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 class Turn:
-    """A lock that others wait for too: held for `LONGEST_TURN` seconds, then given to whoever
-    waits.
-    """
+    """A lock shared with others: held for `LONGEST_TURN` seconds, then given to who waits."""
 
     def __init__(self, lock: Path | None) -> None:
         self.stream = lock.open("a") if lock else None
@@ -80,20 +79,18 @@ class Turn:
             self.since = time.monotonic()
 
 
-def chosen(every: Sequence[Case], options: argparse.Namespace) -> list[Case]:
-    """Return the cases that were asked for."""
+def chosen_cases(cases: Sequence[Case], options: argparse.Namespace) -> list[Case]:
+    """Return the cases that the options select."""
     numbers = {int(text) for text in options.only.split(",") if text}
-    some = [case for case in every if not numbers or case.number in numbers]
+    some = [case for case in cases if not numbers or case.number in numbers]
     return some[: options.first] if options.first else some
 
 
-def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> Outcome:
-    """Try a case, unless it was tried; print a line for every fault and for everything that is
-    wrong.
-    """
-    held = _held(progress)
-    outcome = held[case.number] if case.number in held else tried(case, root, whole)
-    if progress is not None and case.number not in held:
+def run_case(case: Case, root: Path, undisturbed: Reference, progress: Path | None) -> Outcome:
+    """Try a case unless it was tried earlier; print a line for each fault and each problem."""
+    earlier = _earlier_outcomes(progress)
+    outcome = earlier[case.number] if case.number in earlier else try_case(case, root, undisturbed)
+    if progress is not None and case.number not in earlier:
         with progress.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"case": case.number, **asdict(outcome)}) + "\n")
     wrong = [f"{name}: {line}" for name in UNITS for line in getattr(outcome, name)]
@@ -102,30 +99,32 @@ def struck(case: Case, root: Path, whole: Reference, progress: Path | None) -> O
     return outcome
 
 
-def _held(progress: Path | None) -> dict[int, Outcome]:
-    """Return what came of the cases that were tried before."""
+def _earlier_outcomes(progress: Path | None) -> dict[int, Outcome]:
+    """Return the outcomes of the cases that were tried earlier, by number."""
     lines = (
         progress.read_text(encoding="utf-8").splitlines() if progress and progress.exists() else []
     )
     outcomes = {}
-    for held in map(json.loads, lines):
-        faults = [Fault(**fault) for fault in held.pop("struck")]
-        number = held.pop("case")
-        outcomes[number] = Outcome(struck=faults, **held)
+    for fields in map(json.loads, lines):
+        faults = [Fault(**fault) for fault in fields.pop("struck")]
+        number = fields.pop("case")
+        outcomes[number] = Outcome(struck=faults, **fields)
     return outcomes
 
 
-def crowds(folder: Path, count: int, whole: Reference, turn: Turn) -> list[Crowd]:
+def run_crowds(folder: Path, count: int, undisturbed: Reference, turn: Turn) -> list[CrowdResult]:
     """Start many at once: the same run, then two different ones."""
-    gathered = []
-    for name, rows in (("same", same(count)), ("two", two(count))) if count else ():
+    results = []
+    for name, rows in (
+        (("same", identical_runs(count)), ("two", two_runs_in_turn(count))) if count else ()
+    ):
         turn.take()
-        gathered.append(crowd(folder / name, rows, whole))
-        last = gathered[-1]
+        results.append(start_crowd(folder / name, rows, undisturbed))
+        last = results[-1]
         print(f"{last.starts} starts at once ({name}): {last.cells} cells, {len(last.wrong)} wrong")
         for line in last.wrong:
             print(f"  {line}", flush=True)
-    return gathered
+    return results
 
 
 def main() -> int:
@@ -138,23 +137,26 @@ def main() -> int:
         turn.take()
         _forked.load()
         began = time.monotonic()
-        whole = reference(folder / "whole")
-        every = cases(whole, options.seed)[: options.stores]
-        total = sum(len(case.faults) for case in every)
+        undisturbed = reference(folder / "whole")
+        all_cases = cases(undisturbed, options.seed)[: options.stores]
+        total = sum(len(case.faults) for case in all_cases)
         print(
-            f"undisturbed: {time.monotonic() - began:.1f} s; {total} faults, {len(every)} stores",
+            f"undisturbed: {time.monotonic() - began:.1f} s; "
+            f"{total} faults, {len(all_cases)} stores",
             flush=True,
         )
         outcomes = []
-        for case in chosen(every, options):
+        for case in chosen_cases(all_cases, options):
             turn.take()
-            outcomes.append(struck(case, folder / f"case-{case.number}", whole, options.progress))
-        gathered = crowds(folder, options.crowds, whole, turn)
+            outcomes.append(
+                run_case(case, folder / f"case-{case.number}", undisturbed, options.progress)
+            )
+        crowd_results = run_crowds(folder, options.crowds, undisturbed, turn)
     print(json.dumps(_details(outcomes, options.seed)["kinds"]))
     if not options.only and not options.first:
-        write(Path(__file__).stem, _figures(outcomes, gathered, options.seed))
+        write_figures(Path(__file__).stem, _figures(outcomes, crowd_results, options.seed))
     wrong = sum(len(getattr(outcome, name)) for outcome in outcomes for name in UNITS)
-    return int(bool(wrong + sum(len(each.wrong) for each in gathered)))
+    return int(bool(wrong + sum(len(result.wrong) for result in crowd_results)))
 
 
 def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
@@ -173,10 +175,12 @@ def _details(outcomes: Sequence[Outcome], seed: int) -> dict[str, object]:
 
 
 def _figures(
-    outcomes: Sequence[Outcome], gathered: Sequence[Crowd], seed: int
+    outcomes: Sequence[Outcome], crowd_results: Sequence[CrowdResult], seed: int
 ) -> list[dict[str, object]]:
     details = _details(outcomes, seed)
-    lines = {name: [line for each in outcomes for line in getattr(each, name)] for name in UNITS}
+    lines = {
+        name: [line for outcome in outcomes for line in getattr(outcome, name)] for name in UNITS
+    }
     figures = [
         figure(
             f"kills:{name}",
@@ -188,8 +192,8 @@ def _figures(
         )
         for name, unit in UNITS.items()
     ]
-    wrong = [line for each in gathered for line in each.wrong]
-    starts = [{"starts": each.starts, "cells": each.cells} for each in gathered]
+    wrong = [line for result in crowd_results for line in result.wrong]
+    starts = [{"starts": result.starts, "cells": result.cells} for result in crowd_results]
     unit = "of cells made twice, exits, lists or records, many starts at once"
     figures.append(
         figure(

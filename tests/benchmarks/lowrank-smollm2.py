@@ -1,13 +1,20 @@
-"""Low-rank factors of SmolLM2-135M: whitened against plain SVD at equal ranks, and the full rank
-against the base.
+"""Low-rank factors of SmolLM2-135M: whitened beside plain SVD at equal ranks, and full rank.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/lowrank-smollm2.py
 """
 
 from pathlib import Path
 
-from _form import figure, write
-from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
+from _form import figure, write_figures
+from _smollm2 import (
+    WINDOWS,
+    base_model,
+    cost_figures,
+    make_student,
+    measure_speedups,
+    perplexity,
+    students_folder,
+)
 
 from harness.models.shape import parameters_on_disk
 
@@ -15,9 +22,7 @@ KEEPS = (0.9, 0.8, 0.6)
 
 
 def full_rank_gap(folder: Path) -> float:
-    """Return the largest difference of logits when every matrix of the blocks is factorised at full
-    rank.
-    """
+    """Return the largest difference of logits with all block matrices factorised at full rank."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -37,19 +42,19 @@ def full_rank_gap(folder: Path) -> float:
 
 def main() -> None:
     """Make students of both kinds at every rank, read them, time one."""
-    teacher = base()
+    teacher = base_model()
     count = parameters_on_disk(teacher.path)
     costs, read = {}, {"windows": WINDOWS, "base": perplexity(teacher.path)}
     ratios = []
-    with workplace() as folder:
+    with students_folder() as folder:
         for keep in KEEPS:
             for name in ("lowrank", "lowrank-plain"):
                 label = f"{name} {keep}"
-                costs[label] = made(name, {"keep": keep}, folder / f"{name}-{keep}")
+                costs[label] = make_student(name, {"keep": keep}, folder / f"{name}-{keep}")
                 read[label] = perplexity(folder / f"{name}-{keep}" / "student")
             ratios.append(read[f"lowrank {keep}"] / read[f"lowrank-plain {keep}"])
         student = folder / "lowrank-0.8" / "student"
-        timed, smaller = speeds(student, teacher), count / parameters_on_disk(student)
+        timed, smaller = measure_speedups(student, teacher), count / parameters_on_disk(student)
     gap = full_rank_gap(teacher.path)
     figures = [
         figure(
@@ -78,7 +83,9 @@ def main() -> None:
             details={"parameter ratio": smaller, "speed": timed},
         ),
     ]
-    write(Path(__file__).stem, [*figures, *cost_figures("lowrank-smollm2", costs, 4 * count)])
+    write_figures(
+        Path(__file__).stem, [*figures, *cost_figures("lowrank-smollm2", costs, 4 * count)]
+    )
 
 
 if __name__ == "__main__":

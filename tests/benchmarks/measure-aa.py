@@ -1,5 +1,4 @@
-"""The same model against itself, twenty times, while another process burns one of the cores in
-bursts.
+"""The same model against itself, twenty times, beside a process that burns a core in bursts.
 
 Its value is how many of the twenty 95 % intervals of the decode ratio hold 1.0; the details give
 prefill, end to end, and how wide the intervals are.
@@ -14,8 +13,8 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from _form import figure, write
-from _timing import BURN, measured
+from _form import figure, write_figures
+from _timing import BURN, measure_beside_itself
 
 RUNS = 20
 
@@ -23,7 +22,7 @@ RUNS = 20
 def main() -> None:
     """Measure the embedded teacher against itself RUNS times beside a burning process."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else RUNS
-    found: dict[str, list[tuple[float, float, float]]] = {
+    intervals: dict[str, list[tuple[float, float, float]]] = {
         "prefill": [],
         "decode": [],
         "end_to_end": [],
@@ -35,39 +34,41 @@ def main() -> None:
         )
         try:
             with tempfile.TemporaryDirectory() as folder:
-                told = measured(Path(folder))
+                measurements = measure_beside_itself(Path(folder))
         finally:
             burning.kill()
             burning.wait()
-        for name, each in found.items():
-            one = next(m for m in told if m.name == f"{name}_speedup")
-            each.append((one.low, one.value, one.high))
-        remarks.append(next(m for m in told if m.name == "decode_speedup").remark)
-        low, value, high = found["decode"][-1]
+        for name, values in intervals.items():
+            speedup = next(m for m in measurements if m.name == f"{name}_speedup")
+            values.append((speedup.low, speedup.value, speedup.high))
+        remarks.append(next(m for m in measurements if m.name == "decode_speedup").remark)
+        low, value, high = intervals["decode"][-1]
         print(
             f"run {number + 1}: decode x {value:.3f} [{low:.3f}, {high:.3f}] {remarks[-1]}",
             flush=True,
         )
-    held = {name: sum(low <= 1 <= high for low, _, high in each) for name, each in found.items()}
+    holding = {
+        name: sum(low <= 1 <= high for low, _, high in values) for name, values in intervals.items()
+    }
     widths = {
-        name: round(median((high - low) / 2 for low, _, high in each), 4)
-        for name, each in found.items()
+        name: round(median((high - low) / 2 for low, _, high in values), 4)
+        for name, values in intervals.items()
     }
     details = {
-        "intervals that hold 1.0": held,
+        "intervals that hold 1.0": holding,
         "of": runs,
         "median half-width": widths,
         "runs marked dirty": sum(map(bool, remarks)),
-        "decode": [[round(part, 4) for part in one] for one in found["decode"]],
+        "decode": [[round(part, 4) for part in interval] for interval in intervals["decode"]],
     }
     print(details)
     target = round(17 * runs / RUNS)
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(
                 "measure-aa",
-                [held["decode"]],
+                [holding["decode"]],
                 unit=f"of {runs} intervals",
                 better="higher",
                 target=target,

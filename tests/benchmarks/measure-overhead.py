@@ -1,5 +1,6 @@
-"""What the stamps cost: CPU seconds of taking a stamp for each token, over those of decoding it, on
-the fastest model there is.
+"""The cost of stamps: CPU seconds of one stamp a token over those of decoding the token.
+
+The model is the fastest one there is.
 
 The embedded teacher decodes a token in two milliseconds; on any real model the share is smaller.
 The details give the same from paired runs with and without stamps, whose difference drowns in their
@@ -14,7 +15,7 @@ from pathlib import Path
 from statistics import median
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.measuring.worker import generate_greedily, token_times
 from harness.models.language_model import open_model
@@ -76,7 +77,7 @@ def main() -> None:
         ],
     }
     print(details)
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

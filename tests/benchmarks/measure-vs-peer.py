@@ -14,7 +14,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from _form import figure, write
+from _form import figure, write_figures
 from _scoring import outside_model
 from torch.utils.benchmark import Timer
 
@@ -37,7 +37,7 @@ def main() -> None:
     settings = {"do_sample": False, "eos_token_id": None, "pad_token_id": 0}
 
     def theirs(statement: str, **names: Any) -> float:
-        held = {
+        variables = {
             "model": model,
             "ids": ids,
             "settings": settings,
@@ -46,7 +46,9 @@ def main() -> None:
             **names,
         }
         return float(
-            Timer(f"with torch.inference_mode(): {statement}", globals=held, num_threads=THREADS)
+            Timer(
+                f"with torch.inference_mode(): {statement}", globals=variables, num_threads=THREADS
+            )
             .timeit(1)
             .median
         )
@@ -54,7 +56,7 @@ def main() -> None:
     write_tokens = (
         "model.generate(ids, attention_mask=mask, max_new_tokens=n, min_new_tokens=n, **settings)"
     )
-    found: dict[str, list[float]] = {
+    seconds: dict[str, list[float]] = {
         "our prefill": [],
         "our decode": [],
         "their prefill": [],
@@ -79,21 +81,23 @@ def main() -> None:
                         [stamps] = ours.ask("visit", scenario=SCENARIO, runs=1, prefills=0)[
                             "stamps"
                         ]
-                        found["our prefill"].append(stamps[1])
-                        found["our decode"].append(
+                        seconds["our prefill"].append(stamps[1])
+                        seconds["our decode"].append(
                             (stamps[-1] - stamps[1]) / (SCENARIO["new_tokens"] - 1)
                         )
                     else:
-                        found["their prefill"].append(
+                        seconds["their prefill"].append(
                             theirs("model(input_ids=ids, use_cache=True, logits_to_keep=1)")
                         )
                         long, short = (
                             theirs(write_tokens, n=SCENARIO["new_tokens"]),
                             theirs(write_tokens, n=1),
                         )
-                        found["their decode"].append((long - short) / (SCENARIO["new_tokens"] - 1))
-                print({name: round(values[-1], 4) for name, values in found.items()}, flush=True)
-    medians = {name: median(values) for name, values in found.items()}
+                        seconds["their decode"].append(
+                            (long - short) / (SCENARIO["new_tokens"] - 1)
+                        )
+                print({name: round(values[-1], 4) for name, values in seconds.items()}, flush=True)
+    medians = {name: median(values) for name, values in seconds.items()}
     gaps = {
         part: abs(medians[f"our {part}"] / medians[f"their {part}"] - 1)
         for part in ("prefill", "decode")
@@ -106,7 +110,7 @@ def main() -> None:
     }
     print(details)
     peer = "torch.utils.benchmark over model(...) and model.generate"
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

@@ -1,5 +1,6 @@
-"""Our scorer beside lm-eval's own evaluation, item by item: architectures, tokenizers, task forms
-and batch sizes, every pair of them.
+"""The harness beside lm-eval's evaluation, item by item, for all pairs of factor values.
+
+The factors are architecture, tokenizer, task form and batch size.
 
 lm-eval's `simple_evaluate` with its own Hugging Face backend runs in float32, one row at a time;
 ours runs at three batch sizes. An item is alike where the prompt is the same and so are the answer
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import _parity
-from _form import figure, write
+from _form import figure, write_figures
 from _forms import write_tasks
 
 from harness.files.digests import digest_of, file_digest
@@ -28,11 +29,11 @@ from harness.files.digests import digest_of, file_digest
 ROOT = Path(__file__).parents[2]
 
 
-def kept() -> Path:
-    """Name the file of finished cells: by all code that a cell's outcome depends on."""
-    here = Path(__file__).parent
+def finished_cells_path() -> Path:
+    """Return the file of finished cells, named by the digest of the code that they depend on."""
+    folder = Path(__file__).parent
     files = [*sorted((ROOT / "harness").glob("*.py")), *sorted((ROOT / "suites").glob("*.py"))]
-    files += [here / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]
+    files += [folder / f"_{name}.py" for name in ("parity", "forms", "tokenizers", "architectures")]
     key = digest_of([(path.name, file_digest(path)) for path in files])[:16]
     return Path(os.environ.get("HARNESS_CACHE", ROOT / "results/runs")) / "parity" / f"{key}.jsonl"
 
@@ -52,7 +53,7 @@ def main() -> None:
     transformers.logging.set_verbosity_error()
     datasets.disable_progress_bars()
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else float("inf")
-    path, cells, began = kept(), _parity.design(), time.monotonic()
+    path, cells, began = finished_cells_path(), _parity.design(), time.monotonic()
     path.parent.mkdir(parents=True, exist_ok=True)
     tasks = path.parent / "tasks"
     write_tasks(tasks)
@@ -63,7 +64,7 @@ def main() -> None:
                 continue
             if time.monotonic() - began > seconds:
                 break
-            done[cell.name] = asdict(_parity.compared(cell, tasks))
+            done[cell.name] = asdict(_parity.compare_cell(cell, tasks))
             stream.write(json.dumps([cell.name, done[cell.name]], ensure_ascii=False) + "\n")
             stream.flush()
     report(
@@ -71,23 +72,25 @@ def main() -> None:
     )
 
 
-def report(outcomes: list[dict[str, Any]], whole: int) -> None:
+def report(outcomes: list[dict[str, Any]], design_size: int) -> None:
     """Print what differs, and write the figures of a whole design."""
-    refused = [one for one in outcomes if one["refused"]]
-    answered = [one for one in outcomes if not one["refused"]]
-    for one in refused:
-        print(f"refused: {one['name']}: {one['refused']}")
-    for one in answered:
-        if one["alike"] < one["items"]:
+    refused = [outcome for outcome in outcomes if outcome["refused"]]
+    answered = [outcome for outcome in outcomes if not outcome["refused"]]
+    for outcome in refused:
+        print(f"refused: {outcome['name']}: {outcome['refused']}")
+    for outcome in answered:
+        differing = outcome["items"] - outcome["alike"]
+        if differing:
             print(
-                f"differs: {one['name']}: {one['items'] - one['alike']} of {one['items']}: "
-                f"{'; '.join(one['differs'])[:600]}"
+                f"differs: {outcome['name']}: {differing} of {outcome['items']}: "
+                f"{'; '.join(outcome['differs'])[:600]}"
             )
-    items, alike = (sum(one[key] for one in answered) for key in ("items", "alike"))
+    items, alike = (sum(outcome[key] for outcome in answered) for key in ("items", "alike"))
     print(
-        f"{len(outcomes)} of {whole} cells, {alike} of {items} items alike, {len(refused)} refused"
+        f"{len(outcomes)} of {design_size} cells, {alike} of {items} items alike, "
+        f"{len(refused)} refused"
     )
-    if len(outcomes) < whole:
+    if len(outcomes) < design_size:
         return
     factors = dict(
         zip(
@@ -97,11 +100,11 @@ def report(outcomes: list[dict[str, Any]], whole: int) -> None:
         )
     )
     details = {
-        "cells": whole,
+        "cells": design_size,
         "items": items,
         **factors,
-        "widest gap of a log-probability": max(one["gap"] for one in answered),
-        "refusals": sorted({one["refused"] for one in refused}),
+        "widest gap of a log-probability": max(outcome["gap"] for outcome in answered),
+        "refusals": sorted({outcome["refused"] for outcome in refused}),
     }
     peer = "lm-eval simple_evaluate, hf backend, float32, batch 1"
     figures = [
@@ -116,13 +119,13 @@ def report(outcomes: list[dict[str, Any]], whole: int) -> None:
         ),
         figure(
             "parity:refused",
-            [len(refused) / whole],
+            [len(refused) / design_size],
             unit="of the cells",
             better="lower",
             target=0.05,
         ),
     ]
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

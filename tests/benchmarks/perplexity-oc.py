@@ -1,5 +1,4 @@
-"""How often the interval of a perplexity ratio holds the truth, with few documents of unequal
-length.
+"""How often the interval of a perplexity ratio holds the truth, with few unequal documents.
 
 Documents are drawn as WikiText's are: their lengths scatter by a factor (log-normal), the student
 loses another number of nats a word on each, more on some than on others. Coverage of the 95 %
@@ -15,7 +14,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
+from _form import figure, write_figures
 
 from harness.statistics import means
 from harness.statistics.stats import ratio_test
@@ -26,11 +25,12 @@ SPREADS = (0.0, 0.5, 1.1)
 LOSS, LIMIT = math.log(1.05), 1.05  # nats a word that the student loses in the mean
 
 
-def drawn(
+def draw_documents(
     count: int, spread: float, generator: np.random.Generator
 ) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return student's and teacher's documents as (log-likelihood, words), the student exactly LOSS
-    a word worse in the population.
+    """Return the student's and the teacher's documents as (log-likelihood, words).
+
+    In the population the student is exactly LOSS a word worse.
     """
     words = np.maximum(20, np.round(np.exp(generator.normal(7.5, spread, count))))
     teacher = -words * generator.normal(3.4, 0.4, count)
@@ -59,19 +59,20 @@ def old_interval(
 def coverage(
     count: int, spread: float, draws: int, generator: np.random.Generator
 ) -> dict[str, float]:
-    """Return how often the interval holds the truth, how often the old one does, and how often a
-    student at the limit passes.
+    """Return how often the new and the old interval hold the truth, and how often a limit passes.
+
+    The student stands exactly at the limit.
     """
-    held, before, passed = 0, 0, 0
+    holds, before, passed = 0, 0, 0
     for _ in range(draws):
-        student, teacher = drawn(count, spread, generator)
+        student, teacher = draw_documents(count, spread, generator)
         ratio = means.perplexity_ratio_interval([student], [teacher])
         assert ratio.low is not None and ratio.high is not None
-        held += ratio.low <= LIMIT <= ratio.high
+        holds += ratio.low <= LIMIT <= ratio.high
         low, high = old_interval(student, teacher)
         before += low <= LIMIT <= high
         passed += ratio_test(ratio, LIMIT)[0] <= 0.05
-    return {"held": held / draws, "normal": before / draws, "passes at the limit": passed / draws}
+    return {"held": holds / draws, "normal": before / draws, "passes at the limit": passed / draws}
 
 
 def main() -> None:
@@ -82,8 +83,8 @@ def main() -> None:
     generator = np.random.default_rng(62)
     figures = []
     for count in DOCUMENTS:
-        told = {spread: coverage(count, spread, draws, generator) for spread in SPREADS}
-        worst = min(told.values(), key=lambda one: one["held"])
+        shares_by_spread = {spread: coverage(count, spread, draws, generator) for spread in SPREADS}
+        worst = min(shares_by_spread.values(), key=lambda shares: shares["held"])
         name = f"perplexity-oc:coverage:{count}"
         target = None if count == 2 else 0.93
         figures.append(
@@ -93,10 +94,10 @@ def main() -> None:
                 unit=f"coverage of a 95 % interval, {count} documents, the lowest",
                 better="higher",
                 target=target,
-                details={"draws": draws, "by spread of lengths": told},
+                details={"draws": draws, "by spread of lengths": shares_by_spread},
             )
         )
-        before = min(one["normal"] for one in told.values())
+        before = min(shares["normal"] for shares in shares_by_spread.values())
         figures.append(
             figure(
                 f"{name}:normal",
@@ -107,7 +108,7 @@ def main() -> None:
                 peer="normal quantile, plain sum of squares",
             )
         )
-    write("perplexity-oc", figures)
+    write_figures("perplexity-oc", figures)
 
 
 if __name__ == "__main__":

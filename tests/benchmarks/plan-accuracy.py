@@ -1,5 +1,4 @@
-"""`harness plan` against what then happened: seconds and peak memory of a trained row, for the
-embedded pair and SmolLM2.
+"""`harness plan` beside the run: seconds and peak memory of a trained row, for two models.
 
 The plan is made from the committed study's records (results/embedded) where they are of this kind
 of machine, for another budget and other rows than they were made with; then the same row is run.
@@ -13,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, write
+from _form import figure, write_figures
 
 import harness
 from harness.api import estimate_plans
@@ -40,8 +39,8 @@ def main() -> None:
         )
     records, _ = read_records(STUDY)
     details, factors = {}, []
-    for name, asked in RUNS.items():
-        [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **asked)  # type: ignore[arg-type]
+    for name, settings in RUNS.items():
+        [plan] = estimate_plans(["response"], suite=("gsm8k-mini",), records=records, **settings)  # type: ignore[arg-type]
         planned = {
             "seconds": sum(
                 stage.seconds for stage in plan.stages if stage.name != "score the teacher"
@@ -57,9 +56,9 @@ def main() -> None:
                 controls=False,
                 noise=0,
                 chat_template="off",
-                **asked,
+                **settings,
             )
-        record = next(one for one in done.records if one.label == "response")
+        record = next(row for row in done.records if row.label == "response")
         if record.status != "success":
             sys.exit(record.reason)
         peak = record.measurement("peak_process_bytes")
@@ -71,7 +70,7 @@ def main() -> None:
             "planned": planned,
             "measured": measured,
             "planned / measured": ratios,
-            "asked": {**asked, "teacher": name},
+            "asked": {**settings, "teacher": name},
         }
         print(
             name,
@@ -86,7 +85,7 @@ def main() -> None:
         "memory": memory,
         "targets": {"time": 1.5, "memory": 1.25},
     }
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(

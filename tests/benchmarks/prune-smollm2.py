@@ -6,8 +6,16 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-smollm2.py
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
-from _smollm2 import WINDOWS, base, cost_figures, made, perplexity, speeds, workplace
+from _form import figure, write_figures
+from _smollm2 import (
+    WINDOWS,
+    base_model,
+    cost_figures,
+    make_student,
+    measure_speedups,
+    perplexity,
+    students_folder,
+)
 
 from harness.models.shape import parameters_on_disk
 
@@ -23,22 +31,22 @@ CUTS: list[tuple[str, str, dict[str, Any]]] = [
 
 def main() -> None:
     """Make every student, count, read and time them."""
-    teacher = base()
+    teacher = base_model()
     count = parameters_on_disk(teacher.path)
     figures, costs, read = [], {}, {"windows": WINDOWS, "base": perplexity(teacher.path)}
-    with workplace() as folder:
+    with students_folder() as folder:
         for label, name, settings in CUTS:
-            costs[label] = made(name, settings, folder / label)
+            costs[label] = make_student(name, settings, folder / label)
             student = folder / label / "student"
-            left = parameters_on_disk(student)
+            remaining = parameters_on_disk(student)
             read[label] = perplexity(student)
-            timed = speeds(student, teacher)
-            assert costs[label]["told"]["parameters"] == [count, left], (
+            timed = measure_speedups(student, teacher)
+            assert costs[label]["told"]["parameters"] == [count, remaining], (
                 "not the count that the formula says"
             )
-            smaller = count / left
+            smaller = count / remaining
             details = {
-                "parameters": [count, left],
+                "parameters": [count, remaining],
                 "speed": timed,
                 "perplexity": read,
                 "told": costs[label]["told"],
@@ -46,7 +54,7 @@ def main() -> None:
             figures.append(
                 figure(
                     f"prune-smollm2:{label}",
-                    [one / smaller for one in timed["decode"]],
+                    [speedup / smaller for speedup in timed["decode"]],
                     unit="decode speedup over parameter ratio",
                     better="higher",
                     target=0.9,
@@ -55,7 +63,7 @@ def main() -> None:
                 )
             )
         for name in ("prune-magnitude", "prune-wanda", "prune-sparsegpt"):
-            costs[name] = made(name, {}, folder / name)
+            costs[name] = make_student(name, {}, folder / name)
             read[name] = perplexity(folder / name / "student")
     for name in ("wanda", "sparsegpt"):
         ratio = read[f"prune-{name}"] / read["prune-magnitude"]
@@ -70,7 +78,7 @@ def main() -> None:
                 details=read,
             )
         )
-    write(Path(__file__).stem, [*figures, *cost_figures("prune-smollm2", costs, 4 * count)])
+    write_figures(Path(__file__).stem, [*figures, *cost_figures("prune-smollm2", costs, 4 * count)])
 
 
 if __name__ == "__main__":

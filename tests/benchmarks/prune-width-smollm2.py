@@ -1,5 +1,4 @@
-"""Width cuts of SmolLM2-135M at the method's own default (a fifth of the channels), without and
-with one of three KV groups.
+"""Width cuts of SmolLM2-135M at the default ratio, without and with one of three KV groups.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-width-smollm2.py
 """
@@ -7,8 +6,8 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/prune-width-smollm
 from pathlib import Path
 from typing import Any
 
-from _form import figure, write
-from _smollm2 import base, made, speeds, workplace
+from _form import figure, write_figures
+from _smollm2 import base_model, make_student, measure_speedups, students_folder
 
 from harness.models.shape import parameters_on_disk
 
@@ -17,28 +16,28 @@ CUTS: list[tuple[str, dict[str, Any]]] = [("channels", {}), ("channels-and-heads
 
 def main() -> None:
     """Make both students, count and time them."""
-    teacher = base()
+    teacher = base_model()
     count = parameters_on_disk(teacher.path)
     figures = []
-    with workplace() as folder:
+    with students_folder() as folder:
         for label, settings in CUTS:
-            told = made("prune-width", settings, folder / label)["told"]
+            notes = make_student("prune-width", settings, folder / label)["told"]
             student = folder / label / "student"
-            left = parameters_on_disk(student)
-            assert told["parameters"] == [count, left], "not the count that the formula says"
-            timed = speeds(student, teacher)
+            remaining = parameters_on_disk(student)
+            assert notes["parameters"] == [count, remaining], "not the count that the formula says"
+            timed = measure_speedups(student, teacher)
             figures.append(
                 figure(
                     f"prune-width-smollm2:{label}",
-                    [one * left / count for one in timed["decode"]],
+                    [speedup * remaining / count for speedup in timed["decode"]],
                     unit="decode speedup over parameter ratio",
                     better="higher",
                     target=0.9,
                     peer="the fp32 base, by turns",
-                    details={"parameters": [count, left], "speed": timed},
+                    details={"parameters": [count, remaining], "speed": timed},
                 )
             )
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

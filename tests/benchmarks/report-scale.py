@@ -1,5 +1,6 @@
-"""Seconds and memory of `harness report` on 1,000 records and of `harness check` on 50 rows of
-14,042 items, as whole commands.
+"""Seconds and memory of whole `harness report` and `harness check` commands at scale.
+
+Reported: 1,000 records. Checked: 50 rows of 14,042 items.
 
 python tests/benchmarks/report-scale.py
 """
@@ -10,8 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from _form import figure, timed, write
-from _records import frozen, scored
+from _form import figure, time_command, write_figures
+from _records import frozen_baseline, scored_record
 
 from harness.records.baseline import write_baseline
 from harness.records.record import write_record
@@ -22,9 +23,11 @@ def marks(share: float, n: int, draw: random.Random) -> str:
     return "".join("1" if draw.random() < share else "0" for _ in range(n))
 
 
-def flipped(before: str, share: float, draw: random.Random) -> str:
-    """Return outcomes of which some were flipped over."""
-    return "".join(("0" if one == "1" else "1") if draw.random() < share else one for one in before)
+def flip_some(before: str, share: float, draw: random.Random) -> str:
+    """Return outcomes of which a share is flipped."""
+    return "".join(
+        ("0" if mark == "1" else "1") if draw.random() < share else mark for mark in before
+    )
 
 
 def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
@@ -36,7 +39,7 @@ def run(*arguments: str, ends: int = 0) -> tuple[float, float]:
         f"import sys; sys.argv = ['harness', *{list(arguments)!r}]; from harness.cli.app import "
         "main; main()",
     ]
-    seconds, _, done = timed(line)
+    seconds, _, done = time_command(line)
     if done.returncode != ends:
         raise SystemExit(
             f"{arguments}: {done.returncode}: {done.stderr[-500:]}{done.stdout[-500:]}"
@@ -50,23 +53,31 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         teacher = marks(0.7, 1319, draw)
-        many = [scored("teacher", teacher)]
+        many = [scored_record("teacher", teacher)]
         for at in range(333):
             many += [
-                scored(f"response[temperature={at}]", flipped(teacher, 0.1 + at / 2000, draw), seed)
+                scored_record(
+                    f"response[temperature={at}]", flip_some(teacher, 0.1 + at / 2000, draw), seed
+                )
                 for seed in (1, 2, 3)
             ]
-        for at, one in enumerate(many):
-            write_record(folder / "report" / f"{at}.json", one)
+        for at, record in enumerate(many):
+            write_record(folder / "report" / f"{at}.json", record)
         base = marks(0.6, 14_042, draw)
-        rows = [scored(f"method{at}", flipped(base, 0.05, draw)) for at in range(50)]
-        write_baseline(folder / "baseline.json", frozen(scored("teacher", base), *rows))
-        for at, one in enumerate([scored("teacher", base), *rows]):
-            now = scored(one.label, flipped(one.scores[0].outcomes["strict-match"], 0.02, draw))
-            write_record(folder / "check" / f"{at}.json", now)
+        rows = [scored_record(f"method{at}", flip_some(base, 0.05, draw)) for at in range(50)]
+        write_baseline(
+            folder / "baseline.json", frozen_baseline(scored_record("teacher", base), *rows)
+        )
+        for at, record in enumerate([scored_record("teacher", base), *rows]):
+            changed = scored_record(
+                record.label, flip_some(record.scores[0].outcomes["strict-match"], 0.02, draw)
+            )
+            write_record(folder / "check" / f"{at}.json", changed)
         size = (folder / "baseline.json").stat().st_size
-        small = [scored(f"method{at}", flipped(teacher, 0.05, draw)) for at in range(10)]
-        write_baseline(folder / "small.json", frozen(scored("teacher", teacher), *small))
+        small = [scored_record(f"method{at}", flip_some(teacher, 0.05, draw)) for at in range(10)]
+        write_baseline(
+            folder / "small.json", frozen_baseline(scored_record("teacher", teacher), *small)
+        )
         small_size = (folder / "small.json").stat().st_size
         reports = [
             run("report", str(folder / "report"), "--out", str(folder / "tables")) for _ in range(3)
@@ -75,14 +86,18 @@ def main() -> None:
             run("check", str(folder / "check"), "--baseline", str(folder / "baseline.json"))
             for _ in range(3)
         ]
-    details = {"records": len(many), "items": 1319, "peak MiB": max(one[1] for one in reports)}
+    details = {
+        "records": len(many),
+        "items": 1319,
+        "peak MiB": max(sample[1] for sample in reports),
+    }
     more = {"rows": 50, "items": 14_042, "baseline bytes": size}
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(
                 "report-scale:report",
-                [one[0] for one in reports],
+                [sample[0] for sample in reports],
                 unit="s",
                 better="lower",
                 target=5.0,
@@ -90,7 +105,7 @@ def main() -> None:
             ),
             figure(
                 "report-scale:check",
-                [one[0] for one in checks],
+                [sample[0] for sample in checks],
                 unit="s",
                 better="lower",
                 target=5.0,
@@ -98,7 +113,7 @@ def main() -> None:
             ),
             figure(
                 "report-scale:memory",
-                [max(one[1] for one in [*reports, *checks])],
+                [max(sample[1] for sample in [*reports, *checks])],
                 unit="MiB, peak",
                 better="lower",
                 target=500.0,

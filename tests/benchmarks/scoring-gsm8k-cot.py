@@ -1,5 +1,6 @@
-"""Eight-shot GSM8K with chains of thought, 32 problems of mixed lengths, SmolLM2-135M, fp32, two
-cores, 512 new tokens for both.
+"""Eight-shot GSM8K with chains of thought beside lm-eval: 32 problems, SmolLM2-135M, fp32.
+
+Both run on two cores and write at most 512 tokens an answer.
 
 HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-gsm8k-cot.py [ITEMS] [BATCH
 SIZE OF THE PEER]
@@ -8,8 +9,8 @@ SIZE OF THE PEER]
 import sys
 from pathlib import Path
 
-from _form import figure, write
-from _scoring import outside_model, paired, requests_of, source
+from _form import figure, write_figures
+from _scoring import alternate_sides, data_source, outside_model, requests_of
 
 import suites
 
@@ -19,27 +20,27 @@ def main() -> None:
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 32
     batch = int(sys.argv[2]) if len(sys.argv) > 2 else 8
     opened = outside_model()
-    requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(source()), items)
-    found = paired(opened, requests, batch_size=batch, rounds=1)
-    mine, theirs = found["answers"]["ours"], found["answers"]["theirs"]
+    requests = requests_of(suites.load("gsm8k-cot").lm_eval_tasks(data_source()), items)
+    result = alternate_sides(opened, requests, batch_size=batch, rounds=1)
+    mine, theirs = result["answers"]["ours"], result["answers"]["theirs"]
     details = {
         "items": items,
         "same answers": sum(a == b for a, b in zip(mine, theirs, strict=True)),
         "batch size of the peer": batch,
         "new tokens at most": 512,
-        "CPU seconds": found["seconds"],
+        "CPU seconds": result["seconds"],
         "peak memory above rest, MiB": {
-            who: round(value / 2**20) for who, value in found["peaks"].items()
+            who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
     print(details)
     peer = f"lm-eval HFLM, batch {batch}"
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(
                 "scoring-gsm8k-cot",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=2,

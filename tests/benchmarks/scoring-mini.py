@@ -1,5 +1,4 @@
-"""Both embedded tasks, all 1,000 items, teacher `tiny`, against lm-eval's backend at its best batch
-size.
+"""Both embedded tasks (1,000 items, teacher `tiny`) beside lm-eval at its best batch size.
 
 python tests/benchmarks/scoring-mini.py [ROUNDS]
 """
@@ -7,8 +6,8 @@ python tests/benchmarks/scoring-mini.py [ROUNDS]
 import sys
 from pathlib import Path
 
-from _form import figure, write
-from _scoring import asked, choices_compared, paired, peer, requests_of
+from _form import figure, write_figures
+from _scoring import alternate_sides, compare_choices, lm_eval_backend, requests_of, timed_answers
 
 import suites
 from harness.data.source import LocalOrHubData
@@ -26,29 +25,29 @@ def main() -> None:
     figures = []
     for name, batches in BATCHES.items():
         trial = requests_of(suites.load(name).lm_eval_tasks(LocalOrHubData()), 400)
-        asked(peer(opened, batches[0]), trial[:200])  # warm
-        seconds = {size: asked(peer(opened, size), trial)[0] for size in batches}
+        timed_answers(lm_eval_backend(opened, batches[0]), trial[:200])  # warm
+        seconds = {size: timed_answers(lm_eval_backend(opened, size), trial)[0] for size in batches}
         best = min(seconds, key=seconds.__getitem__)
         requests = requests_of(suites.load(name).lm_eval_tasks(LocalOrHubData()), 1000)
-        found = paired(opened, requests, batch_size=best, rounds=rounds)
+        result = alternate_sides(opened, requests, batch_size=best, rounds=rounds)
         if name == "mmlu-mini":
-            same = choices_compared(requests, found["answers"])
+            same = compare_choices(requests, result["answers"])
         else:
-            pairs = list(zip(found["answers"]["ours"], found["answers"]["theirs"], strict=True))
+            pairs = list(zip(result["answers"]["ours"], result["answers"]["theirs"], strict=True))
             same = {"items": len(pairs), "same answers": sum(a == b for a, b in pairs)}
         details = {
             **same,
             "best batch size of the peer": best,
             "CPU seconds on 400 items by batch size": seconds,
-            "CPU seconds": found["seconds"],
+            "CPU seconds": result["seconds"],
             "peak memory above rest, MiB": {
-                who: round(value / 2**20) for who, value in found["peaks"].items()
+                who: round(value / 2**20) for who, value in result["peaks"].items()
             },
         }
         figures.append(
             figure(
                 f"scoring-mini:{name.partition('-')[0]}",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=TARGETS[name],
@@ -56,7 +55,7 @@ def main() -> None:
                 details=details,
             )
         )
-    write(Path(__file__).stem, figures)
+    write_figures(Path(__file__).stem, figures)
 
 
 if __name__ == "__main__":

@@ -6,8 +6,15 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/scoring-mmlu-cloze
 import sys
 from pathlib import Path
 
-from _form import figure, write
-from _scoring import against_double, choices_compared, outside_model, paired, requests_of, source
+from _form import figure, write_figures
+from _scoring import (
+    alternate_sides,
+    compare_choices,
+    data_source,
+    errors_against_float64,
+    outside_model,
+    requests_of,
+)
 
 import suites
 
@@ -19,26 +26,26 @@ def main() -> None:
     items = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     opened = outside_model()
     requests = requests_of(
-        suites.load("mmlu-cloze").lm_eval_tasks(source(), subjects=SUBJECTS), items
+        suites.load("mmlu-cloze").lm_eval_tasks(data_source(), subjects=SUBJECTS), items
     )
-    found = paired(opened, requests, batch_size=4, rounds=1)
+    result = alternate_sides(opened, requests, batch_size=4, rounds=1)
     details = {
-        **choices_compared(requests, found["answers"]),
-        **against_double(opened, requests, found["answers"]),
+        **compare_choices(requests, result["answers"]),
+        **errors_against_float64(opened, requests, result["answers"]),
         "subjects": SUBJECTS,
         "batch size of the peer": 4,
-        "CPU seconds": found["seconds"],
+        "CPU seconds": result["seconds"],
         "peak memory above rest, MiB": {
-            who: round(value / 2**20) for who, value in found["peaks"].items()
+            who: round(value / 2**20) for who, value in result["peaks"].items()
         },
     }
     peer = "lm-eval HFLM, logits cache on"
-    write(
+    write_figures(
         Path(__file__).stem,
         [
             figure(
                 "scoring-mmlu-cloze",
-                found["ratios"],
+                result["ratios"],
                 unit="times less CPU",
                 better="higher",
                 target=4,

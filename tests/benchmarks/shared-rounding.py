@@ -1,5 +1,6 @@
-"""How the shared path rounds in bf16 beside the model's own attention, both against float32 with
-the same weights.
+"""Rounding of the shared path in bf16 beside the model's own attention.
+
+Both are compared with float32 at the same weights.
 
 Random models of many families at two spreads of their weights, the embedded pair, depth cuts of it,
 and folders that are named. Prints each model's gap in float32 (the path's logic), its widest gap in
@@ -69,9 +70,7 @@ def models(folders: Sequence[str]) -> Iterator[tuple[str, LanguageModel]]:
 
 
 def judged(opened: LanguageModel) -> tuple[float, float, float]:
-    """Return the widest gap in float32, the widest in bf16, and the path's deviation over the own
-    attention's.
-    """
+    """Return the widest gaps in float32 and bf16, and the deviation over the own attention's."""
     texts = _probe_texts(opened)
     places, logits = _shared_path_logits(opened, texts)
     gap = _widest_gap(

@@ -1,5 +1,6 @@
-"""How often a table names the better of two methods, rightly and wrongly: simulated trainings and
-items through the tables' own test.
+"""How often a table names the better of two methods, rightly and wrongly.
+
+Trainings and items are simulated and judged by the tables' own test.
 
 Two methods are trained s times each and scored on the same n items. An item is right with a
 probability that follows its difficulty and the training's own shift (a normal deviation of 0 to 4
@@ -20,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from _form import figure, write
+from _form import figure, write_figures
 from scipy.special import stdtrit
 
 from harness.analysis.comparison import ALPHA
@@ -33,8 +34,9 @@ _Runs = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Case:
-    """Trainings, their deviation, items, and how many items answer by the method's and by the
-    training's own draw.
+    """Trainings, their deviation, items, and the shares of items answered by separate luck.
+
+    Some items follow the method's own draw, some the training's own.
     """
 
     seeds: tuple[int, int]
@@ -45,27 +47,25 @@ class Case:
     gap: float = 0.0
 
     def draw(self, generator: np.random.Generator) -> tuple[_Runs, _Runs, float]:
-        """Return both methods' outcomes (trainings, items), and the true difference of the means in
-        this population of items.
-        """
+        """Return both methods' outcomes (trainings, items) and their true difference."""
         difficulty = np.clip(generator.normal(BASE, 0.25, self.items), 0.05, 0.95)
         common = generator.random(self.items)
         sides = []
         for seeds, deviation, shift in zip(
             self.seeds, self.deviation, (self.gap, 0.0), strict=True
         ):
-            own = np.where(
+            luck_of_method = np.where(
                 generator.random(self.items) < self.by_method, generator.random(self.items), common
             )
             runs = []
             for _ in range(seeds):
-                drawn = np.where(
+                luck = np.where(
                     generator.random(self.items) < self.by_training,
                     generator.random(self.items),
-                    own,
+                    luck_of_method,
                 )
                 moved = difficulty + shift + generator.normal(0.0, deviation)
-                runs.append((drawn < moved).astype(np.float64))
+                runs.append((luck < moved).astype(np.float64))
             sides.append(np.stack(runs))
         return sides[0], sides[1], self.gap
 
@@ -85,8 +85,9 @@ def old_bootstrap(
 
 
 def satterthwaite(ours: _Runs, theirs: _Runs) -> tuple[float, float]:
-    """Return the ends of Student's interval whose one number of degrees of freedom is
-    Satterthwaite's over trainings and items.
+    """Return the ends of Student's interval with Satterthwaite's degrees of freedom.
+
+    The one number of degrees of freedom covers trainings and items together.
     """
     gap = ours.mean() - theirs.mean()
     per_item = ours.mean(axis=0) - theirs.mean(axis=0)
@@ -115,17 +116,15 @@ def equal_cases() -> Iterator[Case]:
             yield Case((first, second), (deviation, 0.01), 1_319)
 
 
-def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
-    """Return the share of draws in which a verdict was given, in which the interval missed the
-    truth, and the same of the old ways.
-    """
+def judge_case(case: Case, draws: int, generator: np.random.Generator) -> dict[str, float]:
+    """Return the shares of draws with a verdict and a missed truth, by the new and old ways."""
     called, missed, sure = 0, 0, 0
     for _ in range(draws):
         ours, theirs, truth = case.draw(generator)
         called += means.equality_test(ours, theirs) <= ALPHA
-        found = means.difference_interval(ours, theirs)
-        assert found.low is not None and found.high is not None
-        missed += not found.low <= truth <= found.high
+        interval = means.difference_interval(ours, theirs)
+        assert interval.low is not None and interval.high is not None
+        missed += not interval.low <= truth <= interval.high
         low, high = satterthwaite(ours, theirs)
         sure += not low <= truth <= high
     return {
@@ -136,8 +135,9 @@ def judged(case: Case, draws: int, generator: np.random.Generator) -> dict[str, 
 
 
 def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> float:
-    """Return how often the interval of a retention misses: trainings of a student 10 points below a
-    teacher without a draw.
+    """Return how often the interval of a retention misses the truth.
+
+    Trainings of a student 10 points below stand against a teacher without a draw.
     """
     truth, missed = None, 0
     for _ in range(draws):
@@ -146,8 +146,12 @@ def retention_missed(case: Case, draws: int, generator: np.random.Generator) -> 
             big = Case((40, 40), (0.0, 0.0), 200_000, case.by_method, case.by_training, case.gap)
             a, b, _ = big.draw(np.random.default_rng(7))
             truth = float(a.mean() / b.mean())
-        found = means.ratio_interval(ours, theirs)
-        missed += found.low is None or found.high is None or not found.low <= truth <= found.high
+        interval = means.ratio_interval(ours, theirs)
+        missed += (
+            interval.low is None
+            or interval.high is None
+            or not interval.low <= truth <= interval.high
+        )
     return missed / draws
 
 
@@ -159,15 +163,15 @@ def main() -> None:
     generator = np.random.default_rng(20_261_126)
     # The largest of many noisy shares is too large: the worst cases of a first pass are drawn anew,
     # and only these draws count.
-    first = {case: judged(case, draws // 8, generator) for case in equal_cases()}
+    first = {case: judge_case(case, draws // 8, generator) for case in equal_cases()}
     worst_first = sorted(first, key=lambda case: first[case]["called"], reverse=True)[:6]
     worst_first += sorted(first, key=lambda case: first[case]["missed"], reverse=True)[:2]
-    cases = {case: judged(case, draws, generator) for case in dict.fromkeys(worst_first)}
+    cases = {case: judge_case(case, draws, generator) for case in dict.fromkeys(worst_first)}
     worst = max(cases, key=lambda case: cases[case]["called"])
     uncovered = max(cases, key=lambda case: cases[case]["missed"])
     powerful = Case((3, 3), (0.01, 0.01), 1_319, gap=0.05)
-    power = judged(powerful, draws, generator)
-    kept = [
+    power = judge_case(powerful, draws, generator)
+    retention_misses = [
         retention_missed(Case((seeds, 1), (0.01, 0.0), 1_319, gap=-0.1), draws, generator)
         for seeds in SEEDS
     ]
@@ -181,14 +185,16 @@ def main() -> None:
         ]
     )
     once = Case((1, 1), (0.02, 0.02), 1_319)
-    one = np.mean([means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)])
-    every = {
+    one_training = np.mean(
+        [means.equality_test(*once.draw(generator)[:2]) <= ALPHA for _ in range(draws)]
+    )
+    shares_by_case = {
         f"{case.seeds[0]}/{case.seeds[1]} trainings, "
         f"{100 * case.deviation[0]:g}/{100 * case.deviation[1]:g} points, n {case.items}, "
-        f"{case.by_training:g} by training": found
-        for case, found in {**first, **cases}.items()
+        f"{case.by_training:g} by training": shares
+        for case, shares in {**first, **cases}.items()
     }
-    sure = max(first.values(), key=lambda found: found["satterthwaite missed"])[
+    sure = max(first.values(), key=lambda shares: shares["satterthwaite missed"])[
         "satterthwaite missed"
     ]
     peer = "same draws as ours of the first pass"
@@ -196,9 +202,9 @@ def main() -> None:
         "worst": str(worst),
         "draws": draws,
         "draws of the first pass": draws // 8,
-        "cases": every,
+        "cases": shares_by_case,
     }
-    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, kept, strict=True)}
+    covered = {seeds: 1 - share for seeds, share in zip(SEEDS, retention_misses, strict=True)}
     figures = [
         figure(
             "verdict-oc:false-verdicts",
@@ -227,7 +233,7 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:false-verdicts:one-training",
-            [float(one)],
+            [float(one_training)],
             better="lower",
             target=None,
             peer="used before",
@@ -243,14 +249,14 @@ def main() -> None:
         ),
         figure(
             "verdict-oc:coverage",
-            [1 - max(cases[uncovered]["missed"], *kept)],
+            [1 - max(cases[uncovered]["missed"], *retention_misses)],
             unit="coverage of a 95 % interval, the lowest",
             better="higher",
             target=0.94,
             details={"worst": str(uncovered), "retention": covered},
         ),
     ]
-    write("verdict-oc", figures)
+    write_figures("verdict-oc", figures)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""docs/architecture.md: its picture is drawn from the imports of today, and the functions that it
-walks through are there.
-"""
+"""docs/architecture.md shows the imports of today, and its walks name functions that exist."""
 
 import ast
 import importlib.util
@@ -38,10 +36,10 @@ def test_what_the_walks_pass_through_is_there(file, name):
     path = ROOT / file
     assert path.is_file(), file
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    there = {
+    names = {
         node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     }
-    assert not name or name in there, f"{file} has no {name}"
+    assert not name or name in names, f"{file} has no {name}"
 
 
 PAGES = sorted(

@@ -1,6 +1,4 @@
-"""The contract of everything that answers for a model: the same laws for every backend, and for
-what asks through it.
-"""
+"""The contract of all backends: the same laws for each, and for what scores through it."""
 
 import copy
 import inspect
@@ -50,9 +48,7 @@ def backend(request, embedded, monkeypatch):
 
 
 def log_p_of(opened, row):
-    """Return the log-probabilities (count, V) at a row's last positions, by one bare
-    forward pass.
-    """
+    """Return the log-probabilities (count, V) at a row's last positions, by one forward pass."""
     with torch.inference_mode():
         logits = opened.model(torch.tensor([list(row.ids)])).logits[0].float()
     return torch.log_softmax(logits, -1)[len(row.ids) - row.count - 1 : -1]
@@ -90,12 +86,16 @@ def test_each_row_is_reported_once_with_the_answer_that_is_returned(backend):
 
 @pytest.mark.parametrize("known", [(0,), (1, 4, 7), tuple(range(8))])
 def test_what_is_known_is_returned_untouched_unreported_and_changes_no_other_digit(backend, known):
-    whole, heard = backend.score(ROWS, known={}), []
-    given = {row: Likelihood(-1234.5 - row, False) for row in known}
-    answers = backend.score(ROWS, known=given, finished=lambda row, answer: heard.append(row))
-    assert [answers[row] for row in known] == list(given.values())
-    left = [row for row in range(len(ROWS)) if row not in known]
-    assert sorted(heard) == left and [answers[row] for row in left] == [whole[row] for row in left]
+    fresh, heard = backend.score(ROWS, known={}), []
+    known_answers = {row: Likelihood(-1234.5 - row, False) for row in known}
+    answers = backend.score(
+        ROWS, known=known_answers, finished=lambda row, answer: heard.append(row)
+    )
+    assert [answers[row] for row in known] == list(known_answers.values())
+    computed_rows = [row for row in range(len(ROWS)) if row not in known]
+    assert sorted(heard) == computed_rows and [answers[row] for row in computed_rows] == [
+        fresh[row] for row in computed_rows
+    ]
 
 
 # --- generate
@@ -113,14 +113,14 @@ def test_what_is_written_is_the_likeliest_token_after_token(backend, embedded):
 
 
 def test_an_answer_ends_before_its_stop_string(backend):
-    [whole] = backend.generate(PROMPTS[:1], max_new_tokens=12)
-    stop = whole.text[len(whole.text) // 2 :][:2]
+    [answer] = backend.generate(PROMPTS[:1], max_new_tokens=12)
+    stop = answer.text[len(answer.text) // 2 :][:2]
     [cut] = backend.generate(PROMPTS[:1], max_new_tokens=12, stop=(stop,))
     assert (
         stop
-        and cut.text == whole.text.partition(stop)[0]
+        and cut.text == answer.text.partition(stop)[0]
         and cut.stop == "stop"
-        and cut.tokens <= whole.tokens
+        and cut.tokens <= answer.tokens
     )
 
 
@@ -141,7 +141,7 @@ def test_each_answer_is_reported_once_as_it_is_returned(backend, sampling):
 
 def test_seed_and_row_decide_a_draw_and_its_company_does_not(backend):
     settings = {"max_new_tokens": 12}
-    drawn = [
+    samples = [
         answer.ids
         for answer in backend.generate(
             PROMPTS, sampling=Sampling(temperature=2.0, seed=3), **settings
@@ -159,15 +159,15 @@ def test_seed_and_row_decide_a_draw_and_its_company_does_not(backend):
             PROMPTS, sampling=Sampling(temperature=2.0, seed=4), **settings
         )
     ]
-    assert drawn == again and drawn != other
-    assert drawn[1] != drawn[4]  # the same prompt in another row
+    assert samples == again and samples != other
+    assert samples[1] != samples[4]  # the same prompt in another row
     some = [4, 0]  # a run that goes on with what is missing, in whatever order
     rest = backend.generate(
         [PROMPTS[row] for row in some],
         sampling=Sampling(temperature=2.0, seed=3, numbers=some),
         **settings,
     )
-    assert [answer.ids for answer in rest] == [drawn[row] for row in some]
+    assert [answer.ids for answer in rest] == [samples[row] for row in some]
 
 
 # --- top_k
@@ -267,11 +267,11 @@ def test_a_backend_says_what_it_computes_with(backend, embedded):
 @pytest.mark.parametrize("name", ["generate", "score", "top_k"])
 @pytest.mark.parametrize("kind", [TransformersBackend, VllmBackend])
 def test_every_backend_takes_what_the_protocol_names(kind, name):
-    wanted = inspect.signature(getattr(protocols.Backend, name)).parameters
-    given = inspect.signature(getattr(kind, name)).parameters
-    assert [(one.name, one.kind, one.default) for one in given.values()] == [
-        (one.name, one.kind, one.default) for one in wanted.values()
-    ]
+    declared = inspect.signature(getattr(protocols.Backend, name)).parameters
+    parameters = inspect.signature(getattr(kind, name)).parameters
+    assert [
+        (parameter.name, parameter.kind, parameter.default) for parameter in parameters.values()
+    ] == [(parameter.name, parameter.kind, parameter.default) for parameter in declared.values()]
 
 
 class Table:

@@ -1,5 +1,7 @@
-"""Prose says what records say: every interval in README, findings and docs stands in a committed
-table or benchmark, with its verdict.
+"""Prose says what records say.
+
+Each interval in README, findings and docs stands in a committed table or benchmark, with its
+verdict.
 """
 
 import json
@@ -55,24 +57,22 @@ class Line(NamedTuple):
 
 
 class Quoted(NamedTuple):
-    """An interval as prose prints it: its figure, and half a unit of the last digit of each
-    number.
-    """
+    """An interval as prose prints it: its figure, and half a unit of each number's last digit."""
 
     text: str
     figure: Figure
     places: tuple[float, float, float]
 
-    def is_of(self, known: Figure) -> bool:
+    def is_of(self, recorded: Figure) -> bool:
         """Tell whether it is a printed or an exact figure, to the digits that prose gives."""
         if self.figure.value is None:
-            known = known._replace(value=None)
+            recorded = recorded._replace(value=None)
         return any(
             all(
                 a == b if a is None or b is None else abs(a - b) <= place + 1e-9
                 for a, b, place in zip(self.figure, flipped, self.places, strict=True)
             )
-            for flipped in (known, known.flipped())
+            for flipped in (recorded, recorded.flipped())
         )
 
 
@@ -161,13 +161,13 @@ def judged(study: Path) -> tuple[Line, ...]:
     )
 
 
-def unknown(text: str, known: tuple[Figure, ...]) -> list[str]:
+def unknown(text: str, recorded: tuple[Figure, ...]) -> list[str]:
     """Return the intervals of a text that stand in no record."""
     flat = " ".join(prose(text).split())  # a value and its interval may stand on two lines
     return [
         quoted.text
         for quoted in intervals(flat)
-        if not any(quoted.is_of(figure) for figure in known)
+        if not any(quoted.is_of(figure) for figure in recorded)
     ]
 
 
@@ -196,17 +196,18 @@ PLAIN = re.compile(r"`([^`]+)` is (?:shown to be )?(better|worse) than `([^`]+)`
 def seen_from(row: str, other: str, lines: tuple[Line, ...]) -> list[Line]:
     """Return the lines of two rows, each as it reads from the first one."""
     flipped = {"better": "worse", "worse": "better"}
-    there = [line for line in lines if (line.row, line.against) == (row, other)]
+    forward = [line for line in lines if (line.row, line.against) == (row, other)]
     back = [line for line in lines if (line.row, line.against) == (other, row)]
-    return there + [
+    return forward + [
         Line(row, other, line.figure.flipped(), flipped.get(line.verdict, line.verdict))
         for line in back
     ]
 
 
 def contradicted(text: str, lines: tuple[Line, ...]) -> list[str]:
-    """Return what a text says of two rows and no line does: "`a` is 3 [1, 5] above `b`", "`a` is
-    better than `b`".
+    """Return what a text claims of two rows and no line supports.
+
+    Claims look like "`a` is 3 [1, 5] above `b`" and "`a` is better than `b`".
     """
     wrong = []
     for sentence in sentences(text):

@@ -1,6 +1,4 @@
-"""Tests stand where the code stands: `tests/<package>/test_<module>.py` is about
-`<package>/<module>.py`.
-"""
+"""Tests mirror the code: `tests/<package>/test_<module>.py` tests `<package>/<module>.py`."""
 
 import ast
 from pathlib import Path
@@ -24,15 +22,16 @@ LONGEST = 1_000  # lines: a longer file of tests has two subjects
 
 def mirrored():
     """Return the files of tests that stand for one module each."""
-    every = (
+    paths = (
         path for path in TESTS.rglob("test_*.py") if path.relative_to(TESTS).parts[0] not in ACROSS
     )
-    return sorted(str(path.relative_to(TESTS)) for path in every)
+    return sorted(str(path.relative_to(TESTS)) for path in paths)
 
 
 def modules_of(name):
-    """Return where the module that a file of tests names may stand: a room of the harness, a
-    package beside it, or the room itself.
+    """Return the paths of the module that a test file may name.
+
+    They lie in a room of the harness, in a package beside it, or are the room itself.
     """
     path = Path(name)
     module = path.with_name(path.name.removeprefix("test_"))
@@ -42,8 +41,8 @@ def modules_of(name):
 
 @pytest.mark.parametrize("name", mirrored())
 def test_a_file_of_tests_names_a_module_that_is_there(name):
-    known = any(path.is_file() for path in modules_of(name))
-    assert known != (name in OF_SEVERAL), (
+    has_module = any(path.is_file() for path in modules_of(name))
+    assert has_module != (name in OF_SEVERAL), (
         f"tests/{name} is of no module; name it for one, or say in OF_SEVERAL why it is of several"
     )
 
@@ -70,8 +69,9 @@ def test_a_file_without_a_module_is_found():
 
 
 def quick(path):
-    """Return the tests of a file that `-m "not slow"` runs: neither marked, nor asking for what
-    conftest calls expensive.
+    """Return a file's tests that `-m "not slow"` runs.
+
+    They are not marked slow and use no fixture that conftest calls expensive.
     """
     body = ast.parse((TESTS / "conftest.py").read_text(encoding="utf-8")).body
     expensive = next(
@@ -88,7 +88,7 @@ def quick(path):
         node.name
         for node in tests
         if node.name.startswith("test_")
-        and not expensive & {one.arg for one in node.args.args}
+        and not expensive & {argument.arg for argument in node.args.args}
         and not any("slow" in ast.unparse(mark) for mark in node.decorator_list)
     ]
 

@@ -1,6 +1,4 @@
-"""How others install it: metadata that an index takes, versions that are stated once, and what a
-user's own folder of one of our names does.
-"""
+"""Installing: metadata that an index accepts, versions stated once, a user's folder of our name."""
 
 import os
 import re
@@ -63,8 +61,8 @@ def test_the_newest_constraints_are_allowed_and_no_older():
 
 def typed(folder, *words, path=()):
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    kept = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    if entries := [*map(str, path), *kept]:
+    inherited = [entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    if entries := [*map(str, path), *inherited]:
         environment["PYTHONPATH"] = os.pathsep.join(entries)
     return subprocess.run(
         [sys.executable, *words], capture_output=True, text=True, cwd=folder, env=environment

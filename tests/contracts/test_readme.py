@@ -48,9 +48,9 @@ def test_the_table_of_figures_is_what_the_programs_wrote():
 
 
 def test_the_first_two_blocks_are_the_two_commands():
-    found = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", README, re.S | re.M)
-    assert "harness run --methods cot,response --suite math" in found[0]
-    assert "tox run" in found[1]
+    blocks = re.findall(r"^```(?:bash|sh|shell|console)\n(.*?)^```", README, re.S | re.M)
+    assert "harness run --methods cot,response --suite math" in blocks[0]
+    assert "tox run" in blocks[1]
 
 
 @pytest.fixture(scope="module")
@@ -119,8 +119,8 @@ def test_the_tree_is_the_tree():
     for package in ("harness", "methods", "suites"):
         for path in [ROOT / package, *(ROOT / package).rglob("*")]:
             if (path / "__init__.py").exists() and path.name not in ("methods", "suites"):
-                here = {file.stem for file in path.glob("*.py")} - {"__init__", "__main__"}
-                assert listed[f"{path.relative_to(ROOT).as_posix()}/"] == here, path
+                modules = {file.stem for file in path.glob("*.py")} - {"__init__", "__main__"}
+                assert listed[f"{path.relative_to(ROOT).as_posix()}/"] == modules, path
 
 
 def test_every_method_is_named():

@@ -1,5 +1,6 @@
-"""The house stands: every room says what it is for, imports go down only, and a planted import of
-each forbidden kind is refused.
+"""The house stands: each room says what it is for, and imports only go down.
+
+A planted import of each forbidden kind is refused.
 """
 
 import ast
@@ -42,23 +43,23 @@ PACKAGES = sorted(
 
 
 def planted() -> dict[str, list[str]]:
-    """Return what no module of a room may import, by room: what stands above or beside it, and what
-    is kept from it.
-    """
-    found: dict[str, list[str]] = {}
+    """Return what each room may not import: rooms above or beside it, and forbidden packages."""
+    forbidden: dict[str, list[str]] = {}
     above: list[str] = []
     for layer in LAYERS:
         for room in layer:
             others = [f"harness.{name}" for name in [*above, *layer] if name != room]
-            found[f"harness.{room}"] = others + (["methods", "suites"] if room != "catalog" else [])
+            forbidden[f"harness.{room}"] = others + (
+                ["methods", "suites"] if room != "catalog" else []
+            )
         above += layer
     for room in TORCHLESS:
-        found[room].append("torch")
+        forbidden[room].append("torch")
     for package in PACKAGES:
         top = package.partition(".")[0]
         if top != "harness":
-            found[package] = [*UPPER[top], "suites" if top == "methods" else "methods"]
-    return found
+            forbidden[package] = [*UPPER[top], "suites" if top == "methods" else "methods"]
+    return forbidden
 
 
 def lint(folder: Path) -> tuple[int, str]:
@@ -89,22 +90,22 @@ def test_every_room_stands_in_the_layers():
 
 
 def test_the_rules_hold_and_a_planted_import_of_each_kind_is_refused(copy):
-    code, said = lint(copy)
-    assert code == 0, said
+    code, output = lint(copy)
+    assert code == 0, output
     for room, others in planted().items():
         path = copy / room.replace(".", "/")
         file = path / "planted.py" if path.is_dir() else path.with_suffix(".py")
         before = file.read_text(encoding="utf-8") if file.exists() else '"""Planted."""\n'
         lines = "".join(f"    import {other}\n" for other in others)
         file.write_text(f"{before}\n\ndef planted():\n{lines}", encoding="utf-8")
-    code, said = lint(copy)
-    assert code == 1, said
-    seen = set(re.findall(r"([\w.]+) -> ([\w.]+)", said))
+    code, output = lint(copy)
+    assert code == 1, output
+    refused = set(re.findall(r"([\w.]+) -> ([\w.]+)", output))
     missing = [
         (room, other)
         for room, others in planted().items()
         for other in others
-        if not {(room, other), (f"{room}.planted", other)} & seen
+        if not {(room, other), (f"{room}.planted", other)} & refused
     ]
     assert not missing, f"{len(missing)} planted imports passed unseen: {missing[:12]}"
 
@@ -115,14 +116,14 @@ def test_no_import_goes_in_a_circle():
     graph = grimp.build_graph(
         "harness", "methods", "suites", cache_dir=None, exclude_type_checking_imports=True
     )
-    left = {name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}
+    remaining = {name: set(graph.find_modules_directly_imported_by(name)) for name in graph.modules}
     while leaves := [
-        name for name, imported in left.items() if not imported & left.keys() - {name}
+        name for name, imported in remaining.items() if not imported & remaining.keys() - {name}
     ]:
         for name in leaves:
-            del left[name]
-    left.pop("harness", None)  # its door is opened by name
-    assert not left, sorted(left)
+            del remaining[name]
+    remaining.pop("harness", None)  # its door is opened by name
+    assert not remaining, sorted(remaining)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
@@ -238,7 +239,8 @@ def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef, *, bound: bool)
         *filter(None, (takes.vararg, takes.kwarg)),
     ]
     static = any(
-        isinstance(one, ast.Name) and one.id == "staticmethod" for one in function.decorator_list
+        isinstance(decorator, ast.Name) and decorator.id == "staticmethod"
+        for decorator in function.decorator_list
     )
     return len(named) - (bound and not static)
 
@@ -267,8 +269,8 @@ def test_functions_do_one_thing_and_what_is_large_has_a_reason(house):
 
 
 def test_what_is_large_no_longer_leaves_the_table(house):
-    gone = [name for name in LARGE if name not in house or not house[name].is_large]
-    assert not gone, "these are small by now: take them out of LARGE"
+    small = [name for name in LARGE if name not in house or not house[name].is_large]
+    assert not small, "these are small by now: take them out of LARGE"
 
 
 def test_most_functions_are_small(house):

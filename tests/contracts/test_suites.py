@@ -43,22 +43,22 @@ def test_splits_share_no_item(name):
         split: [example.prompt for example in islice(TASKS[name].examples(split, SOURCE), 5000)]
         for split in ("train", "validation", "test", "dev")
     }
-    for split, held in prompts.items():
-        assert len(set(held)) == len(held)
+    for split, prompts_of_split in prompts.items():
+        assert len(set(prompts_of_split)) == len(prompts_of_split)
         for other, others in prompts.items():
-            assert split == other or not set(held) & set(others)
+            assert split == other or not set(prompts_of_split) & set(others)
     assert len(prompts["test"]) >= 1000
 
 
 def test_splits_of_mmlu_mini_share_no_question_with_the_same_choices_in_another_order():
-    held = {
+    questions = {
         split: {
             (row["question"], tuple(sorted(row["choices"])))
             for row in islice(mmlu_mini.generated_items(split), 5000)
         }
         for split in ("train", "test")
     }
-    assert not held["train"] & held["test"]
+    assert not questions["train"] & questions["test"]
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -84,7 +84,9 @@ def test_gsm8k_mini_keeps_lm_evals_filters_and_metric():
         read_builtin("gsm8k/gsm8k.yaml"),
         TASKS["gsm8k-mini"].lm_eval_tasks(SOURCE)["gsm8k-mini"],
     )
-    assert [one["name"] for one in upstream["filter_list"]] == [one.name for one in built._filters]
+    assert [filter_["name"] for filter_ in upstream["filter_list"]] == [
+        filter_.name for filter_ in built._filters
+    ]
     assert built.config.metric_list == upstream["metric_list"]
     assert built.config.generation_kwargs["until"] == upstream["generation_kwargs"]["until"]
 
@@ -113,10 +115,10 @@ def test_problems_say_what_their_steps_compute():
         lines = row["answer"].splitlines()
         assert len(lines) == row["steps"] + 1 and row["steps"] in gsm8k_mini.STEPS
         for line in lines[:-1]:
-            shown, result = line.split("<<")[1].split(">>")[0].split("=")
+            expression, result = line.split("<<")[1].split(">>")[0].split("=")
             # an arithmetic check by Python itself
-            assert eval(shown.replace("/", "//")) == int(result) <= gsm8k_mini.LARGEST
-            assert "/" not in shown or eval(shown) == int(result)
+            assert eval(expression.replace("/", "//")) == int(result) <= gsm8k_mini.LARGEST
+            assert "/" not in expression or eval(expression) == int(result)
         assert lines[-1] == f"#### {result}"
 
 
@@ -155,9 +157,13 @@ def test_extraction_matrix(text, strict, flexible, numeric):
 
 
 def test_training_rows_are_shared_between_tasks_and_fixed():
-    taken = examples_of(TASKS, "train", SOURCE, rows=11)
-    assert [example.task for example in taken] == ["gsm8k-mini", "mmlu-mini"] * 5 + ["gsm8k-mini"]
-    assert examples_digest(taken) == examples_digest(examples_of(TASKS, "train", SOURCE, rows=11))
+    examples = examples_of(TASKS, "train", SOURCE, rows=11)
+    assert [example.task for example in examples] == ["gsm8k-mini", "mmlu-mini"] * 5 + [
+        "gsm8k-mini"
+    ]
+    assert examples_digest(examples) == examples_digest(
+        examples_of(TASKS, "train", SOURCE, rows=11)
+    )
 
 
 def test_an_evaluation_item_among_the_training_rows_is_refused(monkeypatch):

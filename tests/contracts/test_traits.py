@@ -1,5 +1,6 @@
-"""What a method declares: read from one place, refused where it is unknown, misspelt, of a wrong
-type or stated twice.
+"""What a method declares is read from one place and refused where it is wrong.
+
+Wrong is: unknown, misspelt, of a wrong type, or stated twice.
 """
 
 import ast
@@ -37,9 +38,7 @@ from methods.base import settings
 
 @pytest.fixture
 def load(tmp_path, monkeypatch):
-    """Return a function that loads a class `Mine` from source as the registry loads one of another
-    package.
-    """
+    """Return a function that loads a class `Mine` from source, as the registry loads a plug-in."""
     monkeypatch.syspath_prepend(str(tmp_path))
 
     def loaded(body, *, head=HEAD, build=None):
@@ -193,9 +192,13 @@ def test_a_stated_start_counts_whatever_the_family(load):
     ],
 )
 def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, said):
-    with pytest.raises(HarnessError) as told:
+    with pytest.raises(HarnessError) as refusal:
         load(stated(*lines))
-    assert said in str(told.value) and "\n" not in str(told.value) and "Mine" in str(told.value)
+    assert (
+        said in str(refusal.value)
+        and "\n" not in str(refusal.value)
+        and "Mine" in str(refusal.value)
+    )
 
 
 @pytest.mark.parametrize(
@@ -221,9 +224,9 @@ def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, s
     ],
 )
 def test_what_is_no_method_is_refused_in_one_line(load, source, said):
-    with pytest.raises(HarnessError) as told:
+    with pytest.raises(HarnessError) as refusal:
         load(source)
-    assert said in str(told.value) and "\n" not in str(told.value)
+    assert said in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_trait_that_follows_from_settings_is_looked_at_with_them(load):
@@ -277,15 +280,15 @@ OLD = {
 @pytest.mark.parametrize("base", ["", "(Trained)"])
 def test_a_plug_in_of_old_names_keeps_working_with_one_deprecation_line(load, old, base):
     line, holds = OLD[old]
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         method = load(stated("family = 'distillation'", line, base=base), build={})
-    told = [str(one.message) for one in said if one.category is OldName]
+    messages = [str(warning.message) for warning in caught if warning.category is OldName]
     assert (
         holds(method)
-        and len(told) == 1
-        and f"{old} is {OLD_NAMES[old]} now" in told[0]
-        and "\n" not in told[0]
+        and len(messages) == 1
+        and f"{old} is {OLD_NAMES[old]} now" in messages[0]
+        and "\n" not in messages[0]
     )
 
 
@@ -325,9 +328,9 @@ ROOM = "import harness.planning.plan\n"
 def test_a_plug_in_that_imports_the_upper_half_is_refused(load, imports):
     with pytest.raises(
         HarnessError, match=r"imports harness\.\w+, which runs and reports methods"
-    ) as told:
+    ) as refusal:
         load(stated("family = 'pruning'"), head=HEAD + imports)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_a_helper_of_its_own_package_is_looked_at_too_and_types_are_not(tmp_path, monkeypatch):
@@ -360,8 +363,9 @@ def python_of(folder):
 
 @pytest.mark.parametrize("folder", ["harness", "methods"])
 def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
-    """It would hide that a trait is misspelt. `closure` asks of any base class whether it is a
-    method's, which reads no value.
+    """A default would hide a misspelt trait.
+
+    `closure` asks whether a base class is a method's; it reads no value.
     """
     traits = {*known_traits(), *OLD_NAMES, "pattern", "allocation", "ratio", "micro_batch_size"}
     for name, tree in python_of(folder):
@@ -371,9 +375,9 @@ def test_no_trait_is_read_by_a_getattr_with_a_default(folder):
                 and getattr(node.func, "id", "") in ("getattr", "hasattr")
                 and len(node.args) > 1
             ):
-                asked = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
+                attribute = node.args[1].value if isinstance(node.args[1], ast.Constant) else ""
                 # traits.py completes classes
-                assert asked not in traits or name in ("traits.py", "closure.py"), (
+                assert attribute not in traits or name in ("traits.py", "closure.py"), (
                     f"{name}:{node.lineno}"
                 )
 

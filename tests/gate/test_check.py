@@ -481,7 +481,7 @@ def test_the_rules_of_others_stand_where_their_sources_have_them(program, rule, 
 
 
 def test_the_program_draws_what_it_says(program):
-    tables = program.drawn((3, 2, 4000), 200, 0.12, [0.05, 0.0, 0.0], 1)
+    tables = program.draw_tables((3, 2, 4000), 200, 0.12, [0.05, 0.0, 0.0], 1)
     assert tables.shape == (4000, 3, 2, 4) and (tables.sum(axis=-1) == 200).all()
     shares = tables.mean(axis=(0, 2)) / 200
     assert shares[:, :2].sum(axis=1) == pytest.approx(0.75, abs=0.002)
@@ -493,17 +493,18 @@ def test_the_program_draws_what_it_says(program):
 
 def test_a_threshold_is_moved_to_the_same_rate_of_false_alarms(program):
     same, lower = (
-        program.drawn((1, 1, 3000), 250, 0.12, [drop], seed) for drop, seed in ((0.0, 2), (0.05, 3))
+        program.draw_tables((1, 1, 3000), 250, 0.12, [drop], seed)
+        for drop, seed in ((0.0, 2), (0.05, 3))
     )
     drops = (same[..., 1] - same[..., 2]).ravel()
     rate = float((drops > 12).mean())
-    assert program.tensorrt_at(rate, same, lower) == pytest.approx(
+    assert program.tensorrt_catches(rate, same, lower) == pytest.approx(
         ((lower[..., 1] - lower[..., 2]) > 12).mean()
     )
     assert (
-        program.tensorrt_at(0.0, same, lower)
-        <= program.tensorrt_at(0.01, same, lower)
-        <= program.tensorrt_at(0.1, same, lower)
+        program.tensorrt_catches(0.0, same, lower)
+        <= program.tensorrt_catches(0.01, same, lower)
+        <= program.tensorrt_catches(0.1, same, lower)
     )
 
 

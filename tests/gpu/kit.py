@@ -1,6 +1,4 @@
-"""What the steps share: where they run, at which sizes, how a part is run and kept, models of real
-shapes with random weights.
-"""
+"""What the steps share: device, sizes, running and keeping of parts, random models."""
 
 import json
 import os
@@ -72,17 +70,20 @@ class Kit:
         self.file = self.out / f"step-{step}.json"
         self.parts = {}
         if self.file.exists() and not self.force:
-            kept = json.loads(self.file.read_text(encoding="utf-8"))
-            if kept.get("conditions") == self.conditions:
+            earlier = json.loads(self.file.read_text(encoding="utf-8"))
+            if earlier.get("conditions") == self.conditions:
                 self.parts = {
-                    name: part for name, part in kept["parts"].items() if part["status"] == "done"
+                    name: part
+                    for name, part in earlier["parts"].items()
+                    if part["status"] == "done"
                 }
 
     def part(
         self, name: str, work: Callable[[], Figures], *, needs: float = 0.0, seconds: float = 30
     ) -> None:
-        """Run one part unless it is finished; keep its figures, or why it was skipped or failed,
-        before the next begins.
+        """Run a part unless it is finished; keep its figures, or why it was skipped or failed.
+
+        The result is written before the next part begins.
 
         `needs` is device memory in bytes, `seconds` what the part takes on a card; with less left
         of either it is skipped and says both.
@@ -93,23 +94,23 @@ class Kit:
         began = time.monotonic()
         try:
             self._require(needs, seconds)
-            told: dict[str, Any] = {"status": "done", "figures": work()}
+            result: dict[str, Any] = {"status": "done", "figures": work()}
         except Skip as reason:
-            told = {"status": "skipped", "reason": str(reason)}
+            result = {"status": "skipped", "reason": str(reason)}
         except Exception as problem:  # noqa: BLE001  the next part must have its turn
-            told = {
+            result = {
                 "status": "failed",
                 "reason": f"{type(problem).__name__}: {problem}"[:2000],
                 "trace": traceback.format_exc()[-4000:],
             }
-        told["seconds"] = round(time.monotonic() - began, 2)
-        self.parts[name] = told
+        result["seconds"] = round(time.monotonic() - began, 2)
+        self.parts[name] = result
         body = {"step": self.step, "conditions": self.conditions, "parts": self.parts}
         self.file.write_text(json.dumps(body, indent=1) + "\n", encoding="utf-8")
-        self.lost = self.lost or (told["status"] == "failed" and not _usable())
-        shown = json.dumps(told.get("figures", told.get("reason")))
+        self.lost = self.lost or (result["status"] == "failed" and not _usable())
+        text = json.dumps(result.get("figures", result.get("reason")))
         print(
-            f"step {self.step} {name}: {told['status']} in {told['seconds']} s: {shown[:600]}",
+            f"step {self.step} {name}: {result['status']} in {result['seconds']} s: {text[:600]}",
             flush=True,
         )
         if not self.lost:
@@ -122,11 +123,11 @@ class Kit:
             raise Skip(
                 "the part before left the card's context unusable; type the same command again"
             )
-        left = self.deadline - time.monotonic()
-        if left < seconds:
+        seconds_left = self.deadline - time.monotonic()
+        if seconds_left < seconds:
             raise Skip(
-                f"about {seconds:.0f} s would be needed and {max(0, left):.0f} s are left of "
-                "--minutes; type the same command again"
+                f"this part needs about {seconds:.0f} s and {max(0, seconds_left):.0f} s of "
+                "--minutes are left; type the same command again"
             )
         free = torch.cuda.mem_get_info()[0]
         if not self.dry and needs > 0.95 * free:
@@ -137,48 +138,44 @@ class Kit:
     def python(
         self, *arguments: str, timeout: float = 400, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """Run Python with the packed folder and this tree in front of everything else; its output
-        comes back as text.
-        """
-        command, held = [sys.executable, *arguments], self.environment(**environment)
+        """Run Python with packed folder and tree first on the path; return its text output."""
+        command, variables = [sys.executable, *arguments], self.environment(**environment)
         timeout = max(1.0, min(timeout, self.deadline - time.monotonic()))
         try:
             return subprocess.run(
                 command,
                 cwd=ROOT,
-                env=held,
+                env=variables,
                 capture_output=True,
                 text=True,
                 timeout=timeout,
                 check=False,
             )
         except subprocess.TimeoutExpired as problem:  # its output is the only witness
-            told = [
+            output = [
                 part.decode("utf-8", "replace") if isinstance(part, bytes) else part or ""
                 for part in (problem.stdout, problem.stderr)
             ]
             raise RuntimeError(
                 f"not over after {timeout:.0f} s: {' '.join(arguments)[:200]}: "
-                f"{''.join(told)[-1500:]}"
+                f"{''.join(output)[-1500:]}"
             ) from None
 
     def environment(self, **more: str) -> dict[str, str]:
-        """Return a child's environment: the packed folder and this tree first on the path, in a dry
-        run the stand-in card.
-        """
+        """Return a child's environment: packed folder, stand-in card (in a dry run), tree."""
         paths = [
             str(path)
             for path in (self.site, STAND_IN if self.dry else None, ROOT, Path(__file__).parent)
             if path is not None
         ]
-        given = [
+        inherited = [
             path
             for path in os.environ.get("PYTHONPATH", "").split(os.pathsep)
             if path and path not in paths
         ]
         return {
             **os.environ,
-            "PYTHONPATH": os.pathsep.join([*paths, *given]),
+            "PYTHONPATH": os.pathsep.join([*paths, *inherited]),
             "HF_HUB_OFFLINE": "1",
             "HF_DATASETS_OFFLINE": "1",
             **more,

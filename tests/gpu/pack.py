@@ -1,5 +1,6 @@
-"""Gathers what a bare machine with torch and transformers lacks into one folder: `python
-tests/gpu/pack.py [--out build/gpu-pack]`.
+"""Gathers into one folder what a machine with only torch and transformers lacks.
+
+Type: `python tests/gpu/pack.py [--out build/gpu-pack]`.
 
 The folder goes with the tree and in front of the import path; nothing is installed there. Wheels
 come from the package index for that machine's Python, at the versions of this environment but for
@@ -57,24 +58,24 @@ def main() -> int:
         action="store_true",
         help="copy this environment's files instead of downloading wheels",
     )
-    asked = parser.parse_args()
-    if not re.fullmatch(r"3\.\d+", asked.python):
-        parser.error(f"--python {asked.python!r} is not a version such as 3.12")
-    shutil.rmtree(asked.out, ignore_errors=True)
-    asked.out.mkdir(parents=True)
-    if asked.installed:
+    options = parser.parse_args()
+    if not re.fullmatch(r"3\.\d+", options.python):
+        parser.error(f"--python {options.python!r} is not a version such as 3.12")
+    shutil.rmtree(options.out, ignore_errors=True)
+    options.out.mkdir(parents=True)
+    if options.installed:
         for name in PACKAGES:
-            _copy(name, asked.out)
-    elif _unpack_wheels(asked.python, asked.out):
+            _copy(name, options.out)
+    elif _unpack_wheels(options.python, options.out):
         return 2
-    trim_lm_eval(asked.out)
-    files = [path for path in asked.out.rglob("*") if path.is_file()]
+    trim_lm_eval(options.out)
+    files = [path for path in options.out.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in files)
     packed = sorted(
-        f"{one.metadata['Name']} {one.version}"
-        for one in metadata.distributions(path=[str(asked.out)])
+        f"{package.metadata['Name']} {package.version}"
+        for package in metadata.distributions(path=[str(options.out)])
     )
-    print(f"{asked.out}: {len(files)} files, {size / 2**20:.1f} MiB: {', '.join(packed)}")
+    print(f"{options.out}: {len(files)} files, {size / 2**20:.1f} MiB: {', '.join(packed)}")
     if size > MOST_BYTES:
         print(
             f"that is more than the {MOST_BYTES / 2**20:.0f} MiB that travel beside the tree in "
@@ -94,9 +95,7 @@ def _copy(name: str, out: Path) -> None:
 
 
 def _files_of(name: str) -> Iterator[metadata.PackagePath]:
-    """Yield a package's own files: no scripts outside the site folder, no byte code; of lm-eval's
-    tasks those that are used.
-    """
+    """Yield a package's own files: no scripts, no byte code, and lm-eval's tasks in use."""
     for file in metadata.files(name) or ():
         outside = ".." in file.parts or file.suffix == ".pyc"
         unused = (
@@ -110,7 +109,7 @@ def _files_of(name: str) -> Iterator[metadata.PackagePath]:
 
 def _unpack_wheels(python: str, out: Path) -> int:
     """Download wheels for another Python and unpack them; the exit code of pip."""
-    wanted = [f"{name}=={PINNED.get(name) or metadata.version(name)}" for name in PACKAGES]
+    requirements = [f"{name}=={PINNED.get(name) or metadata.version(name)}" for name in PACKAGES]
     with tempfile.TemporaryDirectory() as folder:
         platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
         command = [
@@ -128,12 +127,12 @@ def _unpack_wheels(python: str, out: Path) -> int:
             *platforms,
             "--dest",
             folder,
-            *wanted,
+            *requirements,
         ]
         done = subprocess.run(command, check=False)
         if done.returncode:
             print(
-                f"pip found no wheel of one of these for Python {python}: {' '.join(wanted)}",
+                f"pip found no wheel of one of these for Python {python}: {' '.join(requirements)}",
                 file=sys.stderr,
             )
             return done.returncode

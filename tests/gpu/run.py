@@ -1,5 +1,6 @@
-"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`. What each step
-shows stands in README.md beside this.
+"""The verification program for a GPU: `python tests/gpu/run.py STEP... [--dry]`.
+
+README.md beside this file says what each step shows.
 
 Each step writes `step-N.json` into the folder of `--out`, part by part; the same command goes on
 where it was stopped. Exits 0 when every part is done or was skipped with its numbers, 1 when one
@@ -49,7 +50,7 @@ NEEDED = (
 
 
 def main() -> int:
-    """Run the steps that are asked for."""
+    """Run the steps of the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
         "steps",
@@ -82,17 +83,18 @@ def main() -> int:
         help="no part begins that would not end by then [default: 9.5]",
     )
     parser.add_argument("--force", action="store_true", help="run finished parts again")
-    asked = parser.parse_args()
-    if asked.pack is not None and not asked.pack.is_dir():
+    options = parser.parse_args()
+    if options.pack is not None and not options.pack.is_dir():
         parser.error(
-            f"no folder at {asked.pack}; make it with: python tests/gpu/pack.py --out {asked.pack}"
+            f"no folder at {options.pack}; "
+            f"make it with: python tests/gpu/pack.py --out {options.pack}"
         )
-    _prepare(asked.pack)
+    _prepare(options.pack)
     broken = _broken_imports()
     if broken:
         print("\n".join(broken), file=sys.stderr)
         return 2
-    if asked.dry:
+    if options.dry:
         os.environ["HARNESS_STAND_IN_CARD"] = "1"
         importlib.import_module("stand_in.card")
     reason = _no_card()
@@ -102,13 +104,11 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    return _run(asked)
+    return _run(options)
 
 
 def _prepare(pack: Path | None) -> None:
-    """Put the packed folder and this tree in front of the import path, and keep everything off the
-    network.
-    """
+    """Put the packed folder and this tree first on the import path; keep everything offline."""
     sys.path[:0] = [str(path) for path in (pack, ROOT, Path(__file__).parent) if path is not None]
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -151,9 +151,7 @@ def _say_what_is_odd() -> None:
 
 
 def _code() -> str:
-    """Return the digest of the code that is tried: a tree that was copied to the machine has no
-    commit.
-    """
+    """Return the digest of the code under test: a tree copied to the machine has no commit."""
     from harness.files.digests import digest_of, file_digest
 
     files = [
@@ -164,47 +162,45 @@ def _code() -> str:
     return digest_of([(str(path.relative_to(ROOT)), file_digest(path)) for path in files])[:16]
 
 
-def _work(asked: argparse.Namespace) -> Path:
-    """Return the folder of stores and models: the figures' neighbour, so that a run that was
-    stopped goes on.
-    """
-    folder: Path = asked.out.resolve().with_name(f"{asked.out.resolve().name}-work")
+def _work(options: argparse.Namespace) -> Path:
+    """Return the folder of stores and models beside the figures, where a stopped run continues."""
+    folder: Path = options.out.resolve().with_name(f"{options.out.resolve().name}-work")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
-def _run(asked: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
     from kit import Kit
 
     from harness.machine.gpu import gpu_of
     from harness.records.environment import current_environment
 
-    asked.out.mkdir(parents=True, exist_ok=True)
+    options.out.mkdir(parents=True, exist_ok=True)
     _say_what_is_odd()
-    known = current_environment(device="cuda", dtype="", threads=0)
+    environment = current_environment(device="cuda", dtype="", threads=0)
     versions = {
-        **known.versions,
+        **environment.versions,
         **{name: metadata.version(name) for name in ("pyarrow", "huggingface_hub")},
     }
     conditions = {
         "gpu": str(gpu_of("cuda")),
-        "dry": asked.dry,
-        "commit": known.commit,
+        "dry": options.dry,
+        "commit": environment.commit,
         "code": _code(),
         "versions": versions,
     }
-    deadline = time.monotonic() + (60 * asked.minutes if not asked.dry else float("inf"))
+    deadline = time.monotonic() + (60 * options.minutes if not options.dry else float("inf"))
     kit = Kit(
-        out=asked.out.resolve(),
-        dry=asked.dry,
+        out=options.out.resolve(),
+        dry=options.dry,
         conditions=conditions,
-        site=asked.pack and asked.pack.resolve(),
-        force=asked.force,
+        site=options.pack and options.pack.resolve(),
+        force=options.force,
         deadline=deadline,
-        work=_work(asked),
+        work=_work(options),
     )
     failed = []
-    for number in dict.fromkeys(asked.steps):
+    for number in dict.fromkeys(options.steps):
         kit.open_step(number)
         importlib.import_module(STEPS[number]).run(kit)
         failed += [

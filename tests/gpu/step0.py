@@ -1,6 +1,4 @@
-"""Step 0: what is there. Versions, the card and who else is on it, which attention runs for which
-mask, the tests marked `gpu`.
-"""
+"""Step 0: versions, the card and its users, attention kernels by mask, tests marked `gpu`."""
 
 import re
 import warnings
@@ -42,9 +40,7 @@ def card() -> Figures:
 
 
 def attention(kit: Kit) -> Figures:
-    """Return, for each mask that the harness uses, which kernels take it and their milliseconds,
-    and which one torch picks.
-    """
+    """Return, for each mask in use, the kernels that accept it, their ms, and torch's choice."""
     import torch
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -56,33 +52,34 @@ def attention(kit: Kit) -> Figures:
     mask = torch.zeros((tokens, tokens), device=kit.device, dtype=query.dtype).masked_fill(
         torch.ones((tokens, tokens), device=kit.device, dtype=torch.bool).triu(1), float("-inf")
     )
-    asked: dict[str, dict[str, Any]] = {
+    masks: dict[str, dict[str, Any]] = {
         "causal": {"is_causal": True},
         "explicit mask": {"attn_mask": mask},
         "one query": {},
     }
     backends = ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION", "MATH")
-    told: Figures = {}
-    for name, options in asked.items():
-        own = query[:, :, :1] if name == "one query" else query
+    figures: Figures = {}
+    for name, options in masks.items():
+        queries = query[:, :, :1] if name == "one query" else query
 
-        def attend(own: Any = own, options: dict[str, Any] = options) -> Any:
-            return torch.nn.functional.scaled_dot_product_attention(own, key, value, **options)
+        def attend(queries: Any = queries, options: dict[str, Any] = options) -> Any:
+            return torch.nn.functional.scaled_dot_product_attention(queries, key, value, **options)
 
-        told[name] = {"by default": round(1e3 * min(seconds_of(attend)), 4)}
+        figures[name] = {"by default": round(1e3 * min(seconds_of(attend)), 4)}
         for backend in backends:
             with sdpa_kernel([getattr(SDPBackend, backend)]), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 try:
-                    told[name][backend] = round(1e3 * min(seconds_of(attend)), 4)
+                    figures[name][backend] = round(1e3 * min(seconds_of(attend)), 4)
                 except RuntimeError as problem:
-                    told[name][backend] = f"refused: {str(problem).splitlines()[0][:80]}"
-    return told
+                    figures[name][backend] = f"refused: {str(problem).splitlines()[0][:80]}"
+    return figures
 
 
 def marked_tests(kit: Kit) -> Figures:
-    """Run the tests marked `gpu`; every one must pass. The stand-in card has no allocator that
-    counts.
+    """Run the tests marked `gpu`; all must pass.
+
+    The stand-in card has no allocator that counts.
     """
     done = kit.python(
         "-m",

@@ -1,6 +1,4 @@
-"""Step 1: the embedded pair through the command line on the card, against the CPU, killed and gone
-on with, reported and checked.
-"""
+"""Step 1: the embedded pair by command line on the card: beside the CPU, resumed, checked."""
 
 import json
 import os
@@ -26,9 +24,7 @@ KEEPS = {"int8": 0.03, "int4": 0.15}
 
 
 def run(kit: Kit) -> None:
-    """Run the step's parts; stores and caches lie beside the figures, so that a run that was
-    stopped goes on.
-    """
+    """Run the step's parts; stores lie beside the figures, so that a stopped run continues."""
     kit.part(
         "packed and cut",
         lambda: rows_of(kit, DRY_PACKED if kit.dry else PACKED),
@@ -93,8 +89,9 @@ def _samples(store: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def _succeeded(done: subprocess.CompletedProcess[str], store: Path) -> list[dict[str, Any]]:
-    """Return a run's records; raise with its last lines and the rows that failed where it did not
-    end well.
+    """Return a run's records.
+
+    Raises `RuntimeError` with the last lines and the failed rows if the run did not succeed.
     """
     records = _records(store)
     bad = [
@@ -111,8 +108,9 @@ def _succeeded(done: subprocess.CompletedProcess[str], store: Path) -> list[dict
 
 
 def rows_of(kit: Kit, methods: str) -> Figures:
-    """Some rows on the card, beside their teacher, in one store: a row that is slow leaves those
-    before it finished.
+    """Run some rows and their teacher on the card in one store.
+
+    A row that is slow leaves the rows before it finished.
     """
     began = time.monotonic()
     done = kit.harness(
@@ -172,9 +170,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def against_cpu(kit: Kit) -> Figures:
-    """The teacher at float32 on the card and on the CPU: the same answers, log-probabilities within
-    rounding.
-    """
+    """Compare the float32 teacher on card and CPU: same answers, equal up to rounding."""
     rows = {}
     for device in ("cuda", "cpu"):
         store = kit.work / f"fp32-{device}"
@@ -195,16 +191,18 @@ def against_cpu(kit: Kit) -> Figures:
         )
         _succeeded(done, store)
         rows[device] = _samples(store)
-    wanted = 2 * (4 if kit.dry else 200)
-    assert rows["cuda"].keys() == rows["cpu"].keys() and len(rows["cpu"]) == wanted, (
-        f"{wanted} items are not on both sides"
+    expected = 2 * (4 if kit.dry else 200)
+    assert rows["cuda"].keys() == rows["cpu"].keys() and len(rows["cpu"]) == expected, (
+        f"{expected} items are not on both sides"
     )
     pairs = [(row, rows["cpu"][key]) for key, row in rows["cuda"].items()]
     other = [ours["item"] for ours, theirs in pairs if ours["text"] != theirs["text"]]
     gaps = [
-        abs(left - right)
+        abs(our_value - their_value)
         for ours, theirs in pairs
-        for left, right in zip(ours["log_probabilities"], theirs["log_probabilities"], strict=True)
+        for our_value, their_value in zip(
+            ours["log_probabilities"], theirs["log_probabilities"], strict=True
+        )
     ]
     figures = {
         "items": len(pairs),
@@ -219,15 +217,13 @@ def against_cpu(kit: Kit) -> Figures:
 
 
 def flips(kit: Kit) -> Figures:
-    """The bfloat16 teacher of the run against the float32 one, beside the noise floor that the run
-    itself measured.
-    """
+    """Compare the bfloat16 teacher with the float32 one, beside the noise floor of the run."""
     half, full = _samples(kit.work / "pair"), _samples(kit.work / "fp32-cuda")
     [teacher] = [record for record in _records(kit.work / "pair") if record["method"] == "teacher"]
     floors = {
-        one["name"].partition(":")[2]: one
-        for one in teacher["measurements"]
-        if one["name"].startswith("noise_flips")
+        measurement["name"].partition(":")[2]: measurement
+        for measurement in teacher["measurements"]
+        if measurement["name"].startswith("noise_flips")
     }
     figures: Figures = {}
     for task, floor in floors.items():
@@ -254,9 +250,7 @@ def flips(kit: Kit) -> Figures:
 
 
 def killed(kit: Kit) -> Figures:
-    """A training that is killed without warning goes on from its last saved state, and its row ends
-    well.
-    """
+    """Kill a training without warning; it must resume from its last state and succeed."""
     store = kit.work / "killed"
     shutil.rmtree(store, ignore_errors=True)
     # a toy of two steps may be over before it is killed
@@ -292,7 +286,7 @@ def killed(kit: Kit) -> Figures:
             f"after, unfinished: {unfinished}"
         )
     [row] = [record for record in records if record["method"] == "response"]
-    whole = [
+    undisturbed = [
         record
         for record in _records(kit.work / "pair")
         if record["label"] == "response" and not longer
@@ -302,7 +296,7 @@ def killed(kit: Kit) -> Figures:
         "steps": row["cost"]["steps"],
         "seen tokens": row["cost"]["seen_tokens"],
         "the same bytes as the run that was not killed": [
-            r["student"]["digest"] == row["student"]["digest"] for r in whole
+            r["student"]["digest"] == row["student"]["digest"] for r in undisturbed
         ],
     }
 

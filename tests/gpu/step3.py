@@ -1,5 +1,6 @@
-"""Step 3: scoring at real shapes. MMLU-shaped packs with and without cuDNN's attention, decoding,
-and a teacher read at 152k ids.
+"""Step 3: scoring at real shapes: MMLU-shaped packs, decoding, a teacher read at 152k ids.
+
+Packs run with and without cuDNN's attention.
 """
 
 import random
@@ -22,9 +23,7 @@ def run(kit: Kit) -> None:
 
 
 def _subject(kit: Kit, questions: int, vocabulary: int) -> list[list[int]]:
-    """Return the prompts of one subject in token ids: five shots in front of each question, as long
-    as MMLU's are.
-    """
+    """Return a subject's prompts as token ids: five shots and a question, as long as MMLU's."""
     draw = random.Random(0)
     shots, length = (40, 12) if kit.dry else (450, 105)
     before = [draw.randrange(vocabulary) for _ in range(shots)]
@@ -49,9 +48,7 @@ def _plain(opened: Any) -> Iterator[None]:
 
 
 def packs(kit: Kit) -> Figures:
-    """Log-probabilities of four letters a question: the shared path with cuDNN's attention on and
-    off, and padded batches.
-    """
+    """Score four letters a question: the shared path with and without cuDNN, and padded batches."""
     import torch
 
     from harness.scoring.backend import LikelihoodRequest
@@ -64,7 +61,7 @@ def packs(kit: Kit) -> Figures:
         LikelihoodRequest([*prompt, letter], 1) for prompt in prompts for letter in (5, 6, 7, 8)
     ]
     tokens = sum(len(prompt) for prompt in prompts)
-    told: Figures = {
+    figures: Figures = {
         "questions": len(prompts),
         "tokens without sharing": tokens,
         "refused": reason_for_plain_path(opened),
@@ -81,31 +78,31 @@ def packs(kit: Kit) -> Figures:
             began = time.perf_counter()
             score(name)
             # with every shape met for the first time
-            told[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)
-            told[f"{name}: tokens/s"] = round(
+            figures[f"{name}: first pass, seconds"] = round(time.perf_counter() - began, 3)
+            figures[f"{name}: tokens/s"] = round(
                 tokens / statistics.median(seconds_of(lambda name=name: score(name), runs=2))
             )
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
     with _plain(opened):
-        told["padded batches: tokens/s"] = round(
+        figures["padded batches: tokens/s"] = round(
             tokens / statistics.median(seconds_of(lambda: score("padded"), runs=1))
         )
-    told["largest gap of the two paths in nats"] = max(
+    figures["largest gap of the two paths in nats"] = max(
         abs(a - b) for a, b in zip(values["cuDNN on"], values["padded"], strict=True)
     )
-    told["slower than its peer"] = told["cuDNN on: tokens/s"] < told["padded batches: tokens/s"]
-    if told["refused"] or told["largest gap of the two paths in nats"] > 0.5:
+    figures["slower than its peer"] = (
+        figures["cuDNN on: tokens/s"] < figures["padded batches: tokens/s"]
+    )
+    if figures["refused"] or figures["largest gap of the two paths in nats"] > 0.5:
         raise RuntimeError(
-            f"the shared path is refused, or far from the model's own attention: {told}"
+            f"the shared path is refused, or far from the model's own attention: {figures}"
         )
-    return told
+    return figures
 
 
 def decoding(kit: Kit) -> Figures:
-    """512 answers of 128 tokens at once, beside transformers' own `generate` on the same
-    prompts.
-    """
+    """Decode 512 answers of 128 tokens at once, beside transformers' `generate`."""
     import torch
 
     from harness.scoring.generation import generate
@@ -114,10 +111,10 @@ def decoding(kit: Kit) -> Figures:
     rows, new, length = (6, 6, 10) if kit.dry else (512, 128, 96)
     draw = random.Random(1)
     prompts = [[draw.randrange(1, kit.shapes["7B"][5]) for _ in range(length)] for _ in range(rows)]
-    written: list[Any] = []
+    answers: list[Any] = []
 
     def ours() -> None:
-        written[:] = generate(opened, prompts, max_new_tokens=new)
+        answers[:] = generate(opened, prompts, max_new_tokens=new)
 
     def theirs() -> None:
         ids = torch.tensor(prompts, device=kit.device)
@@ -131,20 +128,20 @@ def decoding(kit: Kit) -> Figures:
                 pad_token_id=0,
             )
 
-    own = statistics.median(seconds_of(ours, runs=1))
-    peer = statistics.median(seconds_of(theirs, runs=1))
-    told = {
+    our_seconds = statistics.median(seconds_of(ours, runs=1))
+    peer_seconds = statistics.median(seconds_of(theirs, runs=1))
+    figures = {
         "rows": rows,
-        "ours: tokens/s": round(sum(one.tokens for one in written) / own),
-        "generate: tokens/s": round(rows * new / peer),
+        "ours: tokens/s": round(sum(answer.tokens for answer in answers) / our_seconds),
+        "generate: tokens/s": round(rows * new / peer_seconds),
         "free after": torch.cuda.mem_get_info()[0],
     }
     alone = generate(opened, prompts[:4], max_new_tokens=new, batch_size=1)
-    told["slower than its peer"] = told["ours: tokens/s"] < told["generate: tokens/s"]
-    told["of 4 rows, equal alone"] = sum(
-        a.ids == b.ids for a, b in zip(alone, written, strict=False)
+    figures["slower than its peer"] = figures["ours: tokens/s"] < figures["generate: tokens/s"]
+    figures["of 4 rows, equal alone"] = sum(
+        a.ids == b.ids for a, b in zip(alone, answers, strict=False)
     )
-    return told
+    return figures
 
 
 def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
@@ -160,9 +157,7 @@ def _training_rows(kit: Kit, count: int, vocabulary: int) -> Sequence[Any]:
 
 
 def reading(kit: Kit) -> Figures:
-    """A teacher's distributions over training rows as the cache reads them, its 64 likeliest kept;
-    beside a bare forward pass.
-    """
+    """Read a teacher's 64 likeliest tokens over training rows, beside a bare forward pass."""
     import torch
 
     from harness.scoring.plain import left_padded
@@ -175,15 +170,15 @@ def reading(kit: Kit) -> Figures:
         key=lambda row: len(row.ids),
         reverse=True,
     )
-    tokens, teacher, asked = (
+    tokens, teacher, requests = (
         sum(len(row.ids) for row in rows),
         teacher_reader(opened),
         [likelihood_request(row) for row in rows],
     )
-    sizes = [len(batch) for batch in teacher.batches(asked, width)]
+    sizes = [len(batch) for batch in teacher.batches(requests, width)]
 
     def read() -> None:
-        for top in teacher.top_k(asked, k=min(64, width), width=width):
+        for top in teacher.top_k(requests, k=min(64, width), width=width):
             top.log_p_NK.to(torch.float16).cpu()
             top.ids_NK.to(torch.int32).cpu()
 
@@ -201,11 +196,13 @@ def reading(kit: Kit) -> Figures:
                     logits_to_keep=1,
                 )
 
-    own, bare = (statistics.median(seconds_of(work, runs=1)) for work in (read, forward))
+    read_seconds, bare_seconds = (
+        statistics.median(seconds_of(work, runs=1)) for work in (read, forward)
+    )
     return {
         "rows": len(rows),
         "rows of a batch": statistics.mean(sizes),
-        "read: tokens/s": round(tokens / own),
-        "bare forward: tokens/s": round(tokens / bare),
-        "share of the bare forward": round(bare / own, 3),
+        "read: tokens/s": round(tokens / read_seconds),
+        "bare forward: tokens/s": round(tokens / bare_seconds),
+        "share of the bare forward": round(bare_seconds / read_seconds, 3),
     }

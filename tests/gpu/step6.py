@@ -1,5 +1,4 @@
-"""Step 6: the stopwatch on the card. A model against itself, 7B against 1.5B, a planted wait, a
-planted buffer, and what a graph gives.
+"""Step 6: the stopwatch on the card: A/A, 7B against 1.5B, a planted wait and buffer, a graph.
 
 The measured processes open a folder as they always do. It holds the configuration and one small
 tensor's worth of model; what is put around it (`step6:large`) builds the large model of random
@@ -59,17 +58,18 @@ def large(model: Any) -> Any:
 
 
 def slower(model: Any) -> Any:
-    """Return the large model with each forward pass a tenth longer, waiting on the host after the
-    card is done.
+    """Return the large model with each forward pass a tenth longer.
+
+    The host waits after the card is done.
     """
     import torch
 
     model = large(model)
     plain = model.forward
 
-    def forward(*given: Any, **named: Any) -> Any:
+    def forward(*arguments: Any, **named: Any) -> Any:
         began = time.perf_counter()
-        out = plain(*given, **named)
+        out = plain(*arguments, **named)
         torch.cuda.synchronize()
         until = time.perf_counter() + SLOWER * (time.perf_counter() - began)
         while time.perf_counter() < until:
@@ -92,8 +92,9 @@ def heavier(model: Any) -> Any:
 
 
 def _folder(kit: Kit, name: str) -> Any:
-    """Return a folder that stands for a large model: a real configuration's context and vocabulary,
-    toy weights.
+    """Return a folder that stands for a large model: a real configuration with toy weights.
+
+    Context and vocabulary are those of the real model.
     """
     from transformers import AutoModelForCausalLM
 
@@ -128,50 +129,65 @@ def _measured(
         TimedModel(_folder(kit, base), "step6:large") if base else None,
     )
     done = measure(*subjects, settings, folder=kit.work / f"timed-{student}-{base}-{wrap}")
-    return {"done": done, "by": {(one.name, one.condition): one for one in done.measurements}}
+    return {
+        "done": done,
+        "by": {
+            (measurement.name, measurement.condition): measurement
+            for measurement in done.measurements
+        },
+    }
 
 
-def _speedups(told: dict[str, Any]) -> Figures:
+def _speedups(timings: dict[str, Any]) -> Figures:
     return (
         {
-            f"{name}, {condition}": [one.low, one.value, one.high, one.remark]
-            for (name, condition), one in told["by"].items()
+            f"{name}, {condition}": [
+                measurement.low,
+                measurement.value,
+                measurement.high,
+                measurement.remark,
+            ]
+            for (name, condition), measurement in timings["by"].items()
             if name.endswith("_speedup")
         }
         | {
-            f"{name}, {condition}": one.value
-            for (name, condition), one in told["by"].items()
+            f"{name}, {condition}": measurement.value
+            for (name, condition), measurement in timings["by"].items()
             if name in ("tpot_seconds", "ttft_seconds")
         }
-        | {"skipped": list(told["done"].skipped)}
+        | {"skipped": list(timings["done"].skipped)}
     )
 
 
 def ratio(kit: Kit, student: str, base: str) -> Figures:
-    """Time one shape against another by turns; a shape against itself must give an interval that
-    holds 1.
-    """
-    told = _measured(kit, student, base)
-    figures = _speedups(told)
+    """Time one shape against another by turns; against itself the interval must hold 1."""
+    timings = _measured(kit, student, base)
+    figures = _speedups(timings)
     if student == base:
         ratios = {
-            key: one for key, one in figures.items() if "speedup" in key and one[0] is not None
+            key: interval
+            for key, interval in figures.items()
+            if "speedup" in key and interval[0] is not None
         }
         figures["intervals that miss 1"] = [
-            key for key, one in ratios.items() if not one[0] <= 1 <= one[2]
+            key for key, interval in ratios.items() if not interval[0] <= 1 <= interval[2]
         ]
-        far = [key for key, one in ratios.items() if one[0] > 1 + AA_ROOM or one[2] < 1 - AA_ROOM]
+        far = [
+            key
+            for key, interval in ratios.items()
+            if interval[0] > 1 + AA_ROOM or interval[2] < 1 - AA_ROOM
+        ]
         if far and not kit.dry:
             raise RuntimeError(f"a model is not as fast as itself: {far}: {ratios}")
     return figures
 
 
 def planted_wait(kit: Kit) -> Figures:
-    """A model that waits a tenth longer a step must be found slower: the whole interval of its
-    decode ratio below 1.
-    """
-    told = _measured(kit, "1.5B", "1.5B", wrap="slower", grid="8x1x4" if kit.dry else "128x1x64")
-    [decode] = [one for (name, _), one in told["by"].items() if name == "decode_speedup"]
+    """Time a model that waits a tenth longer a step: its decode interval must lie below 1."""
+    timings = _measured(kit, "1.5B", "1.5B", wrap="slower", grid="8x1x4" if kit.dry else "128x1x64")
+    [decode] = [
+        measurement for (name, _), measurement in timings["by"].items() if name == "decode_speedup"
+    ]
     figures = {
         "decode": [decode.low, decode.value, decode.high],
         "found": decode.high < 1,
@@ -183,12 +199,14 @@ def planted_wait(kit: Kit) -> Figures:
 
 
 def planted_buffer(kit: Kit) -> Figures:
-    """A model that holds 64 MiB more must weigh 64 MiB more."""
+    """Weigh a model that holds 64 MiB more: it must weigh 64 MiB more."""
     weights = {}
     for wrap in ("large", "heavier"):
-        told = _measured(kit, "1.5B", None, wrap=wrap, grid="8x1x2")
+        timings = _measured(kit, "1.5B", None, wrap=wrap, grid="8x1x2")
         weights[wrap] = next(
-            one.value for (name, _), one in told["by"].items() if name == "weight_bytes_resident"
+            measurement.value
+            for (name, _), measurement in timings["by"].items()
+            if name == "weight_bytes_resident"
         )
     more = weights["heavier"] - weights["large"]
     if abs(more - BUFFER) > 2**16:
@@ -197,10 +215,11 @@ def planted_buffer(kit: Kit) -> Figures:
 
 
 def captured(kit: Kit) -> Figures:
-    """One decoding step over a static cache, launched kernel by kernel and as a captured graph:
-    what launches cost at batch 1.
+    """Time a decoding step over a static cache, by kernel launches and as a captured graph.
+
+    The difference is what launches cost at batch 1.
     """
-    told: Figures = {}
+    figures: Figures = {}
     seconds: dict[tuple[str, str], float] = {}
     for name in ("7B", "1.5B"):
         model = kit.model(name)
@@ -213,41 +232,46 @@ def captured(kit: Kit) -> Figures:
 
         release()
     for how in ("eager",) if kit.dry else ("eager", "captured"):
-        told[how] = {
+        figures[how] = {
             **{f"{name}: ms a step": round(1e3 * seconds[how, name], 4) for name in ("7B", "1.5B")},
             "7B over 1.5B": round(seconds[how, "7B"] / seconds[how, "1.5B"], 3),
         }
     if not kit.dry:
-        told["bytes of weights, 7B over 1.5B"] = round(kit.bytes_of("7B") / kit.bytes_of("1.5B"), 3)
-        told["captured: GB/s"] = {
+        figures["bytes of weights, 7B over 1.5B"] = round(
+            kit.bytes_of("7B") / kit.bytes_of("1.5B"), 3
+        )
+        figures["captured: GB/s"] = {
             name: round(kit.bytes_of(name) / seconds["captured", name] / 1e9)
             for name in ("7B", "1.5B")
         }
-        told["target of 3 met"] = told["captured"]["7B over 1.5B"] >= 3
+        figures["target of 3 met"] = figures["captured"]["7B over 1.5B"] >= 3
         if any(seconds["captured", name] >= seconds["eager", name] for name in ("7B", "1.5B")):
-            raise RuntimeError(f"a captured step is no faster than its launches one by one: {told}")
-    return told
+            raise RuntimeError(
+                f"a captured step is no faster than its launches one by one: {figures}"
+            )
+    return figures
 
 
 def _step(kit: Kit, model: Any) -> Callable[[], None]:
-    """Return a function that decodes one token behind 128 that are held; each call adds one to the
-    cache, which has room for 400.
+    """Return a function that decodes one token behind a cache of 128 tokens.
+
+    Each call adds one token; the cache has room for 400.
     """
     import torch
     from transformers import StaticCache
 
-    held = 8 if kit.dry else 128
-    cache = StaticCache(config=model.config, max_cache_len=held + 400)
-    ids = torch.full((1, held), 5, device=kit.device)
+    prompt_tokens = 8 if kit.dry else 128
+    cache = StaticCache(config=model.config, max_cache_len=prompt_tokens + 400)
+    ids = torch.full((1, prompt_tokens), 5, device=kit.device)
     with torch.inference_mode():
         model(
             input_ids=ids,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            position_ids=torch.arange(held, device=kit.device)[None],
+            position_ids=torch.arange(prompt_tokens, device=kit.device)[None],
         )
-    token, place = ids[:, :1].clone(), torch.full((1, 1), held, device=kit.device)
+    token, place = ids[:, :1].clone(), torch.full((1, 1), prompt_tokens, device=kit.device)
 
     def step() -> None:
         with torch.inference_mode():

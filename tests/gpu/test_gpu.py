@@ -1,6 +1,4 @@
-"""GPUs without one: which is chosen and why not, what names it in keys and tables, and the
-verification kit on a stand-in card.
-"""
+"""The choice of a GPU, its name in keys and tables, and the verification kit on a stand-in card."""
 
 import json
 import os
@@ -239,10 +237,10 @@ def test_a_record_names_the_gpu_and_is_read_back_and_older_ones_have_none(card, 
     from harness.records import record as records
 
     card(H100)
-    made = _records_of(
+    record = _records_of(
         records_environment.current_environment(device="cuda", dtype="bfloat16", threads=1).gpu
     )[0]
-    records.write_record(tmp_path / "r.json", made)
+    records.write_record(tmp_path / "r.json", record)
     assert records.read_record(tmp_path / "r.json").environment.gpu == H100
     old = next((Path(__file__).parents[2] / "results" / "embedded" / "records").glob("*.json"))
     assert records.read_record(old).environment.gpu is None
@@ -288,9 +286,9 @@ def test_a_noise_floor_that_cannot_be_taken_leaves_the_scored_row(
     monkeypatch.setattr(language_model, "open_model", opens)
     record = cell._compute(teacher_job, lambda _: None, time.monotonic())
     assert record.status == "success" and [score.n for score in record.scores] == [6, 6]
-    floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
+    floors = [floor for floor in record.measurements if floor.name.startswith("noise_flips")]
     assert len(floors) == 2 and all(
-        one.remark.startswith("not measured: ") and not one.values for one in floors
+        floor.remark.startswith("not measured: ") and not floor.values for floor in floors
     )
 
     from harness.analysis.comparison import group_records
@@ -307,7 +305,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     from harness.running import cell, evaluation
     from harness.scoring import fidelity
 
-    def out_of_memory(*given, **named):
+    def out_of_memory(*arguments, **named):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(fidelity, "save_hidden_states", out_of_memory)
@@ -322,7 +320,7 @@ def test_distances_that_cannot_be_measured_leave_the_scored_row_and_numbers_that
     remark = record.measurement("skipped_fidelity").remark
     assert remark.startswith("its distance to the teacher was not measured: out of memory")
 
-    def not_a_number(*given, **named):
+    def not_a_number(*arguments, **named):
         raise CellFailed("answers with NaN")
 
     monkeypatch.setattr(evaluation, "_distances_to_teacher", not_a_number)
@@ -336,9 +334,9 @@ def test_a_bf16_teacher_is_asked_again_in_its_own_type_a_few_rows_at_once(teache
     record = cell._compute(
         teacher_job.model_copy(update={"dtype": "bfloat16"}), lambda _: None, time.monotonic()
     )
-    floors = [one for one in record.measurements if one.name.startswith("noise_flips")]
-    assert [one.condition for one in floors] == ["bfloat16, 8 rows at once"] * 2 and [
-        one.values for one in floors
+    floors = [floor for floor in record.measurements if floor.name.startswith("noise_flips")]
+    assert [floor.condition for floor in floors] == ["bfloat16, 8 rows at once"] * 2 and [
+        floor.values for floor in floors
     ] == [(4.0,), (4.0,)]
 
 
@@ -400,9 +398,9 @@ def test_on_a_gpu_the_shared_path_is_taken_and_gives_what_the_cpu_gives(on_card,
     assert reason_for_plain_path(on_card) == ""
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
     ours, theirs = (generate(opened, prompts, max_new_tokens=24) for opened in (on_card, embedded))
-    assert [one.ids for one in ours] == [one.ids for one in theirs]
-    assert [one.ids for one in ours] == [
-        one.ids for one in generate(on_card, prompts, max_new_tokens=24, batch_size=1)
+    assert [answer.ids for answer in ours] == [answer.ids for answer in theirs]
+    assert [answer.ids for answer in ours] == [
+        answer.ids for answer in generate(on_card, prompts, max_new_tokens=24, batch_size=1)
     ]
     rows = [
         LikelihoodRequest([*prompt, *answer.ids], len(answer.ids))
@@ -419,10 +417,10 @@ def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
     from harness.scoring.generation import Sampling, generate
 
     prompts = [on_card.encode(prompt) for prompt in PROMPTS]
-    drawn = [
+    samples = [
         [
-            one.ids
-            for one in generate(
+            answer.ids
+            for answer in generate(
                 on_card,
                 prompts,
                 max_new_tokens=16,
@@ -432,7 +430,7 @@ def test_on_a_gpu_sampling_is_the_same_again_and_by_any_batch(on_card):
         ]
         for size in (3, 3, 1)
     ]
-    assert drawn[0] == drawn[1] == drawn[2]
+    assert samples[0] == samples[1] == samples[2]
 
 
 @pytest.mark.gpu
@@ -462,7 +460,7 @@ def test_on_a_gpu_the_environment_names_it():
 
 
 def _python(*arguments, **environment):
-    held = {
+    inherited = {
         key: value
         for key, value in os.environ.items()
         if key not in ("PYTHONPATH", "HARNESS_STAND_IN_CARD")
@@ -471,7 +469,7 @@ def _python(*arguments, **environment):
         [sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
-        env={**held, **environment},
+        env={**inherited, **environment},
         check=False,
     )
 
@@ -538,13 +536,15 @@ def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_
     done = _python(*command, **missing)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     for step in steps:
-        told = json.loads((tmp_path / "out" / f"step-{step}.json").read_text())
-        assert told["conditions"]["dry"] and told["conditions"]["gpu"].startswith("stand-in card")
-        assert told["parts"] and all(
-            part["status"] == "done" and part["figures"] for part in told["parts"].values()
+        figures = json.loads((tmp_path / "out" / f"step-{step}.json").read_text())
+        assert figures["conditions"]["dry"] and figures["conditions"]["gpu"].startswith(
+            "stand-in card"
+        )
+        assert figures["parts"] and all(
+            part["status"] == "done" and part["figures"] for part in figures["parts"].values()
         )
     if steps == ("1",):
-        parts = told["parts"]
+        parts = figures["parts"]
         assert parts["fp32 against the CPU"]["figures"]["other answers"] == 0
         assert parts["kill and resume"]["figures"]["steps before it was killed"]
         assert all(

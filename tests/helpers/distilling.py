@@ -22,9 +22,7 @@ FEW = {"validation_rows": 16}
 
 
 class Quick(Registry):
-    """The registry of methods; what trains scores few held-out rows, unless it is told
-    otherwise.
-    """
+    """The registry of methods; by default a method that trains scores few held-out rows."""
 
     def build(self, name, settings):
         """Build a method with its settings."""

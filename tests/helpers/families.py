@@ -1,5 +1,6 @@
-"""Tiny random models of many architecture families, from transformers' configurations: four blocks
-(or what a family needs), 32 wide.
+"""Tiny random models of many architecture families, by transformers' configurations.
+
+They have four blocks (or what a family needs) and a width of 32.
 """
 
 from collections.abc import Mapping
@@ -317,8 +318,9 @@ FAMILIES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 
 
 def random_family(name: str, *, seed: int = 0, spread: float = 0.1) -> Any:
-    """Return a random model of a family, in eval mode; `spread` is its weights' deviation: small
-    ones hide what a cut does.
+    """Return a random model of a family in eval mode; `spread` is the deviation of its weights.
+
+    Small weights would hide what a cut does.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -326,11 +328,13 @@ def random_family(name: str, *, seed: int = 0, spread: float = 0.1) -> Any:
     kind, changes = FAMILIES[name]
     torch.manual_seed(seed)
     if "text_config" in changes:
-        asked = {**changes, "text_config": {**SIZES, **changes["text_config"]}}
+        settings = {**changes, "text_config": {**SIZES, **changes["text_config"]}}
     else:
-        asked = {**(OLDER if changes.get("n_embd") else SIZES), **changes}
-    asked = {key: value for key, value in asked.items() if key != "head_dim" or value is not None}
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **asked)).eval()
+        settings = {**(OLDER if changes.get("n_embd") else SIZES), **changes}
+    settings = {
+        key: value for key, value in settings.items() if key != "head_dim" or value is not None
+    }
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings)).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2:

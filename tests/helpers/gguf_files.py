@@ -1,6 +1,4 @@
-"""Small GGUF files of a Llama of one block, in any kind of tensor that the gguf package can
-read.
-"""
+"""Small GGUF files of a Llama of two blocks, in all tensor kinds that the gguf package reads."""
 
 import json
 from pathlib import Path
@@ -12,8 +10,9 @@ WIDTH, INNER, HEADS, LAYERS = 256, 512, 4, 1  # a K kind packs blocks of 256
 
 
 def packed(values: "np.ndarray", kind: str, *, seed: int) -> "np.ndarray":
-    """Return a matrix in a kind: rounded by gguf's own code, or, for kinds that it only reads,
-    random codes with small scales.
+    """Return a matrix packed in a kind, rounded by gguf's own code.
+
+    For kinds that gguf only reads, the codes are random and the scales small.
     """
     import gguf
 
@@ -46,13 +45,14 @@ def _scales(kind: str, size: int) -> tuple[int, ...]:
 def write_llama(
     path: Path, kinds: dict[str, str], tokenizer: Path, *, seed: int = 0
 ) -> dict[str, Any]:
-    """Write a file whose matrices have the kind "" names, or their own; return each tensor's packed
-    form and its kind, by its GGUF name.
+    """Write a Llama file; return each tensor's packed data and kind, by its GGUF name.
+
+    `kinds` maps a tensor's name to its kind; "" is the kind of the other matrices.
     """
     import gguf
 
-    told = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
-    tokens = sorted(told["vocab"], key=told["vocab"].__getitem__)
+    bpe = json.loads((tokenizer / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    tokens = sorted(bpe["vocab"], key=bpe["vocab"].__getitem__)
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(512)
     writer.add_embedding_length(WIDTH)
@@ -67,10 +67,10 @@ def write_llama(
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token.startswith("<") else 1 for token in tokens])
     writer.add_token_merges(
-        [" ".join(pair) if isinstance(pair, list) else pair for pair in told["merges"]]
+        [" ".join(pair) if isinstance(pair, list) else pair for pair in bpe["merges"]]
     )
     writer.add_eos_token_id(0)
-    draw, held = np.random.default_rng(seed), {}
+    draw, tensors = np.random.default_rng(seed), {}
     shapes = {
         "token_embd.weight": (len(tokens), WIDTH),
         "output_norm.weight": (WIDTH,),
@@ -93,12 +93,12 @@ def write_llama(
             data,
             raw_dtype=None if kind in ("F32", "F16") else gguf.GGMLQuantizationType[kind],
         )
-        held[name] = (data, kind)
+        tensors[name] = (data, kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return held
+    return tensors
 
 
 def exact(data: "np.ndarray", kind: str) -> "np.ndarray":

@@ -131,7 +131,7 @@ def megabytes_of(record):
 
 
 def weighed(label, family, share, *, decode, megabytes, seconds, **more):
-    made = make(label, share, family=family, **more)
+    record = make(label, share, family=family, **more)
     measured = (
         Measurement(
             name="decode_speedup",
@@ -145,7 +145,7 @@ def weighed(label, family, share, *, decode, megabytes, seconds, **more):
             name="weight_bytes_disk", value=2**20 * megabytes, unit="bytes", higher_is_better=False
         ),
     )
-    return made.model_copy(update={"measurements": measured, "cost": Cost(seconds=seconds)})
+    return record.model_copy(update={"measurements": measured, "cost": Cost(seconds=seconds)})
 
 
 def good(label, like, lost, **more):
@@ -166,7 +166,7 @@ def numbered(label, numbers, **changes):
     """Return a record whose items carry numbers."""
     record = make(label, 0.5)
     value = sum(numbers) / len(numbers)
-    given = {
+    update = {
         "outcomes": {},
         "values": {"strict-match": tuple(numbers)},
         "value": value,
@@ -175,7 +175,7 @@ def numbered(label, numbers, **changes):
         "n": len(numbers),
         **changes,
     }
-    return record.model_copy(update={"scores": (record.scores[0].model_copy(update=given),)})
+    return record.model_copy(update={"scores": (record.scores[0].model_copy(update=update),)})
 
 
 TEACHERS = [(at % 10) / 10 for at in range(400)]
@@ -186,7 +186,7 @@ def together(label, metric, runs, **changes):
     from harness.statistics import corpus
 
     run = corpus.Corpus(metric, tuple(f"{gold} {chosen}" for gold, chosen in runs))
-    given = {
+    update = {
         "values": {},
         "form": metric,
         "statistics": run.statistics,
@@ -196,7 +196,7 @@ def together(label, metric, runs, **changes):
         "unit": "share" if metric in corpus.SHARE_FORMS else "number",
         "answers_digest": label,
     }
-    return numbered(label, [0.0] * len(runs), **{**given, **changes})
+    return numbered(label, [0.0] * len(runs), **{**update, **changes})
 
 
 def guesses(wrong):

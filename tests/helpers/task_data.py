@@ -63,15 +63,15 @@ class Oracle:
         class Knowing(LM):
             def loglikelihood(self, requests):
                 return [
-                    (0.0 if one.args[1] in answers[one.doc["question"]] else -9.0, True)
-                    for one in requests
+                    (0.0 if request.args[1] in answers[request.doc["question"]] else -9.0, True)
+                    for request in requests
                 ]
 
             def loglikelihood_rolling(self, requests):
-                return [-float(len(one.doc["page"].split())) for one in requests]
+                return [-float(len(request.doc["page"].split())) for request in requests]
 
             def generate_until(self, requests):
-                return [answers[one.doc["question"]] for one in requests]
+                return [answers[request.doc["question"]] for request in requests]
 
         return Knowing()
 

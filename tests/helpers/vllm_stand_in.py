@@ -1,6 +1,4 @@
-"""A stand-in for the module `vllm`: an engine that computes with transformers and answers in vLLM's
-own types of fields.
-"""
+"""A stand-in for the module `vllm`: computes with transformers, answers in vLLM's types."""
 
 import sys
 from types import SimpleNamespace
@@ -23,9 +21,7 @@ def install(monkeypatch, opened):
 
 
 class _Engine:
-    """Holds vLLM's own rules on lengths, on how many log-probabilities are given, and on streams of
-    draws.
-    """
+    """An engine with vLLM's rules on lengths, log-probabilities and random streams."""
 
     def __init__(self, opened, settings):
         self.opened, self.settings = opened, settings
@@ -49,9 +45,7 @@ class _Engine:
         return self._written(ids, **params)
 
     def _read(self, ids, temperature, max_tokens, prompt_logprobs):
-        """Return, for each token but the first, the likeliest and itself: token -> log-probability
-        and rank.
-        """
+        """Return log-probability and rank of each later token and of the likeliest there."""
         import torch
 
         assert max_tokens == 1 and temperature == 0
@@ -87,9 +81,9 @@ class _Engine:
         from harness.scoring.generation import generate
 
         assert (seed is None) == (temperature == 0)
-        drawn = Sampling(temperature=temperature, seed=seed) if temperature else None
+        sampling = Sampling(temperature=temperature, seed=seed) if temperature else None
         [answer] = generate(
-            self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=drawn
+            self.opened, [ids], max_new_tokens=max_tokens, stop=tuple(stop), sampling=sampling
         )
         finish = "length" if answer.stop == "length" else "stop"
         reason = stop[0] if answer.stop == "stop" else None

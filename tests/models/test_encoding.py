@@ -38,7 +38,7 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def tokenizers():
-    return {family: _tokenizers.made(family) for family in FAMILIES}
+    return {family: _tokenizers.build_tokenizer(family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def opened(tokenizers, tmp_path_factory):
 
     from harness.models.checkpoint import describe
 
-    model = _architectures.built("llama", vocabulary=max(map(len, tokenizers.values())))
+    model = _architectures.random_model("llama", vocabulary=max(map(len, tokenizers.values())))
     folder = tmp_path_factory.mktemp("encoding")
     model.config.save_pretrained(folder)
     return lambda family: LanguageModel(
@@ -194,7 +194,7 @@ def test_without_eos_answers_end_by_length_and_nothing_is_trained(opened, tokeni
     from harness.scoring.generation import generate
     from methods.training.rows import encode
 
-    bare = _tokenizers.made("byte-bpe")
+    bare = _tokenizers.build_tokenizer("byte-bpe")
     bare.bos_token = bare.eos_token = bare.pad_token = None
     one = opened("byte-bpe")
     model = LanguageModel(one.model, bare, "cpu", one.checkpoint)
@@ -244,7 +244,7 @@ def test_ids_outside_the_embedding_table_are_a_line_and_padding_is_none_of_them(
     from harness.scoring.generation import generate
 
     one = opened("byte-bpe")
-    grown = _tokenizers.made("byte-bpe")
+    grown = _tokenizers.build_tokenizer("byte-bpe")
     grown.add_special_tokens(
         {
             "pad_token": "[PAD]",

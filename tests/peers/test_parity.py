@@ -38,7 +38,7 @@ def tasks(tmp_path_factory):
 
 @pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.name)
 def test_every_item_is_answered_as_lm_eval_answers_it(cell, tasks):
-    outcome = _parity.compared(cell, tasks)
+    outcome = _parity.compare_cell(cell, tasks)
     assert not outcome.refused and outcome.alike == outcome.items >= 7, outcome.differs
 
 

@@ -1,6 +1,4 @@
-"""What users' CI is told to do, done: the documented commands, the action's own script, and our own
-gate on the embedded pair.
-"""
+"""What users' CI does: the documented commands, the action's script, our own gate."""
 
 import json
 import os
@@ -25,9 +23,7 @@ BASELINE = ROOT / "results" / "baselines" / "embedded.json"
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder with a run of three untrained rows on all items of both tasks, made once by the
-    first documented command.
-    """
+    """Return the folder of a run of three untrained rows, made by the first documented command."""
     folder = tmp_path_factory.mktemp("ci")
     result = harness(folder, *shlex.split(COMMANDS[0])[1:])
     assert result.returncode == 0, result.stderr
@@ -43,9 +39,7 @@ def harness(folder, *words, **environment):
 
 
 def test_our_own_gate(desk):
-    """Three rows of the embedded pair against the committed baseline: what CI runs on every change
-    of this repository.
-    """
+    """Three rows of the embedded pair against the committed baseline, as in our CI."""
     result = harness(desk, "check", "runs", "--baseline", str(BASELINE))
     assert result.returncode == 0, result.stdout + result.stderr
     assert "int8" in result.stdout and "not in the baseline" not in result.stdout

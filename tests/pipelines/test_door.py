@@ -1,6 +1,4 @@
-"""The door: what is refused before anything is computed, how a command ends, and what its processes
-leave behind.
-"""
+"""The command's door: what is refused early, how a command ends, what its processes leave."""
 
 import errno
 import json
@@ -26,9 +24,7 @@ STUDY = Path(__file__).parents[2] / "results" / "embedded" / "records"
 
 @pytest.fixture
 def typed(monkeypatch, capsys):
-    """Run a command line in this process; returns its exit code and what it said on
-    standard error.
-    """
+    """Return a function that runs a command line in this process: (exit code, standard error)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["harness", *map(str, arguments)])

@@ -1,6 +1,4 @@
-"""A short form of tests/benchmarks/fuzz.py: no harmed file ends in a traceback, is believed where
-it was signed, or holds a reader up.
-"""
+"""A short form of tests/benchmarks/fuzz.py: no traceback, no false belief, no hang."""
 
 import sys
 from pathlib import Path

@@ -1,5 +1,6 @@
-"""The guides for authors, typed as they stand: packages outside the repository, made of a page's
-files, whose commands and tests are run.
+"""The guides for authors as they stand: a page's files become a package that is run and tested.
+
+The package lies outside the repository.
 """
 
 import os
@@ -74,12 +75,12 @@ def _path(folder):
 
 def _without(words, names):
     """Leave out options, each with its value."""
-    kept, drop = [], False
+    remaining, drop = [], False
     for word in words:
         if not drop and word not in names:
-            kept.append(word)
+            remaining.append(word)
         drop = word in names
-    return kept
+    return remaining
 
 
 @pytest.fixture(scope="module", params=["add-a-method.md", "add-a-task.md"])

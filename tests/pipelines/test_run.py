@@ -1,6 +1,4 @@
-"""From the command to the tables on the embedded pair: runs, skips, resumes, fails as it should.
-CPU, small budgets.
-"""
+"""From the command to the tables on the embedded pair: runs, skips, resumes and failures."""
 
 import json
 import os
@@ -45,9 +43,7 @@ def command(*arguments, environment=None, **options):
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """One run of a trained row, its controls and a copy of the teacher with a small budget, and
-    where it lies.
-    """
+    """Return a small run of a trained row, controls and a teacher's copy, and its folder."""
     folder = tmp_path_factory.mktemp("pipeline")
     run = harness.run("cot,identity", "math", out=folder / "runs", cache=folder / "cache", **SMALL)
     return run, folder
@@ -240,16 +236,14 @@ class Shouting(Trained):
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory):
-    """Install a method in a temporary folder through the entry-point group; return the environment
-    that sees it.
-    """
+    """Install a method in a folder by entry point; return the environment that sees it."""
     folder = tmp_path_factory.mktemp("plugin")
     (folder / "shouting.py").write_text(textwrap.dedent(PLUGIN))
     info = folder / "shouting-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
-    shown = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    (folder / "first_words.py").write_text(shown.partition("```python\n")[2].partition("```")[0])
+    guide = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
+    (folder / "first_words.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
     (info / "entry_points.txt").write_text(
         "[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n"
     )
@@ -350,9 +344,7 @@ def test_a_method_from_another_package_runs_and_failures_leave_the_others_alone(
 
 
 def test_a_killed_run_goes_on_to_the_same_student(finished, tmp_path):
-    """Kill the whole command with SIGKILL in the middle of training; the same command then ends in
-    the same bytes.
-    """
+    """A command killed by SIGKILL while training ends, when repeated, in the same bytes."""
     _, folder = finished
     options = [
         "run",

@@ -44,7 +44,7 @@ def model(embedded):
     def make(kind, **changes):
         key = (kind, *changes)
         if key not in models:
-            random_model = _architectures.built(kind, vocabulary=1024, **changes)
+            random_model = _architectures.random_model(kind, vocabulary=1024, **changes)
             models[key] = LanguageModel(
                 random_model, embedded.tokenizer, "cpu", embedded.checkpoint
             )
@@ -150,7 +150,7 @@ def test_fidelity_reads_a_model_that_padding_changes_one_row_at_a_time(model):
 @pytest.mark.parametrize("kind", ["llama", "lfm2", "gemma2"])
 def test_numbers_that_are_none_fail_the_row_and_name_their_module(kind, model):
     opened = LanguageModel(
-        _architectures.built(kind, vocabulary=1024),
+        _architectures.random_model(kind, vocabulary=1024),
         model(kind).tokenizer,
         "cpu",
         model(kind).checkpoint,
@@ -173,7 +173,7 @@ def test_numbers_that_are_none_fail_the_row_and_name_their_module(kind, model):
 
 def test_floats_that_overflow_fail_the_row_too(model):
     opened = LanguageModel(
-        _architectures.built("llama", vocabulary=1024),
+        _architectures.random_model("llama", vocabulary=1024),
         model("llama").tokenizer,
         "cpu",
         model("llama").checkpoint,

@@ -1,5 +1,4 @@
-"""A stand-in for a GPU, for machines without one: tensors that say `cuda:0`, compute on the CPU,
-and refuse the CPU's own as a GPU does.
+"""A stand-in for a GPU: tensors that say `cuda:0`, compute on the CPU and refuse CPU tensors.
 
 `install()` gives this process such a card: `torch.cuda` answers, `device="cuda"` works in every
 factory and `.to`, an operation over tensors of both places raises as CUDA would, and a tensor must
@@ -41,7 +40,7 @@ class OnCard(torch.Tensor):
 
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> "OnCard":
-        made = torch.Tensor._make_wrapper_subclass(
+        wrapper = torch.Tensor._make_wrapper_subclass(
             cls,
             inner.size(),
             strides=inner.stride(),
@@ -50,8 +49,8 @@ class OnCard(torch.Tensor):
             layout=inner.layout,
             device=torch.device("cpu"),
         )
-        made.inner = inner
-        return made
+        wrapper.inner = inner
+        return wrapper
 
     __torch_function__ = torch._C._disabled_torch_function_impl
     device = property(lambda self: PLACE)
@@ -162,10 +161,11 @@ class Card(TorchDispatchMode):
 
 
 def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    """Compute an operation on the CPU's tensors; its results lie on the card where its arguments
-    do, or where it is told to.
+    """Compute an operation on the CPU's tensors.
+
+    Its results lie on the card where its arguments do, or where `device` says.
     """
-    name, asked = function.name(), kwargs.get("device")
+    name, device = function.name(), kwargs.get("device")
     on_card: list[OnCard] = []
     on_host: list[torch.Tensor] = []
 
@@ -182,8 +182,10 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
             f"cuda:0 and cpu! ({name})"
         )
     away = kwargs.get("pin_memory") is not None or not on_card
-    there = torch.device(asked).type == "cuda" or not away if asked is not None else bool(on_card)
-    if asked is not None:
+    to_card = (
+        torch.device(device).type == "cuda" or not away if device is not None else bool(on_card)
+    )
+    if device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     inner_args, inner_kwargs = tree_map(
         lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs)
@@ -193,21 +195,22 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     if name.startswith("aten::copy_"):
         return args[0]
     # in-place operations return what they were given
-    known = {id(value.inner): value for value in on_card}
+    wrappers = {id(value.inner): value for value in on_card}
 
     def wrap(value: Any) -> Any:
         if not isinstance(value, torch.Tensor) or isinstance(value, OnCard):
             return value
-        if id(value) in known:
-            return known[id(value)]
-        return OnCard(value) if there else value
+        if id(value) in wrappers:
+            return wrappers[id(value)]
+        return OnCard(value) if to_card else value
 
     return tree_map(wrap, result)
 
 
 def _pack_int4(codes: torch.Tensor, tiles: int) -> torch.Tensor:
-    """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles (N / 8, K / 16 tiles, 32,
-    tiles / 2), as ours to read again.
+    """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles.
+
+    The tiles have the shape (N / 8, K / 16 tiles, 32, tiles / 2) and are read back by our kernel.
     """
     rows, half = codes.shape
     return (
@@ -220,8 +223,9 @@ def _pack_int4(codes: torch.Tensor, tiles: int) -> torch.Tensor:
 def _int4_product(
     x: torch.Tensor, packed: torch.Tensor, group: int, scales: torch.Tensor
 ) -> torch.Tensor:
-    """Multiply as CUDA's kernel does: (code - 8) times its group's scale, plus its group's shift;
-    scales are (groups, N, 2).
+    """Multiply as CUDA's kernel does: (code - 8) times the group's scale, plus its shift.
+
+    Scales and shifts have the shape (groups, N, 2).
     """
     pairs = packed.contiguous().view(torch.uint8).reshape(scales.shape[1], -1)
     codes = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(1).float() - 8
@@ -307,15 +311,14 @@ def install() -> None:
 
 
 def _own(answer: Any) -> Any:
-    """Return a function object of its own: torch keeps rules by object, and two names may not share
-    one.
-    """
+    """Return a copy of a function: torch keeps rules by object, and two names may not share one."""
     return lambda *args, **kwargs: answer(*args, **kwargs)
 
 
 def _on_cpu_instead() -> None:
-    """Let random streams and autocast, which C++ keeps by device, be the CPU's, and inference
-    tensors, which no wrapper is, plain ones.
+    """Send random streams and autocast to the CPU, and make inference tensors plain tensors.
+
+    C++ keeps streams and autocast by device; no wrapper can be an inference tensor.
     """
     generator, autocast, load = torch.Generator, torch.autocast, torch.load
 

@@ -1,5 +1,6 @@
-"""Installs the stand-in card in every Python process of a run as soon as torch is imported there
-(`PYTHONPATH=tests/gpu/stand_in`).
+"""Installs the stand-in card in each Python process of a run when torch is imported there.
+
+It needs `PYTHONPATH=tests/gpu/stand_in`.
 
 `HARNESS_LACKS=nltk,evaluate` lets these packages be missing, as they are on a bare machine.
 """
