@@ -149,17 +149,16 @@ def _read_old_names(where: str, method_class: type[Any], fields: Collection[str]
     for base in _own_classes(method_class):
         stated = vars(base)
         for old, new in OLD_NAMES.items():
-            if (
-                old not in stated
-                or old in fields
-                or (inspect.isfunction(stated[old]) and stated[old] is stated.get(new))
-            ):
+            # A field is a setting of the class's own. A function that both names have is an alias
+            # which `_keep_callable` made when a class derived from this one was loaded.
+            is_alias = inspect.isfunction(stated.get(old)) and stated[old] is stated.get(new)
+            if old not in stated or old in fields or is_alias:
                 continue
             if new in stated:
                 raise HarnessError(
                     f"{where}: {old} and {new} are two names for one trait; keep {new}"
                 )
-            # what a base says by its settings holds
+            # `False` leaves a trait that follows from settings to the property of a base class
             if stated[old] is not False or new in fixed_traits():
                 setattr(base, new, stated[old])
             renames_used.append(RENAMED[old])

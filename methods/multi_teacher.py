@@ -17,7 +17,7 @@ from pydantic import Field
 
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
-from methods.training.base import Trained
+from methods.training.base import SHARED_WITH_CONTROLS, Trained
 from methods.training.distilled import Distilled
 from methods.training.sources import Teachers, shared_vocabulary
 
@@ -46,7 +46,7 @@ class MultiTeacher(Trained):
 
     def control_settings(self) -> dict[str, object]:
         """Return what controls take over: the same start and, for one teacher, the same loss."""
-        return self.changed("start", "temperature", "teacher_share", "top_k")
+        return self.changed(*SHARED_WITH_CONTROLS, "temperature", "teacher_share", "top_k")
 
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""

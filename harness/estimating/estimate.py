@@ -578,6 +578,7 @@ def _recorded_item_seconds(task: str, shape: Shape, records: Sequence[RunRecord]
     for record in records_of_this_machine(records):
         score = record.score(task)
         size = record.student.parameters if record.student else None
+        # answers that were read from the cache took no time
         if score is None or not size or record.conditions.limited or score.from_journal:
             continue
         ratio = shape.parameters / size

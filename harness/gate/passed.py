@@ -191,11 +191,15 @@ def claim_pass_rate(
 ) -> float:
     """Return about how often a claim passes a row that truly lost `drop`.
 
-    `flips`, `drop` and `teacher` are shares of the n items; the rate is the normal approximation of
-    the claim's test.
+    `flips` (items that only one of the two has right), `drop` and `teacher` are shares of the n
+    items, and `chance` is the share that guessing gets right; `tests` is how many Holm adjusts for.
+    The rate is the normal approximation of the claim's test: the mean over items of a weight, which
+    is positive where the row keeps more than the margin.
     """
     assert rules.margin is not None
-    lost, won = min((max(flips, drop) + drop) / 2, teacher), (max(flips, drop) - drop) / 2
+    flips = max(flips, drop)  # flips = lost + won, drop = lost - won
+    lost = min((flips + drop) / 2, teacher)
+    won = (flips - drop) / 2
     # shares of items: both right, only the teacher, only the student, neither
     cells = (teacher - lost, lost, won, max(0.0, 1 - teacher - won))
     weights = (

@@ -380,18 +380,18 @@ def _has_interval(finding: Finding) -> bool:
 def _margin_it_keeps(
     records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules
 ) -> float:
-    """Return a row's own margin in whole per cents: the most that it is shown to keep.
+    """Return the tightest margin, a share in whole per cents, that these records of a row pass.
 
-    (In points: the least that it is shown to lose.) The search starts at the lower end of the row's
-    interval and goes down until a check of these very records passes the claim at the level of
-    Holm's strictest test.
+    A margin is the share that must be kept; with `rules.points`, what may be lost. The search
+    starts at the worst lower bound of the row's intervals, and loosens the margin by one per cent
+    until a check of the records passes (`_shown_to_keep`).
     """
     tested = [finding for finding in findings if _has_interval(finding)]
-    least = 100 * min(_lower_bound(records, finding, rules) for finding in tested)
-    if rules.points:
-        percent, step = max(1, math.ceil(-least - 1e-9)), 1
-    else:
-        percent, step = min(99, math.floor(least + 1e-9)), -1
+    lower_bound = 100 * min(_lower_bound(records, finding, rules) for finding in tested)
+    if rules.points:  # looser is more
+        percent, step = max(1, math.ceil(-lower_bound - 1e-9)), 1
+    else:  # looser is less
+        percent, step = min(99, math.floor(lower_bound + 1e-9)), -1
     while 0 < percent < 100 and not _shown_to_keep(
         records, tested, replace(rules, margin=percent / 100)
     ):
@@ -407,7 +407,8 @@ def _margin_it_keeps(
 def _shown_to_keep(records: Sequence[RunRecord], findings: Sequence[Finding], rules: Rules) -> bool:
     """Tell whether a check of these records passes a row's claims at the margin of the rules.
 
-    Its other tests do not matter.
+    Each claim is tested at the level of Holm's first step, the strictest. Other findings do not
+    matter.
     """
     tests = max(int(finding.numbers.get("tests") or 1) for finding in findings)
     row_rules = replace(rules, rows=(findings[0].row,), alpha=rules.alpha / tests)

@@ -86,6 +86,7 @@ class Stopwatch:
     """The parent's side of one model's timing process."""
 
     def __init__(self, job: TimingJob, folder: Path, name: str) -> None:
+        """Start the process; it opens the model and waits for orders on its standard input."""
         self.name = name
         self.log = folder / f"stopwatch-{name}.txt"
         path = folder / f"stopwatch-{name}.json"
@@ -104,7 +105,7 @@ class Stopwatch:
                     "-m",
                     "harness.measuring.worker",
                     str(path.resolve()),
-                    str(os.getpid()),
+                    str(os.getpid()),  # it ends when this process does
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

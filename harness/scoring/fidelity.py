@@ -201,13 +201,13 @@ def save_hidden_states(
 def _hidden_states(
     teacher: LanguageModel, head: Any, texts: Sequence[PromptedAnswer]
 ) -> "Iterator[torch.Tensor | None]":
-    """Yield the hidden states (T, W) before the head at each text's answer.
+    """Yield the head's inputs at each text's answer, (answer tokens, hidden width).
 
     None where the head alone does not make the text's logits.
     """
     import torch
 
-    inputs_of_head: list[torch.Tensor] = []  # of the rows read last
+    inputs_of_head: list[torch.Tensor] = []  # one a row, padded on the left
     hook = head.register_forward_pre_hook(
         lambda module, inputs: inputs_of_head.extend(inputs[0].detach())
     )
@@ -289,7 +289,10 @@ def _saved_readings(
     device: str,
     width: int | None = None,
 ) -> Iterator[TeacherReading]:
-    """Yield the readings of a task: logits are made again from hidden states and the head."""
+    """Yield the readings of a task: logits are computed from saved hidden states and the head.
+
+    `names` are the file's tensors; `width` is how many tokens of the vocabulary are compared.
+    """
     import torch
     from safetensors import safe_open
 
@@ -297,8 +300,9 @@ def _saved_readings(
     with safe_open(path, framework="pt") as tensors:
         while f"{task}/{index}/hidden" in names:
             hidden = tensors.get_tensor(f"{task}/{index}/hidden")
-            ids = tensors.get_tensor(f"{task}/{index}/ids").tolist()
-            cut = len(ids) - int(tensors.get_tensor(f"{task}/{index}/written"))
+            ids = tensors.get_tensor(f"{task}/{index}/ids").tolist()  # prompt and answer
+            answer_length = int(tensors.get_tensor(f"{task}/{index}/written"))
+            cut = len(ids) - answer_length
             head = head.to(device, hidden.dtype)  # moves once, since all items have one type
             logits = torch.nn.functional.linear(hidden.to(device), head)
             log_p = torch.log_softmax(logits[:, :width].float(), dim=-1)

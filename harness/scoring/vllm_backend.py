@@ -176,8 +176,8 @@ class VllmBackend:
     ) -> Iterator[TopK]:
         """Yield the `k` likeliest tokens at the last positions of each request.
 
-        Raises `HarnessError` for whole distributions and for fewer tokens than the vocabulary has:
-        vLLM cannot give these.
+        Raises `HarnessError` where vLLM cannot: for all tokens (`k` None), for more than
+        `MAX_LOGPROBS`, and for probabilities among the first `width` tokens of the vocabulary.
         """
         vocabulary = int(self.opened.text_config.vocab_size)
         if k is None or k > MAX_LOGPROBS:

@@ -33,10 +33,10 @@ def require_package(package: str, extra: str) -> None:
 
 
 def count_matrices(model: Any, method: str) -> int:
-    """Count the matrices of the blocks, which a library must pack.
+    """Count a model's linear layers but for its head: a library must pack all of them.
 
-    Raises `CellFailed` for a model with matrices that no library would know, and so leave as they
-    are without a word.
+    Raises `CellFailed` for a model with matrices of another kind. A library would not pack those,
+    and would not say so.
     """
     from methods.compression.layers import as_linear, is_unknown_matrix, names_without_numbers
 

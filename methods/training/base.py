@@ -5,9 +5,9 @@ Importing this imports no torch, so that settings can be checked before anything
 
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Family, Job, Method, Start
 from harness.renames.arguments import accept_old_arguments, current_arguments
@@ -39,6 +39,8 @@ class TrainOptions:
 
 
 _DEFAULT_OPTIONS = TrainOptions()
+# settings of every trained method that its controls take over: what is trained, and from where
+SHARED_WITH_CONTROLS = ("start", "recipe", "lora_rank", "lora_alpha")
 
 
 def default_learning_rate(parameters: int, *, scratch: bool = False) -> float:
@@ -83,6 +85,14 @@ class Trained(Method):
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32  # adapters count alpha/rank times
 
+    @model_validator(mode="after")
+    def _adapters_need_weights_to_adapt(self) -> Self:
+        if self.recipe == "lora" and self.start == "random":
+            raise ValueError(
+                "recipe=lora freezes the weights that start=random draws; use recipe=full"
+            )
+        return self
+
     @property
     def rows_at_once(self) -> int:
         """Return the rows of one forward pass."""
@@ -108,7 +118,7 @@ class Trained(Method):
 
         With them all start alike.
         """
-        return self.changed("start")
+        return self.changed(*SHARED_WITH_CONTROLS)
 
     def changed(self, *names: str) -> dict[str, object]:
         """Return those of the named settings that are not at their defaults."""

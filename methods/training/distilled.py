@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 
 from harness.contract import Checkpoint, Example, Job
 from methods.base import Weight, settings
-from methods.training.base import Trained, TrainOptions, full_solution_pairs
+from methods.training.base import SHARED_WITH_CONTROLS, Trained, TrainOptions, full_solution_pairs
 from methods.training.sources import Teachers, shared_vocabulary
 
 if TYPE_CHECKING:
@@ -163,9 +163,8 @@ class Distilled(DistillationTerms):
         Controls start alike and use the same divergence from the teacher's logits, so that a row
         and its control differ in one thing.
         """
-        return self.changed(
-            "start", "temperature", "divergence", "beta", "alpha", "teacher_share", "teacher"
-        )
+        loss = ("temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
+        return self.changed(*SHARED_WITH_CONTROLS, *loss)
 
     def compress(self, job: Job) -> Checkpoint:
         """Train against the teacher: from its cached distributions, or beside the live teacher."""

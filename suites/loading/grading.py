@@ -100,8 +100,12 @@ class AnswerGrader:
             )
         return self._items[gold.strip()]
 
-    def _grade_filtered(self, steps: Any, item: _Item, text: str) -> Grade:
-        """Grade an answer as lm-eval does, by one of its filters (a chain of steps) and metric."""
+    def _grade_filtered(self, lm_eval_filter: Any, item: _Item, text: str) -> Grade:
+        """Grade an answer as lm-eval does: filter it, then ask the task's metric.
+
+        `lm_eval_filter` is one of the task's filters. The metric is the task's first where the
+        result lacks the one that the score is made from.
+        """
         from lm_eval.api.instance import Instance
 
         instance = Instance(
@@ -112,8 +116,8 @@ class AnswerGrader:
             metadata=(item.task.task_name, 0, 1),
             resps=[text],
         )
-        steps.apply([instance])
-        filtered = instance.filtered_resps[steps.name]
+        lm_eval_filter.apply([instance])
+        filtered = instance.filtered_resps[lm_eval_filter.name]
         results = item.task.process_results(item.doc, [filtered])
         metric = self.metric if self.metric in results else next(iter(results), "")
         value = as_number(results.get(metric))
@@ -121,9 +125,13 @@ class AnswerGrader:
         answers = [filtered] if isinstance(filtered, str) else filtered or []
         extracted = next((str(answer) for answer in answers), "")
         return Grade(
-            extractor=steps.name,
+            extractor=lm_eval_filter.name,
             # "[invalid]": lm-eval's word for no match
             extracted=None if extracted.strip() in {"", "[invalid]"} else extracted,
-            # correct: full marks
-            correct=value is not None and (value <= 0 if lower_is_better else value >= 1),
+            correct=value is not None and _is_best(value, lower_is_better=lower_is_better),
         )
+
+
+def _is_best(value: float, *, lower_is_better: bool) -> bool:
+    """Tell whether a metric's value is the best there is: 1, or 0 of an error that is counted."""
+    return value <= 0 if lower_is_better else value >= 1

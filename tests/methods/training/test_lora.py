@@ -7,8 +7,8 @@ import pytest
 import torch
 from families import random_family
 
-from harness.errors import CellFailed, Skipped
-from harness.testing import check_method
+from harness.errors import CellFailed, HarnessError, Skipped
+from harness.testing import check_method, method_registry
 from methods.masks import mark_pruned
 from methods.response import ResponseDistillation
 from methods.training.lora import add_adapters, merge_adapters
@@ -162,3 +162,16 @@ def test_a_copy_of_a_merged_model_is_whole():
     move(model)
     merge_adapters(model)
     assert torch.equal(logits(copy.deepcopy(model)), logits(model))
+
+
+@pytest.mark.parametrize("method", ["response", "cot", "selective", "multi-teacher", "feature"])
+def test_controls_train_by_the_same_recipe(method):
+    built = method_registry().build(method, {"recipe": "lora", "lora_rank": 8})
+    shared = built.control_settings()
+    assert shared["recipe"] == "lora" and shared["lora_rank"] == 8
+    assert "lora_alpha" not in shared  # at its default
+
+
+def test_random_weights_are_not_frozen():
+    with pytest.raises(HarnessError, match="start=random"):
+        method_registry().build("sft", {"recipe": "lora", "start": "random"})
