@@ -20,9 +20,8 @@ class LoadedJob:
 
     job: CellJob
     tasks: dict[str, Task]
-    training_tasks: dict[
-        str, Task
-    ]  # with the training examples; without own data, the tasks themselves
+    # with the training examples; without own data, the tasks themselves
+    training_tasks: dict[str, Task]
     source: LocalOrHubData
     progress: Callable[[Progress], None]
 
