@@ -93,6 +93,23 @@ class PlannedCell(BaseModel):
         """Tell whether this is the first teacher's row: all other rows are compared with it."""
         return self.method == TEACHER and self.teacher == 0
 
+    @property
+    def record_fields(self) -> dict[str, Any]:
+        """The fields of its record that the plan decides, by name."""
+        return {
+            "key": self.key,
+            "label": self.label,
+            "method": self.method,
+            "family": self.family,
+            "is_control": self.is_control,
+            "controls": self.controls,
+            "handed_on": self.handed_on,
+            "trains": self.trains,
+            "starts_from": self.stages[0].starts_from if self.stages else "",
+            "settings": self.settings,
+            "seed": self.seed,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

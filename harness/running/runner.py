@@ -359,19 +359,9 @@ def _run_process(
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     """Return the record of a cell whose process left none."""
     return RunRecord(
-        key=cell.key,
+        **cell.record_fields,
         status="failed",
         reason=reason,
-        label=cell.label,
-        method=cell.method,
-        family=cell.family,
-        is_control=cell.is_control,
-        controls=cell.controls,
-        handed_on=cell.handed_on,
-        trains=cell.trains,
-        settings=cell.settings,
-        seed=cell.seed,
-        starts_from=cell.stages[0].starts_from if cell.stages else "",
         conditions=plan.conditions_of(cell),
         path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
