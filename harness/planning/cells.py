@@ -66,6 +66,7 @@ class PlannedStage(BaseModel):
     trains: bool
     starts_from: Start  # if it is the first stage
     simulated: bool = False
+    calibrates: bool = False
 
 
 class PlannedCell(BaseModel):
@@ -129,5 +130,8 @@ class Plan:
     hub_data: bool = False  # items come from the Hub, so cells may contact it
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:
-        """Return the conditions of a cell: `tuned` holds only for cells that train."""
-        return self.conditions.model_copy(update={"tuned": self.conditions.tuned and cell.trains})
+        """Return the conditions of a cell: those of training and calibration only where it does."""
+        calibrates = any(stage.calibrates for stage in cell.stages)
+        calibration = self.conditions.calibration_data if calibrates else None
+        tuned = self.conditions.tuned and cell.trains
+        return self.conditions.model_copy(update={"tuned": tuned, "calibration_data": calibration})

@@ -27,6 +27,7 @@ from harness.machine.process import ProcessEnd, watch_process
 from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
+from harness.planning.config import RunConfig
 from harness.records.record import BadRecord, RunRecord, read_record, write_record
 from harness.records.store import CellBusy, Store
 from harness.renames.modules import by_old_name
@@ -298,7 +299,9 @@ def _cell_job(
         train_data_locations=tuple(
             data.location for data in parse_training_sets(config.train_data)
         ),
-        calibration_location=str(config.calibration.resolve()) if config.calibration else "",
+        calibration_location="".join(
+            data.location for data in parse_training_sets(_calibration_texts(config))
+        ),
         overlap=config.overlap,
     )
 
@@ -354,6 +357,10 @@ def _run_process(
     return watch_process(
         process, log, lambda message: on_progress(Progress(**message)), seconds=timeout
     )
+
+
+def _calibration_texts(config: RunConfig) -> list[str]:
+    return [str(config.calibration)] if config.calibration else []
 
 
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
