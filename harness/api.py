@@ -77,7 +77,6 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import LocalOrHubData
-    from harness.data.training_sets import TrainingSet
     from harness.models.resolve import resolve
 
     _refuse_missing_packages(config)
@@ -107,7 +106,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         training_sets=_training_sets(config, tasks, source),
-        calibration=TrainingSet(str(config.calibration)) if config.calibration else None,
+        calibration=_calibration_set(config, tasks, source),
         text=_text_digest(source),
     )
     plan = make_plan(config, resolved)
@@ -154,6 +153,20 @@ def _training_sets(
         for training_set in training_sets:
             replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
     return training_sets
+
+
+def _calibration_set(
+    config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> "TrainingSet | None":
+    """Return the data of `--calibration`, refused as those of `--train-data` are."""
+    from harness.data.training_sets import parse_training_sets
+
+    if config.calibration is None:
+        return None
+    [calibration] = parse_training_sets([str(config.calibration)], option="--calibration")
+    if config.overlap == "refuse":
+        replace(calibration, evaluated=tasks, overlap="refuse").counts(source)
+    return calibration
 
 
 def check_places(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> None:

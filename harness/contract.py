@@ -180,6 +180,10 @@ class Task(Protocol):
 class OwnData(Task, Protocol):
     """Training examples of a user's own: read as a task's, and never scored."""
 
+    def all_examples(self, source: "DataSource") -> Iterator[Example]:
+        """Yield the examples of every split."""
+        ...
+
     def counts(self, source: "DataSource") -> dict[str, int]:
         """Return how many examples are trained on, held out, and dropped for evaluation text."""
         ...
@@ -241,6 +245,8 @@ class Job:
     progress: Callable[[Progress], None] = field(default=_ignore_progress, compare=False)
     # examples of the user's own to calibrate on (their train split), in place of the tasks'
     calibration: "OwnData | None" = None
+    # what is scored, where that is not what is trained on: no text of it may be read
+    evaluated_tasks: "Mapping[str, Task]" = field(default_factory=dict)
 
     @property
     def teacher(self) -> Checkpoint:

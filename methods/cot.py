@@ -16,12 +16,12 @@ at inference. Fails when the teacher solves too little (*no trace survived*), or
 too small to learn long traces.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from harness.contract import Checkpoint, Example, Family, Job
+from harness.contract import Checkpoint, Example, Family, Job, Task
 from harness.errors import CellFailed
 from methods.base import settings
 from methods.training.base import Trained, TrainOptions, answer_only_pairs
@@ -71,12 +71,13 @@ class ChainOfThought(Trained):
         """Get the teacher's traces, written now or cached, and train on the right ones."""
         from harness.data.examples import examples_of, training_examples
         from harness.models.language_model import student_tokenizer
+        from harness.models.rendering import prompt_for
         from methods.training.terms import Term, hard_labels
         from methods.training.trace_filter import filter_traces
         from methods.training.traces import teacher_traces
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
-        self._refuse_ungraded(examples)
+        self._refuse_ungraded(examples, job.tasks)
         traces = teacher_traces(
             job,
             examples,
@@ -95,7 +96,7 @@ class ChainOfThought(Trained):
             pairs = [(prompt, answer, 0) for prompt, answer in answers.items()]
             tokenizer = student_tokenizer(job.student_base)
             pairs += [
-                (job.source.show(tokenizer, EXPLAIN + example.asked), text, 1)
+                (prompt_for(job.source, tokenizer, example, before=EXPLAIN), text, 1)
                 for example, text in traces_kept
             ]
             terms = [
@@ -110,11 +111,13 @@ class ChainOfThought(Trained):
             job, pairs, terms=terms, notes=counts, shared=[traces.cost()], options=options
         )
 
-    def _refuse_ungraded(self, examples: Sequence[Example]) -> None:
+    def _refuse_ungraded(self, examples: Sequence[Example], tasks: Mapping[str, Task]) -> None:
         """Raise `CellFailed`, before the teacher writes, for examples without a gold answer."""
-        needs_gold = self._rejects or self.form == "step-by-step"
-        without = next((example.task for example in examples if not example.gold), "")
-        if needs_gold and without:
+        ungraded = {name for name, task in tasks.items() if not getattr(task, "has_grader", True)}
+        if self.form == "step-by-step":
+            ungraded = {example.task for example in examples if not example.answer}
+        without = next((example.task for example in examples if example.task in ungraded), "")
+        if without and (self._rejects or self.form == "step-by-step"):
             raise CellFailed(
                 f"{without} has no gold answers, which this row needs; use cot-unfiltered, or sft"
             )

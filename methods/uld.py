@@ -39,6 +39,7 @@ class UniversalLogitDistillation(Trained):
         from harness.data.examples import training_examples
         from harness.errors import CellFailed
         from harness.models.language_model import student_tokenizer
+        from harness.models.rendering import prompt_for
         from harness.models.shape import Shape
         from methods.training.terms import Term, hard_labels
 
@@ -50,7 +51,7 @@ class UniversalLogitDistillation(Trained):
             tokenizer: Any, pairs: Iterable[tuple[str, str]], *, longest: int
         ) -> "tuple[list[TokenRow], int]":
             teacher_prompts = {
-                example.prompt: job.source.show(teacher_tokenizer, example.asked)
+                example.prompt: prompt_for(job.source, teacher_tokenizer, example)
                 for example in examples
             }
             rows, too_long = aligned_rows(

@@ -249,6 +249,7 @@ class Gsm8kMini:
     chance = 0.0
     primary = "strict-match"
     domain = "math"
+    generated = True
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's gsm8k under our name, over the generated test split.

@@ -175,6 +175,7 @@ class MmluMini:
     chance = 0.25
     primary = "acc"
     domain = "knowledge"
+    generated = True
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's MMLU template under our name, over the generated test split.

@@ -26,6 +26,8 @@ def overlapping_prompts(
     """
     prompts: set[str] = set()
     for name, task in tasks.items():
+        if hasattr(task, "evaluated"):  # data of the user's own, which was checked when it was read
+            continue
         task_examples = [example for example in examples if example.task == name]
         held_out_questions = {_question(prompt) for prompt in held_out_prompts(task, source)}
         from_outside = bool(getattr(task, "files", ()))
@@ -63,19 +65,29 @@ def evaluation_items(
 ) -> dict[int, str]:
     """Return which examples of foreign data hold an item that is scored: index -> task.
 
-    An example holds one where its prompt is an item's question, or where its text shares a run of
-    `words` words with an item's question or document. Of tasks whose items are generated only equal
-    questions count, because such items share their templates by design.
+    An example holds one where its prompt, or a turn of the user, is an item's question, or where
+    its text shares a run of `words` words with an item's question or document. Of tasks that say
+    that their items are `generated` only equal questions count: they share their templates.
     """
     texts = [f"{example.prompt}\n{example.completion}" for example in examples]
+    asked = [set(map(_question, _questions_asked(example))) - {""} for example in examples]
     items: dict[int, str] = {}
     for name, task in tasks.items():
-        with_runs, _ = contaminated_texts(texts, {name: task}, source, words=words)
-        questions = {_question(prompt) for prompt in held_out_prompts(task, source)} - {""}
-        for index, example in enumerate(examples):
-            if index in with_runs or _question(example.prompt) in questions:
+        generated = getattr(task, "generated", False)
+        evaluated = () if generated else _evaluation_texts(task, source)
+        runs = _runs_in(evaluated, words)
+        questions = {_question(prompt) for prompt in held_out_prompts(task, source)}
+        for index, text in enumerate(texts):
+            if not questions.isdisjoint(asked[index]) or _shares_run(text, runs, words):
                 items.setdefault(index, name)
     return items
+
+
+def _questions_asked(example: Example) -> list[str]:
+    """Return what an example asks: its prompt, or each turn of the user."""
+    if not example.conversation:
+        return [example.prompt]
+    return [content for role, content in example.conversation if role == "user"]
 
 
 def _evaluation_texts(task: Task, source: DataSource) -> Iterator[str]:

@@ -99,7 +99,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items; raises `HarnessError` where one is an evaluation item."""
     examples = _plain_examples(tasks, "train", source, rows=rows)
-    prompts = {_identity(example) for example in examples}
+    prompts = {identity_of(example) for example in examples}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))
         if shared:
@@ -110,7 +110,7 @@ def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: in
     return [source.render(example) for example in examples]
 
 
-def _identity(example: Example) -> str:
+def identity_of(example: Example) -> str:
     """Return the text by which two examples are one: the prompt, or the text that has none."""
     return example.prompt or example.completion
 
@@ -121,7 +121,7 @@ def held_out_prompts(task: Task, source: DataSource) -> set[str]:
     splits: tuple[Split, ...] = () if task.kind == "perplexity" else ("validation", "test")
     for split in splits:
         try:
-            prompts.update(map(_identity, task.examples(split, source)))
+            prompts.update(map(identity_of, task.examples(split, source)))
         except NoSplit:
             continue
     return prompts

@@ -6,6 +6,7 @@ read a task's. It is never scored.
 """
 
 import hashlib
+import json
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness.contract import DataSource, Example, Grade, Kind, Split, Task
 from harness.data.contamination import evaluation_items
+from harness.data.examples import identity_of
 from harness.data.source import NoSplit, numbered_rows
 from harness.errors import HarnessError, in_one_line
 
@@ -44,6 +46,8 @@ class TrainingSet:
     # the tasks that are scored: an example that holds an item of theirs is not trained on
     evaluated: Mapping[str, Task] = field(default_factory=dict, compare=False)
     overlap: Literal["drop", "refuse"] = "drop"
+    # texts that another set holds out for validation
+    held_out_elsewhere: frozenset[str] = field(default=frozenset(), compare=False)
 
     # What a task declares (harness.contract.Task); nothing of a set is scored.
     version = "1"
@@ -51,6 +55,7 @@ class TrainingSet:
     chance = 0.0
     primary = "none"
     domain = "own"
+    has_grader = False
 
     @property
     def name(self) -> str:
@@ -71,22 +76,16 @@ class TrainingSet:
         """The sha256 of every example in order: what keys and records hold of a set."""
         total = hashlib.sha256()
         for example in self._examples:
-            fields = (example.prompt, example.completion, example.answer)
-            total.update("\0".join(fields).encode("utf-8", "surrogatepass") + b"\1")
+            fields = (example.prompt, example.completion, example.answer, example.conversation)
+            total.update(json.dumps(fields).encode() + b"\n")
         return total.hexdigest()
 
     @cached_property
     def _examples(self) -> tuple[Example, ...]:
         rows = _file_rows(Path(self.place)) if self.is_file else _hub_rows(self.place)
-        examples = tuple(
+        return tuple(
             example for where, row in rows for example in examples_of_row(row, self.name, where)
         )
-        if len(examples) < 2:
-            raise HarnessError(
-                f"{self.place} holds {len(examples)} examples; two are needed at least, one of "
-                "them for validation"
-            )
-        return examples
 
     @cached_property
     def _held_out(self) -> frozenset[int]:
@@ -94,24 +93,29 @@ class TrainingSet:
 
         These are the examples of a twentieth of the prompts, those with the smallest digests.
         """
-        texts = [example.prompt or example.completion for example in self._examples]
+        texts = [identity_of(example) for example in self._examples]
         by_digest = sorted(
             set(texts),
             key=lambda text: hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest(),
         )
         if len(by_digest) < 2:
             raise HarnessError(
-                f"{self.place} holds one prompt; two are needed at least, one of them for "
-                "validation"
+                f"{self.place} holds {len(by_digest)} examples of different prompts; two are "
+                "needed at least, one of them for validation"
             )
         count = min(MOST_HELD_OUT, math.ceil(len(by_digest) / HELD_OUT_SHARE))
         held_out = set(by_digest[:count])
         return frozenset(index for index, text in enumerate(texts) if text in held_out)
 
     @property
+    def held_out_texts(self) -> frozenset[str]:
+        """The prompts (or texts that have none) of the validation examples."""
+        return frozenset(identity_of(self._examples[index]) for index in self._held_out)
+
+    @property
     def location(self) -> str:
         """The same set from any working directory: a file's whole path."""
-        return str(Path(self.place).resolve()) if self.is_file else self.place
+        return str(Path(self.place).absolute()) if self.is_file else self.place
 
     def __len__(self) -> int:
         """Return the number of its examples, whatever becomes of them."""
@@ -156,7 +160,16 @@ class TrainingSet:
             raise NoSplit(f"{self.name} has no {split} split: it is trained on, never scored")
         dropped = self._dropped(source)
         for index, example in enumerate(self._examples):
-            if index not in dropped and (index in self._held_out) == (split == "validation"):
+            if index in dropped or (index in self._held_out) != (split == "validation"):
+                continue
+            if split == "validation" or identity_of(example) not in self.held_out_elsewhere:
+                yield example
+
+    def all_examples(self, source: DataSource) -> Iterator[Example]:
+        """Yield the training and the validation examples: what a calibration reads."""
+        dropped = self._dropped(source)
+        for index, example in enumerate(self._examples):
+            if index not in dropped:
                 yield example
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
@@ -171,13 +184,15 @@ class TrainingSet:
         )
 
 
-def parse_training_sets(texts: Iterable[str]) -> tuple[TrainingSet, ...]:
+def parse_training_sets(
+    texts: Iterable[str], *, option: str = "--train-data"
+) -> tuple[TrainingSet, ...]:
     """Read `FILE`, `FILE=WEIGHT`, `ORG/NAME` or `ORG/NAME:SPLIT=WEIGHT`, one for each set.
 
     Raises `HarnessError` for a file that is not there, a weight that is none, and a set that is
     named twice.
     """
-    sets = [_parsed_set(text) for text in texts]
+    sets = [_parsed_set(text, option) for text in texts]
     for index, training_set in enumerate(sets):
         if training_set.place in {other.place for other in sets[:index]}:
             raise HarnessError(f"--train-data names {training_set.place} twice; name it once")
@@ -190,7 +205,7 @@ def parse_training_sets(texts: Iterable[str]) -> tuple[TrainingSet, ...]:
     return tuple(sets)
 
 
-def _parsed_set(text: str) -> TrainingSet:
+def _parsed_set(text: str, option: str) -> TrainingSet:
     place, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
     if Path(text).exists():  # a file whose name holds an equals sign
         place, weight = text, "1"
@@ -200,12 +215,12 @@ def _parsed_set(text: str) -> TrainingSet:
         value = math.nan
     if not 0 < value < math.inf:
         raise HarnessError(
-            f"--train-data {text}: {weight!r} is no weight; write FILE=0.7, or leave it out"
+            f"{option} {text}: {weight!r} is no weight; write FILE=0.7, or leave it out"
         )
     training_set = TrainingSet(place, value)
     if training_set.is_file and not Path(place).is_file():
         raise HarnessError(
-            f"--train-data {place}: there is no such file; give a file of JSON lines "
+            f"{option} {place}: there is no such file; give a file of JSON lines "
             f"({FORMS}), or a data set of the Hub as ORG/NAME"
         )
     return training_set
@@ -225,7 +240,7 @@ def _hub_rows(place: str) -> Iterator[NumberedRow]:
         rows = load_dataset(name, split=split or "train")
     except Exception as problem:  # whatever stops a download, or a builder of the data set
         raise HarnessError(
-            f"--train-data {place}: the data set cannot be read from the Hugging Face Hub "
+            f"{place}: the data set cannot be read from the Hugging Face Hub "
             f"({in_one_line(problem)}); give a file of JSON lines in its place"
         ) from problem
     for number, row in enumerate(rows):
@@ -237,11 +252,12 @@ def examples_of_row(row: Row, name: str, where: str) -> list[Example]:
 
     Raises `HarnessError` with `where` and the field for a row of another form.
     """
+    row = {name: value for name, value in row.items() if value is not None}
     if "messages" in row:
         return _of_messages(row["messages"], name, where)
     if "prompt" in row and "completion" in row:
         prompt, completion = _text(row, "prompt", where), _text(row, "completion", where)
-        answer = _text(row, "answer", where) if row.get("answer") is not None else ""
+        answer = _text(row, "answer", where) if "answer" in row else ""
         return [_example(name, prompt, completion, answer=answer)]
     if "text" in row:
         return [_example(name, "", _text(row, "text", where))]

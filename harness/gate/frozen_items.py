@@ -240,27 +240,62 @@ def judge_hits(changed: ChangedScore) -> Finding:
     shares = " -> ".join(f"{100 * count / (n * seeds):.1f} %" for count in hits)
     over_seeds = f" (net over {seeds} seeds)" if seeds > 1 else ""
     line = f"{shares}, {len(lost)} lost and {won} won of {n:,}{over_seeds}, p {changed.p:.2g}"
-    if changed.must_be_equal and runs.before != runs.after:
-        line += "; --exact: no item may flip on the same machine and versions"
-        return changed.finding(Verdict.regressed, line, numbers, items=lost)
-    if changed.significant and drop > rules.tolerance:
-        changes = [
-            after.count("1") - before.count("1") for before, after in zip(*runs, strict=True)
-        ]
-        judgement = changed.judge_loss(changes)
-        return changed.finding(judgement.verdict, line + judgement.remark, numbers, items=lost)
-    if difference := answer_form_difference(changed.seeds, rules):
-        return changed.finding(
-            Verdict.not_comparable,
-            f"{line}; {difference.text}",
-            numbers,
-            differs=difference.condition,
-            items=lost,
-        )
+    changes = [after.count("1") - before.count("1") for before, after in zip(*runs, strict=True)]
+    evidence = _Evidence(line, numbers, lost)
+    if finding := _finding_of_a_change(
+        changed,
+        evidence,
+        differs=runs.before != runs.after,
+        is_loss=drop > rules.tolerance,
+        changes=changes,
+        word="flip",
+    ):
+        return finding
     judgement = _judge_hits_without_loss(changed, numbers, needed, drop, flips)
     warning = judgement.verdict is Verdict.passed and changed.significant
     return changed.finding(
         judgement.verdict, line + judgement.remark, numbers, warning=warning, items=lost
+    )
+
+
+class _Evidence(NamedTuple):
+    """What a finding says of a change: its line, its numbers, and the items that got worse."""
+
+    line: str
+    numbers: Numbers
+    items: tuple[int, ...]
+
+
+def _finding_of_a_change(
+    changed: ChangedScore,
+    evidence: _Evidence,
+    *,
+    differs: bool,
+    is_loss: bool,
+    changes: Sequence[float],
+    word: str,
+) -> Finding | None:
+    """Return the finding where the change itself decides; None where it is small, or chance.
+
+    It decides where nothing may change (`--exact`), where the score fell by more than the tolerance
+    (`changes` by seed, negative where it fell), and where the answers have another form now.
+    """
+    line, numbers, items = evidence
+    if changed.must_be_equal and differs:
+        line += f"; --exact: no item may {word} on the same machine and versions"
+        return changed.finding(Verdict.regressed, line, numbers, items=items)
+    if changed.significant and is_loss:
+        judgement = changed.judge_loss(changes)
+        return changed.finding(judgement.verdict, line + judgement.remark, numbers, items=items)
+    difference = answer_form_difference(changed.seeds, changed.rules)
+    if difference is None:
+        return None
+    return changed.finding(
+        Verdict.not_comparable,
+        f"{line}; {difference.text}",
+        numbers,
+        differs=difference.condition,
+        items=items,
     )
 
 
@@ -321,21 +356,15 @@ def judge_values(changed: ChangedScore) -> Finding:
         "p_holm": changed.p,
         "reach": reach,
     }
-    if changed.must_be_equal and values.before != values.after:
-        line += "; --exact: no item may change on the same machine and versions"
-        return changed.finding(Verdict.regressed, line, numbers, items=items)
-    if changed.significant and drop > rules.tolerance * scale:
-        changes = [sign * (after - before) for before, after in zip(*by_seed, strict=True)]
-        judgement = changed.judge_loss(changes)
-        return changed.finding(judgement.verdict, line + judgement.remark, numbers, items=items)
-    if difference := answer_form_difference(changed.seeds, rules):
-        return changed.finding(
-            Verdict.not_comparable,
-            f"{line}; {difference.text}",
-            numbers,
-            differs=difference.condition,
-            items=items,
-        )
+    if finding := _finding_of_a_change(
+        changed,
+        _Evidence(line, numbers, items),
+        differs=values.before != values.after,
+        is_loss=drop > rules.tolerance * scale,
+        changes=[sign * (after - before) for before, after in zip(*by_seed, strict=True)],
+        word="change",
+    ):
+        return finding
     if reach > rules.detect * scale:
         line += (
             f"; {score.n:,} items can show drops from {score.format_value(reach)} on, not from "

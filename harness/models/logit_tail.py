@@ -53,10 +53,14 @@ def logit_tail_of(model: Any) -> LogitTail | None:
         model.train(was_training)
     if len(outputs) != 1 or outputs[0].shape != logits.shape:
         return None
-    return _fitting(outputs[0].float(), logits.float(), model.config)
+    coarse = logits.dtype in (torch.bfloat16, torch.float16)
+    tolerance = 4 * torch.finfo(logits.dtype).eps if coarse else _TOLERANCE
+    return _fitting(outputs[0].float(), logits.float(), model.config, tolerance)
 
 
-def _fitting(output: "torch.Tensor", logits: "torch.Tensor", config: Any) -> LogitTail | None:
+def _fitting(
+    output: "torch.Tensor", logits: "torch.Tensor", config: Any, tolerance: float
+) -> LogitTail | None:
     """Return the first form that gives the logits of the head's output."""
     import torch
 
@@ -64,10 +68,11 @@ def _fitting(output: "torch.Tensor", logits: "torch.Tensor", config: Any) -> Log
     ratio = float((logits[large] / output[large]).median())
     text_config = config.get_text_config() if hasattr(config, "get_text_config") else config
     caps = [getattr(text_config, name, None) for name in _SOFT_CAPS]
-    forms = [LogitTail(), *(LogitTail(soft_cap=float(cap)) for cap in caps if cap)]
+    # a cap is tried first: it changes small logits by less than the tolerance
+    forms = [*(LogitTail(soft_cap=float(cap)) for cap in caps if cap), LogitTail()]
     forms.append(LogitTail(scale=ratio))
     scale = float(logits.abs().max())
     for form in forms:
-        if torch.allclose(form(output), logits, rtol=_TOLERANCE, atol=_TOLERANCE * scale):
+        if torch.allclose(form(output), logits, rtol=tolerance, atol=tolerance * scale):
             return form
     return None

@@ -71,7 +71,9 @@ class PositionHead:
         self._selected, self._kept = selected, []
         try:
             (through or self.model)(input_ids=ids_BT, attention_mask=attention_BT, use_cache=False)
-            [hidden] = self._kept
+            if len(self._kept) != 1:
+                raise RuntimeError("the model calls its head in a way that is not known here")
+            hidden = self._kept[0]
         finally:
             self._selected = self._kept = None
         return hidden

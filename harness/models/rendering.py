@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
-from harness.contract import Checkpoint, Example, Prompting
+from harness.contract import Checkpoint, DataSource, Example, Prompting
 from harness.errors import CellFailed
 
 
@@ -53,6 +53,22 @@ def rendering_of(prompting: Prompting, base: Checkpoint) -> Rendering:
         )
 
     return Rendering(render, show)
+
+
+def prompt_for(source: DataSource, tokenizer: Any, example: Example, *, before: str = "") -> str:
+    """Return what a model with a tokenizer of its own is shown of an example.
+
+    As the student is shown it, in the other model's template; `before` stands before what is asked.
+    """
+    from harness.models.language_model import render_chat
+
+    if example.conversation and tokenizer.chat_template:
+        turns = [{"role": role, "content": content} for role, content in example.conversation]
+        turns[-1]["content"] = before + turns[-1]["content"]
+        return render_chat(tokenizer, turns)
+    if not example.asked:
+        return before
+    return source.show(tokenizer, before + example.asked)
 
 
 def _in_template(example: Example, base: Checkpoint, tokenizer: Any) -> Example:

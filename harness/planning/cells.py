@@ -66,6 +66,7 @@ class PlannedStage(BaseModel):
     trains: bool
     starts_from: Start  # if it is the first stage
     simulated: bool = False
+    calibrates: bool = False
 
 
 class PlannedCell(BaseModel):
@@ -93,6 +94,23 @@ class PlannedCell(BaseModel):
         """Tell whether this is the first teacher's row: all other rows are compared with it."""
         return self.method == TEACHER and self.teacher == 0
 
+    @property
+    def record_fields(self) -> dict[str, Any]:
+        """The fields of its record that the plan decides, by name."""
+        return {
+            "key": self.key,
+            "label": self.label,
+            "method": self.method,
+            "family": self.family,
+            "is_control": self.is_control,
+            "controls": self.controls,
+            "handed_on": self.handed_on,
+            "trains": self.trains,
+            "starts_from": self.stages[0].starts_from if self.stages else "",
+            "settings": self.settings,
+            "seed": self.seed,
+        }
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -112,5 +130,8 @@ class Plan:
     hub_data: bool = False  # items come from the Hub, so cells may contact it
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:
-        """Return the conditions of a cell: `tuned` holds only for cells that train."""
-        return self.conditions.model_copy(update={"tuned": self.conditions.tuned and cell.trains})
+        """Return the conditions of a cell: those of training and calibration only where it does."""
+        calibrates = any(stage.calibrates for stage in cell.stages)
+        calibration = self.conditions.calibration_data if calibrates else None
+        tuned = self.conditions.tuned and cell.trains
+        return self.conditions.model_copy(update={"tuned": tuned, "calibration_data": calibration})

@@ -281,4 +281,5 @@ def _planned_stage(key: str, label: str, name: str, method: Method) -> PlannedSt
         trains=method.trains,
         starts_from=method.starts_from,
         simulated=method.simulated,
+        calibrates=method.calibrates,
     )

@@ -145,20 +145,9 @@ def _reference(checkpoint: Checkpoint, parameters: int | None = None) -> ModelRe
 
 
 def _record(job: CellJob, start_time: float, *, path: str = "", **fields: Any) -> RunRecord:
-    cell = job.cell
     return RunRecord(
-        key=cell.key,
-        label=cell.label,
-        method=cell.method,
-        family=cell.family,
-        is_control=cell.is_control,
-        controls=cell.controls,
-        handed_on=cell.handed_on,
-        trains=cell.trains,
-        starts_from=cell.stages[0].starts_from if cell.stages else "",
-        settings=cell.settings,
+        **job.cell.record_fields,
         conditions=job.conditions,
-        seed=cell.seed,
         path=path,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         seconds=round(time.monotonic() - start_time, 3),

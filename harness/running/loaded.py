@@ -1,7 +1,8 @@
 """A cell's job in its process: with tasks loaded, a data source, and progress. No torch."""
 
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from harness import catalog
@@ -57,17 +58,31 @@ class LoadedJob:
         job = self.job
         if not job.calibration_location:
             return None
-        return TrainingSet(job.calibration_location, evaluated=self.tasks, overlap=job.overlap)
+        data = TrainingSet(job.calibration_location, evaluated=self.tasks, overlap=job.overlap)
+        expected = job.conditions.calibration_data
+        if expected is not None and data.digest != expected.digest:
+            raise CellFailed(f"{data.place} has changed since the run began; run again")
+        return data
 
     def own_data_notes(self) -> dict[str, Any]:
-        """Return how many examples of the user's own data were trained on, held out and dropped.
+        """Return what the record says of own data, by name.
 
-        An example is dropped if it contains an item of the evaluation.
+        How many examples there are to train on, how many of them rows were made of, how many are
+        held out, and how many were dropped because they hold an evaluation item.
         """
+        sets = {
+            name: data
+            for name, data in self.training_tasks.items()
+            if isinstance(data, TrainingSet)
+        }
+        if not sets:
+            return {}
+        examples = examples_of(
+            self.training_tasks, "train", self.source, rows=self.job.conditions.budget_rows
+        )
+        used = Counter(example.task for example in examples)
         return {
-            name: training_set.counts(self.source)
-            for name, training_set in self.training_tasks.items()
-            if isinstance(training_set, TrainingSet)
+            name: {**data.counts(self.source), "used": used[name]} for name, data in sets.items()
         }
 
 
@@ -80,4 +95,8 @@ def _training_tasks(job: CellJob, tasks: dict[str, Task]) -> dict[str, Task]:
     for training_set, data in zip(sets, job.conditions.train_data, strict=True):
         if training_set.digest != data.digest:
             raise CellFailed(f"{training_set.place} has changed since the run began; run again")
-    return {training_set.name: training_set for training_set in sets} or tasks
+    held_out = frozenset().union(*(training_set.held_out_texts for training_set in sets))
+    return {
+        data.name: replace(training_set, held_out_elsewhere=held_out - training_set.held_out_texts)
+        for training_set, data in zip(sets, job.conditions.train_data, strict=True)
+    } or tasks

@@ -27,6 +27,7 @@ from harness.machine.process import ProcessEnd, watch_process
 from harness.models.artefacts import remove_unfinished
 from harness.models.resolve import is_embedded
 from harness.planning.cells import Plan, PlannedCell
+from harness.planning.config import RunConfig
 from harness.records.record import BadRecord, RunRecord, read_record, write_record
 from harness.records.store import CellBusy, Store
 from harness.renames.modules import by_old_name
@@ -298,7 +299,9 @@ def _cell_job(
         train_data_locations=tuple(
             data.location for data in parse_training_sets(config.train_data)
         ),
-        calibration_location=str(config.calibration.resolve()) if config.calibration else "",
+        calibration_location="".join(
+            data.location for data in parse_training_sets(_calibration_texts(config))
+        ),
         overlap=config.overlap,
     )
 
@@ -356,22 +359,16 @@ def _run_process(
     )
 
 
+def _calibration_texts(config: RunConfig) -> list[str]:
+    return [str(config.calibration)] if config.calibration else []
+
+
 def _failed_record(plan: Plan, cell: PlannedCell, reason: str) -> RunRecord:
     """Return the record of a cell whose process left none."""
     return RunRecord(
-        key=cell.key,
+        **cell.record_fields,
         status="failed",
         reason=reason,
-        label=cell.label,
-        method=cell.method,
-        family=cell.family,
-        is_control=cell.is_control,
-        controls=cell.controls,
-        handed_on=cell.handed_on,
-        trains=cell.trains,
-        settings=cell.settings,
-        seed=cell.seed,
-        starts_from=cell.stages[0].starts_from if cell.stages else "",
         conditions=plan.conditions_of(cell),
         path="",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

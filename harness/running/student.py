@@ -197,6 +197,7 @@ class _StageBuilder:
             track=job.work.track,
             progress=loaded.progress,
             calibration=loaded.calibration_set(),
+            evaluated_tasks=loaded.tasks,
         )
 
 
@@ -288,7 +289,7 @@ def _refuse_too_large(
 
 def _lora_advice(name: str, method: Any, missing: float, parameters: float) -> str:
     """Say how to train adapters in place of every weight, where that would fit."""
-    if getattr(method, "recipe", "") != "full":
+    if getattr(method, "recipe", "") != "full" or method.discards_weights:
         return ""
     with_adapters = replace(method, recipe="lora").training_bytes_per_weight
     saved = (method.training_bytes_per_weight - with_adapters) * parameters

@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from harness.contract import Job, OwnData, Progress, Split
+from harness.contract import Job, OwnData, Progress
 from harness.data.contamination import contaminated_texts, overlapping_prompts
 from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
@@ -109,7 +109,7 @@ def _calibration_text(job: Job, source: str) -> _Text:
         reason = "calibration=c4" if source == "c4" else "these tasks have no train split"
         raise CellFailed(f"no text to calibrate on: {reason}, and {problem}") from problem
     texts = [str(row["text"]) for row in rows]
-    dropped, compared = contaminated_texts(texts, job.tasks, job.source)
+    dropped, compared = contaminated_texts(texts, job.evaluated_tasks or job.tasks, job.source)
     notes = {
         "compared_with": compared,
         "dropped_for_evaluation_text": len(dropped) if compared else None,
@@ -120,9 +120,7 @@ def _calibration_text(job: Job, source: str) -> _Text:
 
 def _text_of_user(data: OwnData, job: Job) -> _Text:
     """Return all examples of a file of the user's own, in the form that the student is shown."""
-    splits: tuple[Split, ...] = ("train", "validation")
-    examples = [example for split in splits for example in data.examples(split, job.source)]
-    rendered = map(job.source.render, examples)
+    rendered = map(job.source.render, data.all_examples(job.source))
     documents = [example.prompt + example.completion for example in rendered]
     return _Text(data.name, documents, data.counts(job.source))
 

@@ -77,13 +77,10 @@ def batch_loss(
 def _teachers_in_parts(inputs: LossInputs, batch: Batch) -> tuple[Distribution, ...] | None:
     if inputs.chunked is None or len(batch.labels_N) <= inputs.chunked.size:
         return None
-    teachers = []
-    for source in inputs.objective.sources:
-        distribution = source.read_parts(batch, inputs.objective.vocabulary)
-        if distribution is None:
-            return None
-        teachers.append(distribution)
-    return tuple(teachers)
+    sources, vocabulary = inputs.objective.sources, inputs.objective.vocabulary
+    if not all(source.reads_in_parts for source in sources):
+        return None
+    return tuple(source.read_parts(batch, vocabulary) for source in sources)
 
 
 @dataclass(frozen=True)

@@ -22,14 +22,13 @@ def training_cost(
     """Return what a training cost, with the fields of the record's `Cost`."""
     mean_length = sum(len(row.ids) for row in rows) / len(rows)
     forward_flops = forward_flops_per_token(student.model, mean_length)
-    # forward, the gradient of the inputs, and that of the weights that are trained
-    step_flops = (2 + _trained_share(student.model)) * forward_flops
     return {
         "seen_tokens": result.seen,
         "trained_tokens": result.trained,
         "steps": result.step,
         "seconds": result.seconds,
-        "flops": step_flops * result.seen + forward_flops * result.written,
+        "flops": step_flops(student.model, forward_flops) * result.seen
+        + forward_flops * result.written,
         "shared": [],
         "devices": result.devices,
         "device_seconds": result.device_seconds,
@@ -41,11 +40,15 @@ def training_cost(
     }
 
 
-def _trained_share(model: Any) -> float:
-    """Return the share of a model's weights that take a gradient."""
+def step_flops(model: Any, forward_flops: float) -> float:
+    """Return the FLOPs of a training step for each token.
+
+    Forward, the gradient of the inputs, and that of the share of the weights that is trained.
+    """
     weights = list(model.parameters())
     trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    return float(trained / sum(weight.numel() for weight in weights))
+    share = float(trained / sum(weight.numel() for weight in weights))
+    return (2 + share) * forward_flops
 
 
 def _writing_notes(result: TrainingResult) -> dict[str, Any]:

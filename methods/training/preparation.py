@@ -61,8 +61,8 @@ class PreparedTraining:
             student.model.gradient_checkpointing_enable(
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
-        self.chunked = self._chunked_loss()
         self.head = TrainedPositionLogits(student.model)
+        self.chunked = self._chunked_loss(rows)
         self.inner_states = self._tap_inner_states(rows, training.seed)
         self.model, self.optimizers = self._wrap()
 
@@ -108,7 +108,7 @@ class PreparedTraining:
         shares = [scaled.share for scaled in optimizers]
         return _Wrapped(wrapped[0], Optimizers(wrapped[len(modules) :], shares))
 
-    def _chunked_loss(self) -> ChunkedLoss | None:
+    def _chunked_loss(self, rows: Sequence[TokenRow]) -> ChunkedLoss | None:
         """Return what computes losses part by part; None where they must be computed whole.
 
         They must where a term looks at inner states, where tokens are selected among all of a row,
@@ -119,6 +119,11 @@ class PreparedTraining:
         if objective.taps is not None or objective.selection is not None:
             return None
         if self.accelerator.num_processes > 1 or (tail := logit_tail_of(model)) is None:
+            return None
+        try:  # the head may be called in a way that the hook on it does not know
+            with torch.no_grad():
+                self.head.hidden(batch_of(rows[:1], self.student.pad_id, self.student.device))
+        except RuntimeError:
             return None
         head = model.get_output_embeddings()
         size = positions_of_a_part(head.weight.shape[0])

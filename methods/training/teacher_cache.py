@@ -73,8 +73,13 @@ class CachedTeacher:
             return Distribution(self.logits(batch.rows, batch.ids.device))
         return Distribution(None, self.top(batch.rows, batch.ids.device))
 
-    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
-        """Return the same as `read`: what a cache keeps of a position is small."""
+    @property
+    def reads_in_parts(self) -> bool:
+        """Tell that it does: what a cache keeps of a position is small."""
+        return True
+
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution:
+        """Return the same as `read`."""
         return self.read(batch, vocabulary)
 
     def logits(self, rows: Sequence[TokenRow], device: Any) -> Tensor:

@@ -27,8 +27,13 @@ class TeacherSource(Protocol):
         """
         ...
 
-    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
-        """Return the same without holding all logits; None where it must be read whole."""
+    @property
+    def reads_in_parts(self) -> bool:
+        """Tell whether `read_parts` can be used."""
+        ...
+
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution:
+        """Return the same as `read` without holding all logits at once."""
         ...
 
 
@@ -58,11 +63,15 @@ class LiveTeacher:
         """Run the teacher on the student's own batch."""
         return Distribution(self._logits(batch)[:, :vocabulary])
 
-    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
+    @property
+    def reads_in_parts(self) -> bool:
+        """Tell whether what the model does behind its head is known."""
+        return self._tail is not None
+
+    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Run the teacher's body on the batch; its head makes the logits of a part on request."""
-        if self._tail is None:
-            return None
         tail, head = self._tail, self.model.get_output_embeddings()
+        assert tail is not None
         hidden_NH = self._timed(lambda: self.head.hidden(batch))
         self._count(batch)
 
@@ -100,9 +109,10 @@ class LiveTeacher:
 class CrossTokenizerTeacher(LiveTeacher):
     """A live teacher with another tokenizer, run on its own tokens of the same text."""
 
-    def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution | None:
-        """Return None: its positions are not the student's, so that parts would not match."""
-        return None
+    @property
+    def reads_in_parts(self) -> bool:
+        """Tell that it does not: its positions are not the student's, so parts do not match."""
+        return False
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Return the teacher's logits (M, W) at the aligned positions, in the rows' order."""

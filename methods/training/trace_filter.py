@@ -84,6 +84,11 @@ def filter_traces(
     return FilteredTraces(kept, counts)
 
 
+class _Grade(NamedTuple):
+    outcome: str  # the name of the count that it adds to
+    text: str  # the answer as it is trained
+
+
 @dataclass
 class _SortedTraces:
     """Answers, counted by task and by what became of each."""
@@ -103,7 +108,7 @@ class _SortedTraces:
         for answer in answers:
             counts["traces_written"] += 1
             text = _CALCULATOR.sub("", answer.text)
-            grade = _graded(self.job.tasks[example.task], example, text)
+            grade = self._grade(example, text)
             drop_reason = self._drop_reason(example, answer, grade.text in distinct)
             counts[drop_reason or grade.outcome] += 1
             if drop_reason:
@@ -115,6 +120,13 @@ class _SortedTraces:
                 is_solved = True
         counts["problems_without_trace"] += not is_solved
 
+    def _grade(self, example: Example, text: str) -> _Grade:
+        """Grade an answer; where nobody has said what is right, every answer counts as right."""
+        task = self.job.tasks[example.task]
+        if getattr(task, "has_grader", True):
+            return _graded(task, example, text)
+        return _Grade("kept_ungraded", text)
+
     def _drop_reason(self, example: Example, answer: Generation, is_repeat: bool) -> str:
         """Return why an answer is dropped whatever it says, as a name of the counts; "" if not."""
         if example.prompt in self.contaminated_prompts:
@@ -124,11 +136,6 @@ class _SortedTraces:
         if answer.tokens < self.shortest:
             return "dropped_short"
         return "dropped_repeats" if is_repeat else ""
-
-
-class _Grade(NamedTuple):
-    outcome: str  # the name of the count that it adds to
-    text: str  # the answer as it is trained
 
 
 def _graded(task: Task, example: Example, text: str) -> _Grade:

@@ -25,6 +25,7 @@ from harness.files.writing import write_atomically
 from harness.machine.gpu import device_label
 from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
+from harness.models.rendering import prompt_for
 from harness.models.shape import forward_flops_per_token
 from harness.scoring.backend import CanGenerate, Generation, Sampling
 from harness.scoring.generation import Writer
@@ -112,7 +113,7 @@ def _write_traces(
     samples, longest = settings.samples, settings.longest
     opened = open_model(settings.teacher, device=job.device, dtype=job.dtype)
     problems = [  # in the teacher's own template
-        opened.encode(job.source.show(opened.tokenizer, example.asked)) for example in examples
+        opened.encode(prompt_for(job.source, opened.tokenizer, example)) for example in examples
     ]
     fits = [len(prompt) + longest <= opened.context for prompt in problems]
     prompts = [

@@ -102,6 +102,12 @@ class Trainer:
             student = random_weights(student, seed=seed)
         self.parameters = sum(weight.numel() for weight in student.model.parameters())
         if self.method.recipe == "lora":
+            cut = parse_student_cut(job.student)
+            if cut is not None and cut.draws_weights:
+                raise CellFailed(
+                    f"recipe=lora freezes the weights that --student {job.student} draws; use "
+                    "recipe=full"
+                )
             self.adapter_weights = add_adapters(
                 student.model,
                 rank=self.method.lora_rank,

@@ -22,6 +22,7 @@ from harness.machine.memory import release_memory
 from harness.models.language_model import LanguageModel
 from harness.models.shape import forward_flops_per_token
 from harness.registry import settings_with_defaults
+from methods.training.cost import step_flops
 from methods.training.loop import fit
 from methods.training.rows import TokenRow
 from methods.training.settings import LoopSettings, Training
@@ -173,15 +174,20 @@ class _Split(NamedTuple):
 
 def _split(rows: Sequence[TokenRow]) -> _Split:
     """Hold out a tenth of the prompts, with all their rows: one problem may have several traces."""
-    prompts = sorted({row.ids[: row.trained_from] for row in rows})
+    prompts = sorted(set(map(_prompt_ids, rows)))
     random.Random("held out").shuffle(prompts)
     held_out_prompts = set(prompts[: max(1, round(HELD_OUT_SHARE * len(prompts)))])
-    is_held_out = [row.ids[: row.trained_from] in held_out_prompts for row in rows]
+    is_held_out = [_prompt_ids(row) in held_out_prompts for row in rows]
     return _Split(
         trained=[row for row, out in zip(rows, is_held_out, strict=True) if not out],
         held_out=[row for row, out in zip(rows, is_held_out, strict=True) if out],
         mean_length=sum(len(row.ids) for row in rows) / len(rows),
     )
+
+
+def _prompt_ids(row: TokenRow) -> tuple[int, ...]:
+    """Return the tokens of a row's prompt, or all of a text that has none."""
+    return row.ids[: row.trained_from] if row.trained_from > 1 else row.ids
 
 
 @dataclass(kw_only=True)
@@ -260,4 +266,5 @@ class _RateSearch:
         teachers = sum(
             forward_flops_per_token(teacher.model, length) for teacher in objective.live_teachers
         )
-        return (3 * forward + teachers) * result.seen + forward * result.written
+        step = step_flops(student.model, forward)
+        return (step + teachers) * result.seen + forward * result.written

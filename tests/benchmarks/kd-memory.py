@@ -48,6 +48,8 @@ class FromMemory:
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         return self.distribution
 
+    reads_in_parts = True
+
     def read_parts(self, batch: Batch, vocabulary: int | None) -> Distribution:
         return self.distribution
 

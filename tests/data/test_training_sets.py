@@ -1,6 +1,7 @@
 """Training data of one's own: its forms, its shares, what is held out, and bad lines."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -161,7 +162,7 @@ def test_what_is_typed_is_checked(tmp_path):
 @pytest.mark.parametrize("rows", [[], pairs(1)])
 def test_a_file_of_no_use_is_refused(tmp_path, rows):
     training_set = one_set(tmp_path / "small.jsonl", rows)
-    with pytest.raises(HarnessError, match=r"holds (no line|1 examples)"):
+    with pytest.raises(HarnessError, match=r"holds (no line|1 examples of different prompts)"):
         list(training_set.examples("train", SOURCE))
 
 
@@ -246,3 +247,53 @@ def test_half_a_surrogate_pair_stops_nothing(tmp_path):
     path.write_text("".join(f'{{"text": "\\ud800 {n}"}}\n' for n in range(3)))
     [training_set] = parse_training_sets([str(path)])
     assert len(training_set.digest) == 64 and len(list(training_set.examples("train", SOURCE))) == 2
+
+
+def test_a_conversation_is_not_the_pair_that_reads_alike(tmp_path):
+    talk = {"messages": TALK[1:3]}
+    pair = {"prompt": "user: Hi", "completion": "Hello"}
+    digests = {
+        one_set(tmp_path / f"{name}.jsonl", [row, {"text": "x"}]).digest
+        for name, row in (("talk", talk), ("pair", pair))
+    }
+    assert len(digests) == 2
+
+
+def test_a_turn_of_the_user_that_is_scored_is_found():
+    task = suites.load("gsm8k-mini")
+    scored = next(iter(task.examples("test", SOURCE)))
+    turns = [{"role": "user", "content": scored.prompt}, {"role": "assistant", "content": "7"}]
+    examples = examples_of_row({"messages": turns}, "own:x", "x")
+    assert evaluation_items(examples, {task.name: task}, SOURCE) == {0: task.name}
+
+
+def test_runs_are_looked_for_in_every_task_that_does_not_say_it_is_generated():
+    class Plugged(Documents):
+        files = ()
+
+    class Generated(Documents):
+        files, generated = (), True
+
+    run = " ".join(Documents.words[:15])
+    examples = examples_of_row({"text": run}, "own:x", "x")
+    assert evaluation_items(examples, {"a": Plugged()}, SOURCE) == {0: "a"}
+    assert evaluation_items(examples, {"a": Generated()}, SOURCE) == {}
+
+
+def test_fields_that_are_null_are_not_there():
+    row = {"messages": None, "text": None, "prompt": "Q", "completion": " A", "answer": None}
+    [example] = examples_of_row(row, "own:x", "x")
+    assert (example.prompt, example.answer) == ("Q", "")
+
+
+def test_what_one_set_holds_out_the_other_does_not_train(tmp_path):
+    shared = pairs(40)
+    first = one_set(tmp_path / "a.jsonl", shared)
+    second = one_set(tmp_path / "b.jsonl", shared + pairs(40, 100))
+    held_out = first.held_out_texts | second.held_out_texts
+    sets = {
+        data.name: replace(data, held_out_elsewhere=held_out - data.held_out_texts)
+        for data in (first, second)
+    }
+    examples = training_examples(sets, SOURCE, rows=60)
+    assert not {example.prompt for example in examples} & held_out

@@ -67,7 +67,7 @@ def files(tmp_path_factory):
 @pytest.fixture(scope="module")
 def finished(files, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    rows = "sft,response,answer-only,cot,int4-calibrated"
+    rows = "sft,response,answer-only,cot,cot-unfiltered,int8,int4-calibrated"
     return harness.run(
         rows,
         "mini",
@@ -83,7 +83,7 @@ def finished(files, tmp_path_factory):
 @pytest.mark.slow
 def test_rows_train_on_the_files_and_say_so(finished):
     records = {record.label.partition("[")[0]: record for record in finished.records}
-    for name in ("sft", "response"):
+    for name in ("sft", "response", "cot-unfiltered"):
         record = records[name]
         assert record.status == "success", record.reason
         sums_data, texts = record.conditions.train_data
@@ -92,7 +92,9 @@ def test_rows_train_on_the_files_and_say_so(finished):
         counts = record.cost.notes["train_data"]
         assert counts["own:sums.jsonl"]["dropped_for_evaluation_text"] == 3
         assert counts["own:texts.jsonl"]["dropped_for_evaluation_text"] == 0
-        assert record.cost.notes["rows"] == 24
+        assert counts["own:sums.jsonl"]["used"] == 18 and counts["own:texts.jsonl"]["used"] == 6
+    assert records["sft"].cost.notes["rows"] == records["response"].cost.notes["rows"] == 24
+    assert records["int8"].conditions.calibration_data is None
     assert records["sft"].data_digest
 
 
