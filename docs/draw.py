@@ -177,7 +177,7 @@ def rooms() -> str:
 
 
 def filled(page: str) -> str:
-    """Return the page with its drawn parts made anew."""
+    """Return the page with its generated parts replaced."""
     for name, text in (("picture", picture()), ("rooms", rooms())):
         head, begin, rest = page.partition(BEGIN.format(name))
         if not begin:

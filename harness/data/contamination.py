@@ -70,7 +70,9 @@ def evaluation_items(
     that their items are `generated` only equal questions count: they share their templates.
     """
     texts = [f"{example.prompt}\n{example.completion}" for example in examples]
-    asked = [set(map(_question, _questions_asked(example))) - {""} for example in examples]
+    questions_by_example = [
+        set(map(_question, _questions_asked(example))) - {""} for example in examples
+    ]
     items: dict[int, str] = {}
     for name, task in tasks.items():
         generated = getattr(task, "generated", False)
@@ -78,7 +80,9 @@ def evaluation_items(
         runs = _runs_in(evaluated, words)
         questions = {_question(prompt) for prompt in held_out_prompts(task, source)}
         for index, text in enumerate(texts):
-            if not questions.isdisjoint(asked[index]) or _shares_run(text, runs, words):
+            if not questions.isdisjoint(questions_by_example[index]) or _shares_run(
+                text, runs, words
+            ):
                 items.setdefault(index, name)
     return items
 

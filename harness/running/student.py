@@ -211,7 +211,7 @@ def _valid_mark(folder: Path, progress: Callable[[Progress], None]) -> _DoneMark
     try:
         return _read_mark(folder)
     except Unreadable as problem:
-        detail = f"{problem}; the student is made again"
+        detail = f"{problem}; the student is computed again"
         progress(Progress(stage="make", done=0, total=1, detail=detail))
         return None
 

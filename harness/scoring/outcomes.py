@@ -66,7 +66,7 @@ class SubtaskResult:
 
     @property
     def unpaired_reason(self) -> str:
-        """Why the figure cannot be made again from its items; "" where it can."""
+        """Why the figure cannot be computed again from its items; "" where it can."""
         return "" if self.numbers else self.statistics.reason
 
 

@@ -104,7 +104,7 @@ class _Statistics(NamedTuple):
 
 @lru_cache(maxsize=1)
 def _supported_aggregations() -> Sequence[tuple[object, _Statistics]]:
-    """Return those of lm-eval's aggregation functions whose figures can be made again.
+    """Return those of lm-eval's aggregation functions whose figures can be computed again.
 
     They are compared as functions, because a task's own function may have any name.
     """

@@ -23,7 +23,7 @@ def main() -> None:
                 target, Path(folder) / target.name.replace(" ", "-"), count=EACH, seed=seed
             )
             print(
-                f"{target.name}: {result.tried} tried, {result.refused} refused or made again",
+                f"{target.name}: {result.tried} tried, {result.refused} refused or computed again",
                 flush=True,
             )
             for line in (*result.tracebacks, *result.silent, *result.hangs):

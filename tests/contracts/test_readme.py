@@ -43,7 +43,7 @@ def test_the_table_of_figures_is_what_the_programs_wrote():
     finally:
         sys.path.pop(0)
     assert table() in (RESULTS / "README.md").read_text(encoding="utf-8"), (
-        "a figure was changed by hand, or its page was not made again"
+        "a figure was changed by hand, or its page was not generated again"
     )
 
 

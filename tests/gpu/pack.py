@@ -48,7 +48,7 @@ def main() -> int:
         "--out",
         type=Path,
         default=ROOT / "build" / "gpu-pack",
-        help="made anew; build/ is ignored by git",
+        help="emptied first; build/ is ignored by git",
     )
     parser.add_argument(
         "--python", default="3.12", help="version of that machine's Python [default: 3.12]"

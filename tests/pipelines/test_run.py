@@ -444,7 +444,7 @@ def test_training_that_cannot_fit_fails_before_the_teacher_is_asked(tmp_path, mo
     with pytest.raises(
         CellFailed,
         match=r"cot cannot be trained here: 16 bytes x 918,656 parameters are .*; give a smaller "
-        r"--student$",
+        r"--student, or type --set cot\.recipe=lora$",
     ):
         student.student_of_cell(LoadedJob(job, {}, {}, LocalOrHubData(), lambda _: None))
     assert not (tmp_path / "cache").exists()
