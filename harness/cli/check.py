@@ -63,7 +63,7 @@ def check(
     place: Records = Path("results/runs"),
     baseline: Annotated[
         Path | None,
-        typer.Option(help="The frozen rows to compare with (harness baseline update_baseline)."),
+        typer.Option(help="The frozen rows to compare with (harness baseline update)."),
     ] = None,
     margin: Margin = None,
     rows: Rows = None,

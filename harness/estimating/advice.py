@@ -82,9 +82,10 @@ def _cache_advice(request: EstimateRequest) -> str:
 def _setting_advice(records: Sequence[RunRecord], name: str, default: str, reason: str) -> str:
     """Recommend a value for a setting of `response`.
 
-    It is the best of records that differ in nothing else; without such records, the default.
+    It is the best of records that may be compared and differ in no other setting, by the mean over
+    their seeds; without such records, the default.
     """
-    # digest of all other conditions and settings -> value of this setting -> records
+    # digest of what compared rows must agree in, and of all other settings -> value of this setting
     comparable: dict[str, dict[object, list[RunRecord]]] = {}
     for record in records:
         usable = (

@@ -51,7 +51,7 @@ class StageEstimate:
     layout: str  # how it is placed on the devices
     tokens: float = 0.0
     fits: bool = True
-    shared: bool = False  # computed once for all rows
+    shared: bool = False  # computed once for all rows of the table
     note: str = ""
 
 
@@ -177,7 +177,10 @@ def _is_cached(workload: Workload, request: EstimateRequest) -> bool:
 
 
 def _teacher_reading_stage(request: EstimateRequest, hardware: Hardware) -> StageEstimate:
-    """Estimate the teacher's forward pass over every distinct row, and the cache that it fills."""
+    """Estimate the teacher's forward pass over every distinct row, and the cache that it fills.
+
+    The cache holds log-probabilities of the trained positions: all, or the likeliest of many.
+    """
     row, teacher = request.row_tokens, request.teacher
     tokens = request.rows * row.mean
     seconds = tokens * teacher.forward_flops(row.mean) / (hardware.forward * hardware.count)

@@ -109,7 +109,7 @@ def update_baseline(
         )
         started_anew += origins.started_anew
     started_anew = list(dict.fromkeys(started_anew))
-    all_rows = [*_rows_that_stay(path, old, records, moving=bool(rows), drop=drop), *moved_rows]
+    all_rows = [*_rows_that_stay(path, old, records, only_named=bool(rows), drop=drop), *moved_rows]
     _refuse_second_teacher(path, all_rows)
     history = old.history if old else ()
     baseline = Baseline(
@@ -461,21 +461,24 @@ def _rows_that_stay(
     old: Baseline | None,
     records: Sequence[RunRecord],
     *,
-    moving: bool,
+    only_named: bool,
     drop: bool,
 ) -> list[FrozenRow]:
-    """Return the frozen rows that stay as they are: those that do not move with `--rows`.
+    """Return the frozen rows that stay as they are: those without a record of their label and seed.
 
-    If all rows move, raises `HarnessError` for a frozen row without a record, unless `drop`.
+    Rows stay with `only_named` (`--rows`) alone. Else all are replaced: raises `HarnessError` for
+    a frozen row without a record, unless `drop`.
     """
     keys: set[RowKey] = {(record.label, record.seed) for record in records}
     without_record = [row for row in (old.rows if old else ()) if (row.label, row.seed) not in keys]
-    if moving:
+    if only_named:
         return without_record
     if without_record and not drop:
+        row = without_record[0]
+        seed = "" if row.seed is None else f" (seed {row.seed})"
         raise HarnessError(
-            f"{path} holds {without_record[0].label}, of which there is no record here; move "
-            "single rows with --rows, or drop it with --drop"
+            f"{path} holds {row.label}{seed}, of which there is no record here; move single rows "
+            "with --rows, or drop it with --drop"
         )
     return []
 

@@ -47,8 +47,8 @@ _NO_CACHE = (
     "no cache is handed back between steps: each reads the whole text, and there are no KV bytes"
 )
 _LIBRARIES_INCLUDED = (
-    "activations include what libraries load and reserve: this architecture has no block to try "
-    "them on"
+    "activations include what libraries load and reserve: one block of this architecture could not "
+    "be tried before"
 )
 _MIN_PERCENTILE_VALUES = 30  # for a 90th percentile
 
@@ -277,7 +277,7 @@ class _TimingSession:
             scenario,
             self.settings,
             with_weights=is_first,
-            libraries_loaded=opened["exercised"],
+            libraries_loaded=opened["libraries_loaded"],
         )
         if is_first:
             measurements += _loading_measurements(opened, timing["warm"]["student"], scenario)

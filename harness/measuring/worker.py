@@ -88,7 +88,7 @@ class TimingWorker:
         """Open the model; return its seconds (without imports) and the peak of memory."""
         import torch
 
-        exercised = preload_libraries(self.job)
+        libraries_loaded = preload_libraries(self.job)
         opener = model_class(Path(self.job.path))
         self.baseline = baseline_bytes(self.job.device)
         start = time.perf_counter()
@@ -101,7 +101,7 @@ class TimingWorker:
         return {
             "seconds": time.perf_counter() - start,
             "peak": self._peaks(),
-            "exercised": exercised,
+            "libraries_loaded": libraries_loaded,
         }
 
     def warm(self, scenario: dict[str, int], visit_seconds: float) -> dict[str, Any]:
@@ -211,11 +211,10 @@ def _is_warm(seconds: Sequence[float]) -> bool:
 
 
 def preload_libraries(job: TimingJob) -> bool:
-    """Save, open and run one block of the architecture; False where the architecture forbids that.
+    """Save, open and run one block of the architecture; False where any of that fails.
 
     So what libraries load and reserve (a model's code, thread pools, kernels' scratch space) is in
-    the baseline. It belongs to no model, and would otherwise count as the first model's
-    activations.
+    the baseline. It is not the model's, and would otherwise count as its activations.
     """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM

@@ -108,8 +108,8 @@ class _FullyMarked(ConsistentModel):
         for name, field in cls.model_fields.items():
             if not any(isinstance(mark, (MustAgree, MayDiffer)) for mark in field.metadata):
                 raise TypeError(
-                    f"{cls.__name__}.{name} says neither Same(...) nor Free(...): must two rows "
-                    "agree in it to be compared?"
+                    f"{cls.__name__}.{name} says neither MustAgree(...) nor MayDiffer(...): must "
+                    "two rows agree in it to be compared?"
                 )
 
 

@@ -108,8 +108,8 @@ class CanGenerate(Protocol):
         """Continue each prompt until EOS, a stop string or `max_new_tokens`.
 
         Decoding is greedy unless `sampling` is given. Answers come in the given order. `finished`
-        is called once for each row, as soon as the row has ended; `progress` is called with the
-        number of rows that ended since its last call.
+        is called once for each row, after the row (or the chunk that it is computed in) has ended;
+        `progress` is called with the number of rows that ended since its last call.
         """
         ...
 

@@ -319,18 +319,19 @@ def _read_tensor(file: Path, name: str) -> "torch.Tensor | None":
 
 def token_fidelity(
     task: str,
-    teacher: Iterable[TeacherReading],
+    teacher_readings: Iterable[TeacherReading],
     student: CanRead,
     *,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Fidelity | None:
     """Compare student and teacher at every token of the teacher's answers, with the same prompts.
 
-    Answers longer than the student's context are left out; None where none remains.
+    Readings are made as they are taken, a batch at a time. Answers longer than the student's
+    context are left out; None where none remains.
     """
     divergences: list[ClusterSum] = []
     agreements: list[ClusterSum] = []
-    fitting = (reading for reading in teacher if reading.text.length <= student.max_length)
+    fitting = (reading for reading in teacher_readings if reading.text.length <= student.max_length)
     # the distributions of all answers would not fit into memory
     while batch := list(islice(fitting, _ROWS_PER_BATCH)):
         requests = [reading.text.request for reading in batch]

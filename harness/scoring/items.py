@@ -36,7 +36,7 @@ class ItemRow:
     tokens: int  # written, the last one included; 0 for a choice
     stop: str  # eos, stop, length, or "" for a choice
     log_probabilities: tuple[float, ...] = ()  # of the choices, in their order; of a document, one
-    # for teacher-forced comparisons; of a choice only the part after the few-shot examples
+    # for teacher-forced comparisons; of a choice only the part after its last blank line
     prompt: str = ""
     words: float = 0.0  # of a document: the number of words, or bytes, that its figure is per
     position: int | None = None  # of the chosen choice
@@ -164,6 +164,10 @@ def _unnumbered_parts(results: Mapping[str, object]) -> dict[str, Any]:
 
 
 def _choice_row(scored: ScoredTask, item: int, samples: Samples, model: Any) -> ItemRow:
+    """Return the row of a multiple-choice item: the likeliest choice is the answer.
+
+    Its metrics stand in for extractors, the task's own metric first. `model` is not used.
+    """
     sample, task = samples[0], scored.built
     options = [str(option) for option in task.doc_to_choice(sample["doc"])]
     # acc_mutual_info adds the choices without a question after these
@@ -189,6 +193,7 @@ def _choice_row(scored: ScoredTask, item: int, samples: Samples, model: Any) -> 
         stop="",
         log_probabilities=log_probabilities,
         position=chosen,
+        # the item itself, without the few-shot examples: what follows the last blank line
         prompt=str(sample["arguments"][0][0]).rpartition("\n\n")[2],
         values=values,
         twins=texts.count(texts[chosen]) > 1,

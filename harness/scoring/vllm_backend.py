@@ -147,7 +147,8 @@ class VllmBackend:
     ) -> list[Generation]:
         """Continue every prompt until EOS, a stop string or `max_new_tokens`.
 
-        Sampled tokens come from vLLM's own random streams, one per row.
+        Sampled tokens come from vLLM's own random streams, one per row. Rows are reported when
+        their chunk of `CHUNK_SIZE` prompts has ended. `say` is not used.
         """
 
         def params_of(row: int) -> Any:

@@ -25,7 +25,7 @@ import torch
 from harness.contract import Progress
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
-from methods.training.meter import Meter, peak_bytes
+from methods.training.meter import CostMeter, peak_bytes
 from methods.training.optimizer import learning_rate_at
 from methods.training.preparation import PreparedTraining
 from methods.training.rows import TokenRow, rows_within_budget, shuffled_steps
@@ -82,12 +82,13 @@ class _TrainingRun:
         self.log = TrainingLog(
             workdir / "training.jsonl", keep_until=self.state.step, tracker=tracker
         )
-        self.meter = Meter(self.state, self.objective, prepared.student.device)
+        self.meter = CostMeter(self.state, self.objective, prepared.student.device)
         self.terms = TermProgress(self.objective, self.state)
         self.validation = Validation(
             validation_rows, prepared=prepared, state=self.state, best_file=workdir / "best.pt"
         )
-        self.weights_moved = self.state.step > 1  # the first step of a warm-up has rate 0
+        # a run that ends before any weight moves is refused; a warm-up's first step has rate 0
+        self.weights_moved = self.state.step > (1 if self.settings.warmup_ratio else 0)
 
     def train(self, rows: Sequence[TokenRow]) -> TrainingResult:
         """Make the steps that are left of the budget."""

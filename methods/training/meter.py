@@ -17,8 +17,8 @@ from methods.training.state import LoopState
 from methods.training.terms import Objective
 
 
-class Meter:
-    """Keeps a state's counts up to date; what an earlier process counted stays in them."""
+class CostMeter:
+    """Keeps a state's counts of cost up to date; an earlier process's counts stay in them."""
 
     def __init__(self, state: LoopState, objective: Objective, device: str) -> None:
         self.state, self.objective = state, objective

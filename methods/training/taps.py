@@ -47,15 +47,15 @@ class TapConfig:
 
 
 def parse_block_pairs(
-    text: str, student_blocks: int, teacher_blocks: int, *, most: int, setting: str
+    text: str, student_blocks: int, teacher_blocks: int, *, auto_most: int, setting: str
 ) -> BlockPairs:
-    """Read pairs of blocks such as `2-4,4-8`; `auto` spreads up to `most` pairs evenly.
+    """Read pairs of blocks such as `2-4,4-8`, however many; `auto` spreads up to `auto_most`.
 
     `auto` puts student block s beside teacher block round(s * L_T / L_S); the last blocks of both
     are a pair. `setting` names the setting in an error.
     """
     if text == "auto":
-        return _spread_block_pairs(student_blocks, teacher_blocks, most)
+        return _spread_block_pairs(student_blocks, teacher_blocks, auto_most)
     pairs = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*(\d+)-(\d+)\s*", part)
@@ -188,12 +188,14 @@ class InnerStates:
         student_blocks, teacher_blocks = blocks_of(student.model), blocks_of(teacher)
         counts = len(student_blocks), len(teacher_blocks)
         self.hidden_pairs: BlockPairs = (
-            parse_block_pairs(config.hidden_layers, *counts, most=4, setting="feature_layers")
+            parse_block_pairs(config.hidden_layers, *counts, auto_most=4, setting="feature_layers")
             if config.hidden_layers
             else ()
         )
         self.attention_pairs: BlockPairs = (
-            parse_block_pairs(config.attention_layers, *counts, most=1, setting="attention_layers")
+            parse_block_pairs(
+                config.attention_layers, *counts, auto_most=1, setting="attention_layers"
+            )
             if config.attention_layers
             else ()
         )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from methods.training.meter import Meter
+from methods.training.meter import CostMeter
 from methods.training.preparation import PreparedTraining
 from methods.training.rows import TokenRow
 from methods.training.state import LoopState, keep_best, load_best, write_best
@@ -43,7 +43,7 @@ class Validation:
         log.write_validation(loss, step=state.step, epoch=state.epoch, tokens_seen=state.seen)
         return loss
 
-    def end_epoch(self, log: TrainingLog, meter: Meter) -> None:
+    def end_epoch(self, log: TrainingLog, meter: CostMeter) -> None:
         """Score an epoch that has ended, and keep the weights when they are the best so far."""
         state, loss = self.state, self.score(log)
         if not math.isfinite(loss):

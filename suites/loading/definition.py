@@ -178,7 +178,7 @@ def _task_index(include_path: str | None, defaults: bool) -> dict[str, Any]:
 
 
 def _definitions_of(
-    index: Mapping[str, Any], name: str, changes: Mapping[str, Any], folder: Path | None
+    index: Mapping[str, Any], name: str, changes: Mapping[str, Any], users_folder: Path | None
 ) -> Iterator[TaskDefinition]:
     """Yield the tasks that a name stands for, in lm-eval's order.
 
@@ -188,11 +188,11 @@ def _definitions_of(
     kind = entry.kind.name
     if kind == "TAG":
         for member in sorted(entry.tags):
-            yield from _definitions_of(index, member, changes, folder)
+            yield from _definitions_of(index, member, changes, users_folder)
     elif kind == "GROUP":
-        yield from _definitions_of_group(index, read_yaml(entry.yaml_path), changes, folder)
+        yield from _definitions_of_group(index, read_yaml(entry.yaml_path), changes, users_folder)
     elif kind == "TASK":
-        local = folder is not None and folder in entry.yaml_path.resolve().parents
+        local = users_folder is not None and users_folder in entry.yaml_path.resolve().parents
         yield TaskDefinition(name=name, path=entry.yaml_path, changes=changes, local=local)
     else:
         raise HarnessError(
@@ -205,9 +205,12 @@ def _definitions_of_group(
     index: Mapping[str, Any],
     group: Mapping[str, Any],
     changes: Mapping[str, Any],
-    folder: Path | None,
+    users_folder: Path | None,
 ) -> Iterator[TaskDefinition]:
-    """Yield the tasks of a group, each with what this group and the groups above it change."""
+    """Yield the tasks of a group, each with what this group and the groups above it change.
+
+    Changes from above win over the group's own. Tasks in `users_folder` are marked as local.
+    """
     from dataclasses import fields
 
     from lm_eval.config.group import GroupConfig
@@ -218,15 +221,15 @@ def _definitions_of_group(
     members = group["task"] if isinstance(group["task"], list) else [group["task"]]
     for member in members:
         if isinstance(member, str):
-            yield from _definitions_of(index, member, inherited, folder)
+            yield from _definitions_of(index, member, inherited, users_folder)
         elif "group" in member and member["group"] not in index:
-            yield from _definitions_of_group(index, member, inherited, folder)
+            yield from _definitions_of_group(index, member, inherited, users_folder)
         else:
             name = member.get("group") or member["task"]
             overrides = {
                 key: value for key, value in member.items() if key not in {"group", "task"}
             }
-            yield from _definitions_of(index, name, inherited | overrides, folder)
+            yield from _definitions_of(index, name, inherited | overrides, users_folder)
 
 
 def _group_averages(entry: Any) -> list[GroupAverage]:

@@ -562,7 +562,7 @@ def test_an_answer_cut_in_the_middle_is_the_end_of_the_process(embedded, tmp_pat
 
 def test_a_scenario_that_runs_out_of_memory_leaves_the_others(embedded, tmp_path, monkeypatch):
     answers = {
-        "open": {"seconds": 1.0, "exercised": True, "peak": None},
+        "open": {"seconds": 1.0, "libraries_loaded": True, "peak": None},
         "warm": {"seconds": [1.0], "runs": 1, "prefills": 0},
         "visit": {"stamps": [[0.0, 0.1, 0.2]]},
         "weigh": {"weights": 5, "kv": None, "peaks": {}, "kv_tokens": 9},

@@ -183,7 +183,7 @@ def test_advice_compares_only_records_that_differ_in_nothing_else():
 
 
 def test_a_condition_that_does_not_say_whether_rows_must_agree_in_it_is_refused():
-    with pytest.raises(TypeError, match=r"Careless\.shots says neither Same"):
+    with pytest.raises(TypeError, match=r"Careless\.shots says neither MustAgree"):
 
         class Careless(Conditions):
             shots: int = 0

@@ -183,21 +183,26 @@ def test_a_projection_starts_as_the_least_squares_map(small):
 
 
 def test_pairs_are_spread_evenly_or_read_and_a_missing_block_is_named():
-    assert parse_block_pairs("auto", 4, 8, most=4, setting="x") == ((1, 2), (2, 4), (3, 6), (4, 8))
-    assert parse_block_pairs("auto", 12, 28, most=4, setting="x") == (
+    assert parse_block_pairs("auto", 4, 8, auto_most=4, setting="x") == (
+        (1, 2),
+        (2, 4),
+        (3, 6),
+        (4, 8),
+    )
+    assert parse_block_pairs("auto", 12, 28, auto_most=4, setting="x") == (
         (3, 7),
         (6, 14),
         (9, 21),
         (12, 28),
     )
-    assert parse_block_pairs("auto", 4, 8, most=1, setting="x") == ((4, 8),)
-    assert parse_block_pairs("1-8, 4-2", 4, 8, most=4, setting="x") == ((1, 8), (4, 2))
+    assert parse_block_pairs("auto", 4, 8, auto_most=1, setting="x") == ((4, 8),)
+    assert parse_block_pairs("1-8, 4-2", 4, 8, auto_most=4, setting="x") == ((1, 8), (4, 2))
     with pytest.raises(
         CellFailed, match=r"feature_layers='5-8': the student has no block 5; its blocks are 1 to 4"
     ):
-        parse_block_pairs("5-8", 4, 8, most=4, setting="feature_layers")
+        parse_block_pairs("5-8", 4, 8, auto_most=4, setting="feature_layers")
     with pytest.raises(CellFailed, match=r"'2' is not STUDENT-TEACHER"):
-        parse_block_pairs("2", 4, 8, most=4, setting="feature_layers")
+        parse_block_pairs("2", 4, 8, auto_most=4, setting="feature_layers")
 
 
 def test_a_model_without_the_attention_interface_is_said_so(small):
