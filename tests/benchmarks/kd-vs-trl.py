@@ -224,6 +224,7 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
     from methods.training.rows import collate
 
     rows, rates = in_order(seed)
+    trainer_class = _trainer_at(rates)  # imports trl, before the clock starts
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
 
     def collator(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -248,8 +249,7 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
         AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
         for name in ("student", "teacher")
     )
-
-    trainer = _trainer_at(rates)(
+    trainer = trainer_class(
         model=student,
         teacher_model=teacher,
         args=_gkd_arguments(out, seed),
