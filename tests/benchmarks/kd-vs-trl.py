@@ -199,17 +199,32 @@ def _gkd_arguments(out: Path, seed: int) -> Any:
     )
 
 
+def _trainer_at(rates: list[float]) -> Any:
+    """Return trl's trainer with the given learning rate at each step."""
+    import torch
+    from trl.experimental.gkd import GKDTrainer
+
+    class AtOurRates(GKDTrainer):  # type: ignore[misc]
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
+                optimizer or self.optimizer, lambda step: ([*rates, 0.0])[step] / RATE
+            )
+            return self.lr_scheduler
+
+    return AtOurRates
+
+
 def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
     """Train by trl's GKDTrainer on the same rows."""
     import torch
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl.experimental.gkd import GKDTrainer
 
     from harness.machine.memory import process_bytes, reset_peak
     from methods.training.rows import collate
 
     rows, rates = in_order(seed)
+    trainer_class = _trainer_at(rates)  # imports trl, before the clock starts
     tokenizer = AutoTokenizer.from_pretrained(folder / "student")
 
     def collator(items: list[dict[str, Any]]) -> dict[str, Any]:
@@ -234,15 +249,7 @@ def trl(folder: Path, out: Path, seed: int) -> dict[str, float]:
         AutoModelForCausalLM.from_pretrained(folder / name, dtype=torch.float32)
         for name in ("student", "teacher")
     )
-
-    class AtOurRates(GKDTrainer):  # type: ignore[misc]
-        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-            self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(
-                optimizer or self.optimizer, lambda step: ([*rates, 0.0])[step] / RATE
-            )
-            return self.lr_scheduler
-
-    trainer = AtOurRates(
+    trainer = trainer_class(
         model=student,
         teacher_model=teacher,
         args=_gkd_arguments(out, seed),

@@ -114,7 +114,7 @@ def test_a_stated_start_counts_whatever_the_family(load):
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "message"),
     [
         (
             ["family: ClassVar[str] = 'layer-pruning'"],
@@ -191,18 +191,18 @@ def test_a_stated_start_counts_whatever_the_family(load):
         ),
     ],
 )
-def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, said):
+def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, message):
     with pytest.raises(HarnessError) as refusal:
         load(stated(*lines))
     assert (
-        said in str(refusal.value)
+        message in str(refusal.value)
         and "\n" not in str(refusal.value)
         and "Mine" in str(refusal.value)
     )
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         (
             "class Mine:\n    family = 'pruning'\n    def compress(self, job): pass",
@@ -223,10 +223,10 @@ def test_what_is_unknown_is_refused_in_one_line_when_it_is_loaded(load, lines, s
         ("def Mine(:", "cannot be imported from"),
     ],
 )
-def test_what_is_no_method_is_refused_in_one_line(load, source, said):
+def test_what_is_no_method_is_refused_in_one_line(load, source, message):
     with pytest.raises(HarnessError) as refusal:
         load(source)
-    assert said in str(refusal.value) and "\n" not in str(refusal.value)
+    assert message in str(refusal.value) and "\n" not in str(refusal.value)
 
 
 def test_a_trait_that_follows_from_settings_is_looked_at_with_them(load):

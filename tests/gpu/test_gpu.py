@@ -67,7 +67,7 @@ def _unavailable(monkeypatch, message, cuda="13.0"):
 
 
 @pytest.mark.parametrize(
-    ("message", "cuda", "said"),
+    ("problem", "cuda", "message"),
     [
         (
             "The NVIDIA driver on your system is too old (found version 11040). Please update",
@@ -84,20 +84,20 @@ def _unavailable(monkeypatch, message, cuda="13.0"):
     ],
 )
 def test_auto_says_why_a_gpu_that_is_there_is_not_used_and_cuda_refuses_with_the_same(
-    message, cuda, said, monkeypatch
+    problem, cuda, message, monkeypatch
 ):
-    _unavailable(monkeypatch, message, cuda)
+    _unavailable(monkeypatch, problem, cuda)
     lines = []
     assert choose_device("auto", say=lines.append) == "cpu"
     assert (
         len(lines) == 1
-        and said in lines[0]
+        and message in lines[0]
         and "/dev/nvidia0" in lines[0]
         and "--device cpu" in lines[0]
     )
     with pytest.raises(HarnessError, match="--device cuda") as refused:
         choose_device("cuda")
-    assert said in str(refused.value) and "\n" not in str(refused.value)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
     lines.clear()
     assert choose_device("cpu", say=lines.append) == "cpu" and not lines
 
@@ -479,7 +479,7 @@ STAND_IN = {"PYTHONPATH": str(KIT / "stand_in"), "HARNESS_STAND_IN_CARD": "1"}
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "output"),
     [
         ("print((x + 1).device, x.sum().item(), x.tolist())", "cuda:0 3.0 [1.0, 1.0, 1.0]"),
         ("x + torch.ones(3)", "found at least two devices, cuda:0 and cpu"),
@@ -498,12 +498,12 @@ STAND_IN = {"PYTHONPATH": str(KIT / "stand_in"), "HARNESS_STAND_IN_CARD": "1"}
         ),
     ],
 )
-def test_the_stand_in_card_computes_and_keeps_its_tensors_apart_as_a_gpu_does(line, said):
+def test_the_stand_in_card_computes_and_keeps_its_tensors_apart_as_a_gpu_does(line, output):
     done = _python("-c", f"import torch\nx = torch.ones(3, device='cuda')\n{line}", **STAND_IN)
     assert (
-        said in done.stdout + done.stderr.strip().splitlines()[-1]
+        output in done.stdout + done.stderr.strip().splitlines()[-1]
         if done.stderr.strip()
-        else said in done.stdout
+        else output in done.stdout
     )
 
 

@@ -35,24 +35,9 @@ def make(
     chance=0.0,
     **changes,
 ):
-    marks = outcomes_of(share, seed=hash_of(label, seed))
-    score = TaskScore(
-        task=task,
-        version="1",
-        kind="choose" if chance else "generate",
-        primary="strict-match",
-        chance=chance,
-        n=len(marks),
-        value=marks.count("1") / len(marks),
-        stderr=0.02,
-        outcomes={"strict-match": marks},
-        items_digest="same",
-        answers_digest=label,
-        invalid_share=0.01,
-        truncated_share=None if chance else 0.0,
-        tokens_per_answer=None if chance else 31.5,
-        seconds=4.0,
-    )
+    """Return a record of one task with a share of right answers."""
+    base = ModelReference(name="tiny", digest="d")
+    score = _score(task, outcomes_of(share, seed=hash_of(label, seed)), chance, label)
     fields = {
         "key": f"{label}-{seed}",
         "status": status,
@@ -66,28 +51,48 @@ def make(
         "tasks": (f"{task}@1",),
         "device": "cpu",
         "dtype": "float32",
-        "student_base": ModelReference(name="tiny", digest="d"),
-        "teachers": (ModelReference(name="tiny", digest="d"),),
+        "student_base": base,
+        "teachers": (base,),
         "student_recipe": "depth:0.5",
         "seed": seed,
         "budget_tokens": 1000,
         "budget_rows": 10,
         "path": "transformers/plain/1",
         "scores": (score,) if status == "success" else (),
-        "measurements": (
-            Measurement(name="decode_speedup", value=1.9, unit="ratio", higher_is_better=True),
-            Measurement(
-                name="weight_bytes_disk",
-                value=2**20 * (4 if label == "teacher" else 2),
-                unit="bytes",
-                higher_is_better=False,
-            ),
-        ),
+        "measurements": _measurements(megabytes=4 if label == "teacher" else 2),
         "cost": Cost(seen_tokens=990, seconds=1.5, flops=1e9) if seed is not None else Cost(),
         "environment": ENVIRONMENT,
         "created": "2026-11-24T08:00:00Z",
     }
     return RunRecord(**{**fields, **changes})
+
+
+def _score(task, marks, chance, digest):
+    return TaskScore(
+        task=task,
+        version="1",
+        kind="choose" if chance else "generate",
+        primary="strict-match",
+        chance=chance,
+        n=len(marks),
+        value=marks.count("1") / len(marks),
+        stderr=0.02,
+        outcomes={"strict-match": marks},
+        items_digest="same",
+        answers_digest=digest,
+        invalid_share=0.01,
+        truncated_share=None if chance else 0.0,
+        tokens_per_answer=None if chance else 31.5,
+        seconds=4.0,
+    )
+
+
+def _measurements(*, megabytes):
+    size = 2**20 * megabytes
+    return (
+        Measurement(name="decode_speedup", value=1.9, unit="ratio", higher_is_better=True),
+        Measurement(name="weight_bytes_disk", value=size, unit="bytes", higher_is_better=False),
+    )
 
 
 def hash_of(label, seed):

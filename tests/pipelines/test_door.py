@@ -35,7 +35,7 @@ def typed(monkeypatch, capsys):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").write_text("x")
     return tmp_path
@@ -102,10 +102,10 @@ def only_line(output, code=2):
         (["cache", "prune", "--older-than", "nan"], "--older-than"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, message, typed, here):
+def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, message, typed, folder):
     line = only_line(typed(*arguments))
     assert message in line and len(line) < 500 + len(str(arguments))
-    assert sorted(path.name for path in here.iterdir()) == ["file"], "nothing is made"
+    assert sorted(path.name for path in folder.iterdir()) == ["file"], "nothing is made"
 
 
 @pytest.mark.parametrize(
@@ -134,11 +134,11 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_done(arguments, mess
     ],
 )
 def test_a_place_that_cannot_be_used_is_one_line_before_anything_is_computed(
-    arguments, message, typed, here
+    arguments, message, typed, folder
 ):
     line = only_line(typed(*arguments))
     assert message in line and len(line) < 600
-    assert sorted(path.name for path in here.iterdir()) == ["file"]
+    assert sorted(path.name for path in folder.iterdir()) == ["file"]
 
 
 def test_a_folder_with_little_space_is_said_and_one_without_is_refused(tmp_path, monkeypatch):
@@ -561,9 +561,9 @@ def test_a_killed_process_ends_within_its_grace(tmp_path):
 
 
 @pytest.mark.slow
-def test_task_files_run_only_where_they_are_allowed_to(typed, here):
-    (here / "tasks").mkdir()
-    (here / "mine.toml").write_text(
+def test_task_files_run_only_where_they_are_allowed_to(typed, folder):
+    (folder / "tasks").mkdir()
+    (folder / "mine.toml").write_text(
         'name = "mine"\ntasks = ["lm-eval:x"]\ninclude_path = "tasks"\n'
     )
     for arguments in (

@@ -175,7 +175,7 @@ def test_an_example_that_is_scored_stops_a_run_where_that_is_asked_for(files, tm
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("{nowhere}", "there is no such file"),
         ("{sums}=x", "'x' is no weight"),
@@ -183,7 +183,7 @@ def test_an_example_that_is_scored_stops_a_run_where_that_is_asked_for(files, tm
         ("{bad}", "bad.jsonl, line 2: the field completion is missing"),
     ],
 )
-def test_bad_data_is_one_line_before_anything_is_computed(files, tmp_path, text, said):
+def test_bad_data_is_one_line_before_anything_is_computed(files, tmp_path, text, message):
     bad = write(tmp_path / "bad.jsonl", [*sums(1), {"prompt": "Q"}])
     typed = text.format(nowhere=tmp_path / "no.jsonl", sums=files["sums"], bad=bad)
     done = command(
@@ -199,4 +199,4 @@ def test_bad_data_is_one_line_before_anything_is_computed(files, tmp_path, text,
     )
     assert done.returncode == 2 and not (tmp_path / "runs" / "cells").exists()
     [line] = done.stderr.splitlines()
-    assert re.search(said, line), line
+    assert re.search(message, line), line
