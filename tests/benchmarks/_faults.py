@@ -63,6 +63,12 @@ class Fault:
     delay: float = 0.0  # seconds from the event to a kill, in which the process goes on
     lasting: bool = False  # every later event too: a disk that stays full
 
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether the process that the fault finds comes to the end of what it was writing."""
+        late = self.deed.startswith("kill") and self.delay > 0
+        return late or self.deed in ("short", "kill parent")
+
     def as_json(self) -> str:
         """Return what a process reads from its environment."""
         return json.dumps(asdict(self))
@@ -393,7 +399,7 @@ def _library(real: Callable[..., None], refuse: Callable[[int], Exception]) -> C
         real(content, file, *rest, **named)
         if path is not None and _watch is not None and _watch.event("write", path):
             assert _watch.fault is not None
-            if _watch.fault.deed not in ("short", "kill parent"):  # these go on: what they wrote is whole
+            if not _watch.fault.goes_on:  # what a process wrote that lives on is whole
                 os.truncate(path, min(_watch.fault.after, path.stat().st_size))
             _strike(path, refuse)
 
