@@ -67,6 +67,12 @@ class Fault:
     delay: float = 0.0  # seconds from the event to a kill, in which the process goes on
     lasting: bool = False  # every later event too: a disk that stays full
 
+    @property
+    def goes_on(self) -> bool:
+        """Tell whether the process that the fault finds comes to the end of what it was writing."""
+        late = self.deed.startswith("kill") and self.delay > 0
+        return late or self.deed in ("short", "kill parent")
+
     def as_json(self) -> str:
         """Return what a process reads from its environment."""
         return json.dumps(asdict(self))
@@ -416,8 +422,7 @@ def _stand_in_for_writer(
         real(content, file, *rest, **named)
         if path is not None and _watch is not None and _watch.event("write", path):
             assert _watch.fault is not None
-            # these go on: what they wrote is whole
-            if _watch.fault.deed not in ("short", "kill parent"):
+            if not _watch.fault.goes_on:  # what a process wrote that lives on is whole
                 os.truncate(path, min(_watch.fault.after, path.stat().st_size))
             _let_fault_come(path, refuse)
 
