@@ -581,7 +581,7 @@ def _recorded_item_seconds(task: str, shape: Shape, records: Sequence[RunRecord]
     for record in records_of_this_machine(records):
         score = record.score(task)
         size = record.student.parameters if record.student else None
-        # answers that were read from the cache took no time
+        # answers from the cache count with the seconds that they took in an earlier run
         if score is None or not size or record.conditions.limited or score.from_journal:
             continue
         ratio = shape.parameters / size
