@@ -13,29 +13,16 @@ from methods.compression.base import Compressed
 
 
 @settings
-class Nf4(Compressed):
-    """Weights in bitsandbytes' 4-bit NormalFloat."""
+class _BitsAndBytes(Compressed):
+    """A format that bitsandbytes packs while transformers opens the model."""
 
     needs_plain: ClassVar[bool] = True
     family: ClassVar[Family] = "quantization"
-    _name: ClassVar[str] = "nf4"
-
-    compute: Literal["float32", "bfloat16"] = "bfloat16"  # what the matrix products run in
-    double: bool = False  # quantise the scales too
-
-    @property
-    def bits_per_weight(self) -> float:
-        """Return 4 bits, and a 32-bit scale for 64 weights (8 bits with `double`)."""
-        return 4 + (8 if self.double else 32) / 64
+    _name: ClassVar[str] = ""
 
     def library_settings(self) -> dict[str, object]:
         """Return the arguments of `BitsAndBytesConfig`."""
-        return {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": self.compute,
-            "bnb_4bit_use_double_quant": self.double,
-        }
+        raise NotImplementedError
 
     def compress(self, job: Job) -> Checkpoint:
         """Let transformers quantise the model while it opens it."""
@@ -80,7 +67,31 @@ class Nf4(Compressed):
 
 
 @settings
-class BitsAndBytesInt8(Nf4):
+class Nf4(_BitsAndBytes):
+    """Weights in bitsandbytes' 4-bit NormalFloat."""
+
+    _name: ClassVar[str] = "nf4"
+
+    compute: Literal["float32", "bfloat16"] = "bfloat16"  # what the matrix products run in
+    double: bool = False  # quantise the scales too
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Return 4 bits, and a 32-bit scale for 64 weights (8 bits with `double`)."""
+        return 4 + (8 if self.double else 32) / 64
+
+    def library_settings(self) -> dict[str, object]:
+        """Return the arguments of `BitsAndBytesConfig`."""
+        return {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_compute_dtype": self.compute,
+            "bnb_4bit_use_double_quant": self.double,
+        }
+
+
+@settings
+class BitsAndBytesInt8(_BitsAndBytes):
     """Weights in bitsandbytes' int8; activation outliers are multiplied in floats."""
 
     _name: ClassVar[str] = "bnb-int8"

@@ -304,8 +304,9 @@ def compare(
 ) -> Interval:
     """Return the difference of two rows on a task, or their ratio (`ratio`), on the same items.
 
-    One run against one has a score interval; otherwise Student's t over runs and items. `chance` is
-    taken from both sides of a ratio. An interval without a value says why in its `reason`.
+    Hits and misses of one run each have a score interval; a figure that all items make together
+    (`form`) has a paired bootstrap; all else Student's t over runs and items. `chance` is taken
+    from both sides of a ratio. An interval without a value says why in its `reason`.
     """
     scores, reference_scores = student.scores(task), reference.scores(task)
     both = [*scores, *reference_scores]
@@ -359,7 +360,7 @@ def _interval_of_outcomes(
 def _interval_of_values(
     runs: PairedRuns[ItemValues], score: TaskScore, *, ratio: bool, chance: float
 ) -> Interval:
-    """Compare several runs, or items that carry numbers."""
+    """Compare several runs, items that carry numbers, or figures that all items make together."""
     tests, values = tests_of(score), (runs.student, runs.reference, score.parts)
     interval: Interval = (
         tests.ratio_interval(*values, chance=chance, paired=runs.paired)
@@ -498,10 +499,11 @@ def _standard_error(score: TaskScore) -> float:
 def best_labels(group: Group, task: str) -> frozenset[str]:
     """Return the labels of the best row and of all rows that are not significantly worse.
 
-    Controls do not count. Each row is tested against the best one on the same items, one-sided
-    (exact McNemar of one run each, else Student's t), with Holm's adjustment over the rows and
-    alpha .05. Returns no label where a choice is impossible: with fewer than two rows, with a
-    teacher at chance, and where any row was trained once, since that tells nothing of its method.
+    Controls do not count. Each row is tested against the best one on the same items, one-sided:
+    exact McNemar of hits and misses of one run each, a paired bootstrap of a figure with a `form`,
+    else Student's t. Holm's adjustment is over the rows, alpha .05. Returns no label where a choice
+    is impossible: with fewer than two rows, with a teacher at chance, and where any row was trained
+    once, since that tells nothing of its method.
     """
     rows = [
         row for row in group.rows if row_block(row) not in (TEACHER, "control") and row.scores(task)

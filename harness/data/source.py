@@ -91,10 +91,11 @@ class LocalOrHubData:
     ) -> list[Row]:
         """Return the rows of a JSON-lines file, parsed once per process.
 
-        `expected` is the published number of rows, which errors name. A smaller file of the user's
-        own is accepted, unless the folder's MANIFEST.md lists more rows. `check` returns what is
-        wrong with a row, or None. Raises `HarnessError` with the line for a missing, cut, empty or
-        malformed file.
+        Every row must have the `fields`. `expected`, the published number of rows, is only named in
+        errors: a smaller file of the user's own is accepted, unless the folder's MANIFEST.md lists
+        more rows. `check` returns what is wrong with a row, or None. `wanted` are the files that
+        the error for a missing file asks for. Raises `HarnessError` for a missing, cut, empty or
+        malformed file, with the line of a malformed row.
         """
         path = self.file(relative, wanted=wanted)
         lines, is_complete = _parsed_rows(path, *_file_stamp(path))
@@ -169,17 +170,21 @@ class LocalOrHubData:
                 "the file again"
             )
         if count == 0 or (listed is not None and count < listed):
-            origin = "by MANIFEST.md beside it" if listed is not None else "in it"
+            by, advice = (
+                (" by the data folder's MANIFEST.md", ", or correct the manifest")
+                if listed is not None
+                else ("", "")
+            )
             raise HarnessError(
-                f"{path}: {count:,} {unit} found and {expectation} {origin}; copy the file again, "
-                "or correct the manifest"
+                f"{path}: {count:,} {unit} found and {expectation}{by}; copy the file again{advice}"
             )
 
 
 def numbered_rows(path: Path) -> list[tuple[int, Row]]:
     """Return (line number, row) of every line of a JSON-lines file that is not blank.
 
-    Raises `HarnessError` for a missing, cut, empty or malformed file, with the line.
+    Raises `HarnessError` for a missing, cut, empty or malformed file, with the line of a malformed
+    row.
     """
     if not path.is_file():
         raise HarnessError(f"there is no file {path}; give a file of JSON lines")

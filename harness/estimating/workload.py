@@ -53,7 +53,7 @@ ITEM_TOKENS: Mapping[str, ItemTokens] = {
 OTHER_ITEM_TOKENS = ItemTokens(150, 0, 30)  # of a task that is not in the table
 
 
-_SIZE = r"(\d+(?:\.\d+)?)([MBT])"
+_SIZE = r"(\d{1,6}(?:\.\d{1,6})?)([MBT])"
 
 
 def is_size(text: str) -> bool:
@@ -73,7 +73,8 @@ def parse_model(text: str, folder: Callable[[str], Path]) -> Shape:
         return shape_of_size(float(size[1]) * {"M": 1e6, "B": 1e9, "T": 1e12}[size[2].upper()])
     if re.fullmatch(r"\d+(\.\d+)?\w?", text):
         raise HarnessError(
-            f"{text!r} is not the size of a model; write for example 7B or 135M, or name a model"
+            f"{text!r} is not the size of a model; write for example 7B or 135M, or ./{text} for a "
+            "folder of that name"
         )
     shape = Shape.of_folder(folder(text), name=text)
     if shape.experts > 1:

@@ -26,16 +26,18 @@ class Scenario:
 
 
 def parse_grid(text: str) -> tuple[Scenario, ...]:
-    """Parse `PROMPTSxBATCHESxNEW`, each a comma list, all combined.
+    """Parse `PROMPT_TOKENSxBATCHxNEW_TOKENS`, each a comma list, all combined.
 
     Several of these are separated by spaces or semicolons. Raises `HarnessError` for anything else.
     """
     scenarios: list[Scenario] = []
     for part in filter(None, re.split(r"[;\s]+", text.strip())):
         lists = part.lower().split("x")
-        if len(lists) != 3 or not all(re.fullmatch(r"\d+(,\d+)*", numbers) for numbers in lists):
+        if len(lists) != 3 or not all(
+            re.fullmatch(r"\d{1,9}(,\d{1,9})*", numbers) for numbers in lists
+        ):
             raise HarnessError(
-                f"--grid {part!r} is not PROMPT TOKENSxBATCHxNEW TOKENS; write for example "
+                f"--grid {part!r} is not PROMPT_TOKENSxBATCHxNEW_TOKENS; write for example "
                 "128,512x1,8x32"
             )
         for prompt, batch, new in product(
@@ -43,8 +45,8 @@ def parse_grid(text: str) -> tuple[Scenario, ...]:
         ):
             if prompt < 1 or batch < 1 or new < 2:
                 raise HarnessError(
-                    f"--grid {part!r}: prompts and batches start at 1, new tokens at 2 (one comes "
-                    "from the prefill)"
+                    f"--grid {part!r}: prompt tokens and batches start at 1, new tokens at 2 (one "
+                    "comes from the prefill)"
                 )
             scenarios.append(Scenario(prompt_tokens=prompt, batch=batch, new_tokens=new))
     if not scenarios:

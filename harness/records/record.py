@@ -69,7 +69,7 @@ class TaskScore(_RecordPart):
     unit: Literal["share", "number"] = "share"  # a share of 1 is shown in per cent
     unpaired: str = ""  # why the figure cannot be compared item by item; "" where it can
     form: str = (
-        # how the figure follows from `statistics` (`harness/statistics/corpus.py`): f1, mcc, bleu
+        # how the figure follows from `statistics` (`harness/statistics/pooled.py`): f1, mcc, bleu
         # ...; "" where it is a mean of items
         ""
     )
@@ -83,7 +83,7 @@ class TaskScore(_RecordPart):
     truncated_share: Share | None = None  # answers that ran into the longest length
     tokens_per_answer: float | None = None
     cut_prompts: int = 0  # requests that lost tokens on the left, longer than the context
-    # perplexity: (log-likelihood, words) of each document
+    # perplexity: (log-likelihood, words or bytes) of each document
     totals: tuple[tuple[float, float], ...] = ()
     seconds: float  # of computing; answers from the journal count with the seconds they took then
     from_journal: int = 0  # requests that were not computed again

@@ -387,17 +387,22 @@ def _document_figures(
 ) -> dict[str, Any]:
     """Return the fields of a perplexity, or of bits per byte.
 
-    It is per word or byte of all documents, or of a group the mean that lm-eval makes of its tasks.
+    It is per word or byte of all documents. Of a group it is the mean of its tasks where lm-eval
+    makes that mean, or where their figures are of different kinds: then it cannot be compared item
+    by item.
     """
     common: dict[str, Any] = {"stderr": None, "outcomes": {}, "invalid_share": 0.0, "chance": 0.0}
     forms = {_document_form(subtask) for subtask in subtasks}
+    metrics = sorted({subtask.scored.metric for subtask in subtasks})  # per word, or per byte
     is_averaged = len(subtasks) > 1 and getattr(task, "aggregated", False)
-    if is_averaged or len(forms) > 1 or "" in forms:
-        reason = (
-            f"{subtasks[0].scored.metric} of {len(subtasks)} tasks is the mean of theirs"
-            if is_averaged
-            else subtasks[0].unpaired_reason
-        )
+    is_mixed = len(forms) > 1 or len(metrics) > 1
+    if is_averaged or is_mixed or "" in forms:
+        if is_averaged:
+            reason = f"{metrics[0]} of {len(subtasks)} tasks is the mean of theirs"
+        elif is_mixed:
+            reason = f"its tasks have figures of different kinds ({', '.join(metrics)})"
+        else:
+            reason = subtasks[0].unpaired_reason
         return {**common, "value": _mean_of_subtasks(task, subtasks), "unpaired": reason}
     totals = tuple((row.log_probabilities[0], row.words) for row in rows)
     [form] = forms

@@ -1,11 +1,13 @@
 """Paired comparisons of figures that all items make together: a bootstrap over items. No torch.
 
-They are F1, Matthews correlation, BLEU, chrF and TER. No item has a value of its own, but each adds
-something: a pair of labels, the n-grams of a sentence. A figure is a function of the sum of what
-its items add, so drawing items again is drawing sums again. Student and reference get the same
-draws, which pairs them (Koehn, 2004). Several runs (seeds) share the draws too, and the spread
-between the runs' own figures is added. Every draw is smoothed by what no item showed: without that,
-two models that differ on no item would have an interval of no width. The functions mirror
+They are F1, Matthews correlation, BLEU, chrF, TER, Brier and perplexity. No item has a value of its
+own, but each adds something: a pair of labels, the n-grams of a sentence. A figure is a function of
+the sum of what its items add, so drawing items again is drawing sums again. Student and reference
+get the same draws, which pairs them (Koehn, 2004). Several runs (seeds) share the draws too, and
+the spread between the runs' own figures is added. Every draw is smoothed by what no item showed:
+without that, two models that differ on no item would have an interval of no width.
+
+The functions mirror
 `harness/statistics/means.py`: the same names, the same arguments, a `Corpus` in place of the values
 of a run.
 """

@@ -19,7 +19,7 @@ from harness.errors import CellFailed, HarnessError
 from harness.models.resolve import resolve
 from harness.registry import Registry, settings_with_defaults
 from harness.scoring.generation import Generation
-from harness.testing import ContractError, ContractReport, check_method
+from harness.testing import ContractError, ContractReport, check_method, method_registry
 from methods.training.base import default_learning_rate
 
 REGISTRY = Registry("method", methods.METHODS)
@@ -832,3 +832,11 @@ def test_training_on_a_gpu_gives_a_student(teacher, tmp_path):
         **{**job(teacher, tmp_path / "x").__dict__, "device": "cuda", "dtype": "bfloat16"}
     )
     assert REGISTRY.build("response", {}).compress(gpu_job).bytes_on_disk > 0
+
+
+@pytest.mark.parametrize("setting", ["compute", "double"])
+def test_a_setting_that_a_format_does_not_have_is_refused(setting):
+    value = {"compute": "float32", "double": True}[setting]
+    assert method_registry().build("nf4", {setting: value})
+    with pytest.raises(HarnessError, match=f"unknown setting of bnb-int8 '{setting}'"):
+        method_registry().build("bnb-int8", {setting: value})

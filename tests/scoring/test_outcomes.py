@@ -234,6 +234,7 @@ def place(tmp_path_factory):
         aggregate_metric_list=[{"metric": "mcc", "weight_by_size": True}],
     )
     group("pages", ["read_word_perplexity", "read_bits_per_byte"])
+    group("units", ["read_word_perplexity", "read_byte_perplexity"])
     return folder
 
 
@@ -437,6 +438,13 @@ def test_parts_that_a_record_cannot_hold_stay_with_the_items(scored, place, open
         "more than the 10 characters"
         in score_task(opened, task, LocalOrHubData(), progress=lambda _: None)[0].unpaired
     )
+
+
+@pytest.mark.parametrize("name", ["units", "pages"])
+def test_words_and_bytes_are_not_summed_into_one_perplexity(scored, name):
+    score = scored(name)[0]
+    assert "figures of different kinds (" in score.unpaired and not score.totals
+    assert "word_perplexity" in score.unpaired
 
 
 def test_chance_is_the_mean_of_what_guessing_gives(scored):
