@@ -82,7 +82,7 @@ class PlannedCell(BaseModel):
     family: str
     is_control: bool
     controls: tuple[str, ...]
-    handed_on: dict[str, JsonValue] = {}  # settings that its controls inherit
+    inherited_settings: dict[str, JsonValue] = {}  # that its controls take over
     trains: bool
     # its packed weights are stored as floats: it is scored, but not weighed or timed
     simulated: bool = False
@@ -104,7 +104,7 @@ class PlannedCell(BaseModel):
             "family": self.family,
             "is_control": self.is_control,
             "controls": self.controls,
-            "handed_on": self.handed_on,
+            "inherited_settings": self.inherited_settings,
             "trains": self.trains,
             "starts_from": self.stages[0].starts_from if self.stages else "",
             "settings": self.settings,

@@ -206,7 +206,7 @@ class _Planner:
                 family=row.family,
                 is_control=any(method.is_control for method in row.methods),
                 controls=row.controls,
-                handed_on=row.inherited_by_controls,
+                inherited_settings=row.inherited_by_controls,
                 trains=row.trains,
                 simulated=any(method.simulated for method in row.methods),
                 seed=seed,

@@ -301,7 +301,7 @@ class RunRecord(WithFlatConditions, _RecordPart):
     family: str
     is_control: bool
     controls: tuple[str, ...] = ()  # methods whose rows this one must be compared with
-    handed_on: dict[str, JsonValue] = {}  # settings that its controls took over
+    inherited_settings: dict[str, JsonValue] = {}  # that its controls took over
     trains: bool = False
     # what its first stage changed; "" of a teacher, and where it was not noted
     starts_from: Literal["teacher", "student", ""] = ""
@@ -324,6 +324,11 @@ class RunRecord(WithFlatConditions, _RecordPart):
     def score(self, task: str) -> TaskScore | None:
         """Return this record's score on a task, None where it has none."""
         return next((score for score in self.scores if score.task == task), None)
+
+    @property
+    def handed_on(self) -> dict[str, JsonValue]:
+        """The name that `inherited_settings` had before schema 10, for programs that read it."""
+        return self.inherited_settings
 
     @property
     def is_starting_point(self) -> bool:
@@ -357,8 +362,14 @@ _MIGRATIONS: Mapping[int, Callable[[dict[str, JsonValue]], dict[str, JsonValue]]
     7: lambda old: {**old, "schema": 8},
     # 9 renamed settings of methods, in labels too (harness/renames)
     8: lambda old: {**_by_new_names(old), "schema": 9},
-    9: lambda old: {**old, "schema": 10},  # 10 added data of the user's own, with defaults
+    # 10 added data of the user's own, with defaults, and renamed what controls take over
+    9: lambda old: {**_renamed(old, "handed_on", "inherited_settings"), "schema": 10},
 }
+
+
+def _renamed(old: Mapping[str, Any], old_name: str, new_name: str) -> dict[str, Any]:
+    """Return a record with a field by its new name, where it has the field."""
+    return {new_name if name == old_name else name: value for name, value in old.items()}
 
 
 def _by_new_names(old: Mapping[str, Any]) -> dict[str, Any]:

@@ -475,7 +475,7 @@ def _nearest_controls(row: ResultRow, candidates: Sequence[ResultRow]) -> list[R
     with it; what that stage hands on to its controls counts before its own settings.
     """
     stages = _settings_by_stage(row)
-    replaced_stage = {**next(reversed(stages.values())), **row.first.handed_on}
+    replaced_stage = {**next(reversed(stages.values())), **row.first.inherited_settings}
 
     def equal_settings(control: ResultRow) -> int:
         count = 0

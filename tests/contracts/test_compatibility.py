@@ -80,9 +80,10 @@ def study(folder, rows, schema):
     folder.mkdir()
     for name in ("teacher", "int4", "int4-calibrated"):
         data = json.loads((STUDY / f"{name}.json").read_text())
-        (folder / f"{name}.json").write_text(
-            signed({**data, **rows.get(name, {}), "schema": schema})
-        )
+        data |= {**rows.get(name, {}), "schema": schema}
+        if schema >= 10:
+            data["inherited_settings"] = data.pop("handed_on")
+        (folder / f"{name}.json").write_text(signed(data))
     return [records.read_record(path) for path in sorted(folder.iterdir())]
 
 
@@ -167,9 +168,9 @@ def test_chains_of_older_schemas_have_the_names_of_now_in_every_stage(schema, tm
         == read.stages[1].label
         == "prune-depth[num_calibration_samples=8]+int8[ignore=*.mlp]"
     )
-    assert read.stages[0].label == "prune-depth[num_calibration_samples=8]" and read.handed_on == {
-        "ignore": 1
-    }
+    assert read.stages[
+        0
+    ].label == "prune-depth[num_calibration_samples=8]" and read.inherited_settings == {"ignore": 1}
     assert read.settings == {
         "prune-depth": {"num_calibration_samples": 8, "max_seq_length": 256},
         "int8": {"embeddings": "skip", "ignore": ["*.mlp"]},
@@ -184,7 +185,8 @@ def test_an_older_record_of_a_wrong_form_is_refused_and_breaks_nothing(field, va
     try:
         assert records.read_record(tmp_path / "odd.json").label
     except records.BadRecord as refused:
-        assert field in str(refused) and "\n" not in str(refused)
+        now = {"handed_on": "inherited_settings"}.get(field, field)
+        assert now in str(refused) and "\n" not in str(refused)
 
 
 def of_schema_2(path, old, new):
@@ -456,3 +458,12 @@ def test_a_key_follows_what_is_imported_by_an_old_name(tmp_path, monkeypatch):
     assert not [file for file in files if file.startswith("harness/renames/")], (
         "old names are read before anything has a key"
     )
+
+
+def test_what_controls_inherit_is_read_by_its_old_name_in_files_and_in_python():
+    path = next(
+        path for path in sorted(STUDY.glob("*.json")) if '"handed_on": {' in path.read_text()
+    )
+    record = records.read_record(path)
+    assert len(record.inherited_settings) == len(json.loads(path.read_text())["handed_on"])
+    assert record.handed_on == record.inherited_settings

@@ -456,7 +456,7 @@ def test_a_control_takes_over_what_its_row_hands_on():
         "selective-random",
         "selective-random[unit=rows,share=0.25]",
     ]
-    assert [cell.handed_on for cell in planned.cells if cell.method == "selective"] == [
+    assert [cell.inherited_settings for cell in planned.cells if cell.method == "selective"] == [
         {"share": 0.5, "unit": "tokens"},
         {"share": 0.25, "unit": "rows"},
     ]

@@ -65,7 +65,7 @@ def test_a_row_stands_against_its_own_control_and_not_against_anothers():
                 f"selective[{s}]",
                 s,
                 controls=("selective-random",),
-                handed_on={"share": s, "unit": "tokens"},
+                inherited_settings={"share": s, "unit": "tokens"},
             )
             for s in (0.3, 0.5)
         ),
@@ -91,7 +91,7 @@ def test_a_chain_stands_beside_the_variant_that_it_holds():
         family="chain",
         controls=("prune-wanda", "prune-wanda+sft"),
         settings={"prune-wanda": wanda["unstructured"], "response": {**training, "alpha": 0.1}},
-        handed_on={"learning_rate": 1e-3},
+        inherited_settings={"learning_rate": 1e-3},
     )
     single_rows = [
         make("prune-wanda", 0.4, settings=wanda["unstructured"]),
