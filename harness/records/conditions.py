@@ -23,7 +23,7 @@ from harness.contract import Prompting
 from harness.records.consistency import Checks, ConsistentModel, nonnegative_fields
 
 # which rows a condition says something about
-RowKind = Literal["every row", "students", "trained rows"]
+RowKind = Literal["every row", "students", "trained rows", "calibrated rows"]
 EVERY_ROW: tuple[RowKind, ...] = ("every row",)
 Text = Callable[[Any], str | None]  # None: nothing to say
 
@@ -209,7 +209,9 @@ class Conditions(_FullyMarked):
     calibration_data: Annotated[  # in place of the train splits' text, or of C4
         DataReference | None,
         MustAgree(
-            "calibration data", lambda data: _data_text((data,)) if data else None, "students"
+            "calibration data",
+            lambda data: _data_text((data,)) if data else None,
+            "calibrated rows",
         ),
     ] = None
 

@@ -483,8 +483,14 @@ TEACHER = "teacher"
 def row_kinds(record: RunRecord) -> tuple[RowKind, ...]:
     """Return which conditions of making say something about a record.
 
-    None of a teacher's; the budget of one that trains.
+    None of a teacher's; the budget of one that trains; the data of one that calibrated on the
+    user's own.
     """
     if record.method == TEACHER:
         return ()
-    return ("students", "trained rows") if record.trains else ("students",)
+    kinds: list[RowKind] = ["students"]
+    if record.trains:
+        kinds.append("trained rows")
+    if record.conditions.calibration_data is not None:
+        kinds.append("calibrated rows")
+    return tuple(kinds)

@@ -57,10 +57,15 @@ def _own_data(group: Group) -> list[str]:
 
     Examples are left out because they hold evaluation items.
     """
-    trained, calibrated = (group.shared.get(name) for name in ("training data", "calibration data"))
+    trained = group.shared.get("training data")
     lines = [f"Trained on {trained}, instead of the tasks' train splits."] if trained else []
-    if calibrated:
-        lines.append(f"Calibrated on {calibrated}.")
+    calibrations = {
+        (data.name, data.digest[:8])
+        for row in group.rows
+        for record in row.records
+        if (data := record.conditions.calibration_data) is not None
+    }
+    lines += [f"Calibrated on {name} ({digest})." for name, digest in sorted(calibrations)]
     return lines + [
         f"{count:,} examples of {name} hold evaluation items and were left out."
         for name, count in _dropped_examples(group).items()

@@ -125,7 +125,7 @@ class _SortedTraces:
         task = self.job.tasks[example.task]
         if getattr(task, "has_grader", True):
             return _graded(task, example, text)
-        return _Grade("kept_ungraded", text)
+        return _Grade("traces_kept", text)
 
     def _drop_reason(self, example: Example, answer: Generation, is_repeat: bool) -> str:
         """Return why an answer is dropped whatever it says, as a name of the counts; "" if not."""

@@ -199,7 +199,7 @@ class NoDraw(MagnitudePruning):
         (BadCost, "cost_is_valid", "seconds"),
         (WrongStart, "starts_from", "declared starts_from = 'student'"),
         (Lazy, "changes_a_weight", "number by number"),
-        (SecretTraining, "trains", "declared trains = False; cost.json says 1,"),
+        (SecretTraining, "trains", "declared trains = False; by cost.json it saw 1,"),
         (NoTraining, "trains", "declared trains = True; by cost.json it saw 0 tokens"),
         (
             SecretReading,

@@ -495,14 +495,16 @@ def test_a_process_counts_its_own_cpu_seconds():
 @pytest.mark.slow
 def test_models_are_measured_by_the_command_with_a_file_of_raw_values(tmp_path):
     from harness.api import measure_models
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import ModelTimings, measurement_tables
 
     result, path = measure_models(
         ["tiny", "tiny-math"], grid="16x1x3", rounds=3, threads=1, out=tmp_path
     )
     shown = measurement_tables(
         [
-            (measurement.name, measurement.found.measurements, measurement.found.skipped)
+            ModelTimings(
+                measurement.name, measurement.measured.measurements, measurement.measured.skipped
+            )
             for measurement in result
         ]
     )

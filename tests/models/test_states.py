@@ -185,7 +185,7 @@ def test_what_hands_no_cache_back_has_no_bytes():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["Mamba", "Gemma 3", "LFM2", "RecurrentGemma"])
 def test_a_stopwatch_runs_on_it(name, tmp_path):
-    from harness.reporting.measured import measurement_tables
+    from harness.reporting.measured import ModelTimings, measurement_tables
 
     checkpoint = saved_family(name, tmp_path / "model")
     result = measure(
@@ -197,7 +197,7 @@ def test_a_stopwatch_runs_on_it(name, tmp_path):
     by = {one.name: one for one in result.measurements}
     assert by["decode_tokens_per_second"].value > 0 and not result.skipped
     assert "activation_bytes" in by
-    shown = measurement_tables([(name, result.measurements, result.skipped)])
+    shown = measurement_tables([ModelTimings(name, result.measurements, result.skipped)])
     column = [cell.strip() for cell in shown.splitlines()[0].split("|")].index("KV MiB")
     cell = shown.splitlines()[2].split("|")[column].strip()
     if name == "RecurrentGemma":

@@ -29,6 +29,7 @@ from methods import METHODS
 SMALL = {"budget": 2_000, "rows": 40, "limit": 40, "grid": "16x1x4", "rounds": 1, "noise": 4}
 SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
 UNTIMED = ["--grid", "none"]
+_FIRST_FILE = '```python title="extras/shortest.py"\n'  # of docs/add-a-method.md
 
 
 def command(*arguments, environment=None, **options):
@@ -243,7 +244,7 @@ def plugin(tmp_path_factory):
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: shouting\nVersion: 1.0\n")
     guide = (Path(__file__).parents[2] / "docs" / "add-a-method.md").read_text(encoding="utf-8")
-    (folder / "first_words.py").write_text(guide.partition("```python\n")[2].partition("```")[0])
+    (folder / "first_words.py").write_text(guide.partition(_FIRST_FILE)[2].partition("```")[0])
     (info / "entry_points.txt").write_text(
         "[harness.methods]\nshouting = shouting:Shouting\nshortest = first_words:ShortestAnswers\n"
     )

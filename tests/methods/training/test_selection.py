@@ -74,13 +74,13 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
 def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
     task_job = job([tiny], tmp_path / "x")
     examples = training_examples(TASKS, task_job.source, rows=12)
-    short, *_ = REGISTRY.build("selective", {"by": "short"})._ranked(task_job, examples)
+    short, *_ = REGISTRY.build("selective", {"by": "short"})._rank(task_job, examples)
     lengths = [
         row.trained_tokens
         for row in encode(open_model(tiny).tokenizer, full_solution_pairs(short), longest=512)[0]
     ]
     assert lengths == sorted(lengths)
-    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(task_job, examples)
+    sure, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._rank(task_job, examples)
     opened = open_model(tiny)
 
     def loss(example):
@@ -96,7 +96,7 @@ def test_rows_are_ranked_by_what_the_setting_says(tiny, tmp_path):
 
     losses = [loss(example) for example in sure]
     assert losses == pytest.approx(sorted(losses), abs=2e-3) and len(rows) == 12
-    solved_first, _, notes, shared = REGISTRY.build("selective", {"by": "correct"})._ranked(
+    solved_first, _, notes, shared = REGISTRY.build("selective", {"by": "correct"})._rank(
         task_job, examples
     )
     assert 6 < notes["teacher_solves"] <= 12 and {example.prompt for example in solved_first} == {
@@ -132,11 +132,11 @@ def test_answers_that_choose_rows_are_written_by_the_named_teacher(
     )
     given = job([tiny, specialist], tmp_path / "x")
     examples = training_examples(TASKS, given.source, rows=8)
-    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._ranked(
+    *_, shared = REGISTRY.build("selective", {"by": "correct", "teacher": "tiny-math"})._rank(
         given, examples
     )
     assert writers == ["tiny-math"]
-    *_, others = REGISTRY.build("selective", {"by": "correct"})._ranked(given, examples)
+    *_, others = REGISTRY.build("selective", {"by": "correct"})._rank(given, examples)
     assert others[0]["key"] != shared[0]["key"]
 
 

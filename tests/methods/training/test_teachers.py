@@ -170,7 +170,7 @@ def test_no_teacher_is_shown_more_than_its_context(tiny, short_sighted, tmp_path
     )
     notes = json.loads((tmp_path / "x" / "cost.json").read_text())["notes"]
     assert notes["rows_too_long"] == sum(length > 70 for length in lengths)
-    ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._ranked(task_job, examples)
+    ranked, rows, *_ = REGISTRY.build("selective", {"by": "confidence"})._rank(task_job, examples)
     assert len(ranked) == len(rows) == sum(length <= 70 for length in lengths)
     pairs = full_solution_pairs(examples)
     tokenizer = open_model(tiny).tokenizer

@@ -56,6 +56,7 @@ def test_the_search_walks_on_while_the_best_stands_at_an_edge(
 
     monkeypatch.setattr(tuning, "fit", spent)
     monkeypatch.setattr(tuning, "forward_flops_per_token", lambda *_: 0.0)
+    monkeypatch.setattr(tuning, "step_flops", lambda *_: 0.0)
     result = tuning._search(
         SimpleNamespace(workdir=tmp_path, device="cpu"),
         rows_of(8),
