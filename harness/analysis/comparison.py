@@ -191,10 +191,35 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
 
 
 def _distinct_training_conditions(records: Sequence[RunRecord]) -> list[dict[str, str]]:
-    """Return the training conditions of trained rows; without any, of the other students."""
+    """Return the training conditions of trained rows; without any, of the other students.
+
+    Rows that calibrated on data of the user's own stand beside them, those of each data set in a
+    table of their own.
+    """
     trained = [record for record in records if record.trains]
     students = [record for record in records if record.method != TEACHER]
-    return _distinct(map(_training_conditions, trained or students)) or [{}]
+    combined = []
+    for training in _distinct(map(_uncalibrated_conditions, trained or students)) or [{}]:
+        beside = [
+            record
+            for record in students
+            if _uncalibrated_conditions(record).items() <= training.items()
+        ]
+        calibrations = _distinct(filter(None, map(_calibration_conditions, beside))) or [{}]
+        combined += [{**training, **calibration} for calibration in calibrations]
+    return combined
+
+
+def _calibration_conditions(record: RunRecord) -> dict[str, str]:
+    """Return what a row calibrated on; empty where that was no data of the user's own."""
+    kinds = [kind for kind in row_kinds(record) if kind == "calibrated rows"]
+    return shared_conditions(record.conditions, kinds) if kinds else {}
+
+
+def _uncalibrated_conditions(record: RunRecord) -> dict[str, str]:
+    """Return a row's training conditions but for what it calibrated on."""
+    kinds = [kind for kind in row_kinds(record) if kind != "calibrated rows"]
+    return shared_conditions(record.conditions, kinds)
 
 
 def _distinct(conditions: Iterable[dict[str, str]]) -> list[dict[str, str]]:

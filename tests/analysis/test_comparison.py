@@ -4,7 +4,7 @@ import pytest
 from made_records import ENVIRONMENT, RECORDS, make
 
 from harness.analysis import comparison
-from harness.records.conditions import ModelReference
+from harness.records.conditions import DataReference, ModelReference
 from harness.reporting import report
 
 
@@ -155,3 +155,30 @@ def test_a_second_teacher_has_a_row_below_the_first_and_none_of_the_budget():
         "teacher other",
         "response",
     ] and group.teacher.label == "teacher"
+
+
+DATA = {
+    name: DataReference(name=f"own:{name}.jsonl", digest=f"{name}{name}", examples=9)
+    for name in "ab"
+}
+
+
+def calibrated(label, name):
+    return make(label, 0.5).model_copy(update={"calibration_data": DATA[name]})
+
+
+@pytest.mark.parametrize("with_trained_rows", [True, False])
+@pytest.mark.parametrize("names", ["a", "ab"])
+def test_no_row_is_missing_from_every_table_and_calibrations_are_not_mixed(
+    with_trained_rows, names
+):
+    rows = [make("teacher", 0.9), make("int8", 0.6)]
+    rows += [make("sft", 0.6, seed=1)] if with_trained_rows else []
+    rows += [calibrated(f"int4-calibrated-{name}", name) for name in names]
+    groups = comparison.group_records(rows)
+    labels = [{row.label for row in group.rows} for group in groups]
+    assert set().union(*labels) == {record.label for record in rows}
+    assert len(groups) == len(names)
+    for name in names:
+        [together] = [names_in for names_in in labels if f"int4-calibrated-{name}" in names_in]
+        assert together >= {"teacher", "int8", *(["sft"] if with_trained_rows else [])}

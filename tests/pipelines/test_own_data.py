@@ -126,6 +126,7 @@ def test_calibration_reads_the_file(finished):
 def test_the_table_says_what_was_trained_on_and_left_out(finished):
     text = finished.markdown()
     assert "Trained on own:sums.jsonl (" in text and "and own:texts.jsonl (" in text
+    assert "Calibrated on own:texts.jsonl (" in text
     assert "3 examples of own:sums.jsonl hold evaluation items and were left out." in text
 
 
