@@ -171,7 +171,6 @@ def _show_results(run: "Run") -> None:
 def list_(what: Annotated[ListedKind, typer.Argument(help="What to list.")]) -> int:
     """List methods, suites, tasks or models with one line each."""
     from harness import catalog
-    from harness.models.resolve import EMBEDDED_MODELS
 
     if what is ListedKind.suites:
         lines = {
@@ -179,6 +178,8 @@ def list_(what: Annotated[ListedKind, typer.Argument(help="What to list.")]) -> 
             for name, suite in catalog.SUITES.items()
         }
     elif what is ListedKind.models:
+        from harness.models.resolve import EMBEDDED_MODELS
+
         lines = dict.fromkeys(EMBEDDED_MODELS, "embedded teacher, about 1.7 million parameters")
         lines |= {
             "FOLDER": "a folder saved with save_pretrained",

@@ -29,7 +29,9 @@ def pinned(name):
 
 
 def test_the_metadata_is_what_an_index_takes():
-    text = metadata.distribution("compression-harness").read_text("METADATA")
+    files = metadata.distribution("compression-harness")
+    # an editable installation leaves a folder beside the code, where the file has another name
+    text = files.read_text("METADATA") or files.read_text("PKG-INFO")
     checked = Metadata.from_email(text, validate=True)
     assert checked.name == PROJECT["name"] and checked.description_content_type == "text/markdown"
     assert checked.license_expression == "Apache-2.0" and checked.requires_python == ">=3.11"

@@ -494,6 +494,8 @@ def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
     """
     from torch._subclasses import FakeTensorMode
 
+    if torch.version.cuda and not torch.cuda.is_available() and torch.__version__ < (2, 14):
+        pytest.skip("a torch for CUDA describes its kernels without a driver from 2.14 on")
     with FakeTensorMode(), torch.device("cuda"):
         module = packed_module({**spec, "shape": [48, width], "bias": True}, torch.bfloat16)
         output = module(torch.empty((1, rows, width), dtype=torch.bfloat16))
