@@ -732,13 +732,13 @@ def test_a_training_whose_logits_are_never_all_held_is_the_same(
     monkeypatch.setattr(preparation, "positions_of_a_part", small_parts)
     parts_model, parts = trained("parts")
     assert sizes, "it was held whole"
-    # Adam divides a gradient by its own size, so that one that is almost 0 moves a weight by its
-    # rounding: what is compared is the way that a tensor went, and no weight alone is far from it
+    # a weight of `auto` is a ratio of norms, and Adam divides a gradient by its own size
+    tolerance = 2e-5 if objective == "jsd" else 2e-6
     start = weights(open_model(random_model).model)
     for name, tensor in weights(whole_model).items():
         difference, update = parts_model.state_dict()[name] - tensor, tensor - start[name]
         assert difference.norm() <= 2e-5 * update.norm(), name
-        assert difference.abs().max() <= 2e-4 * update.abs().max(), name
+        assert difference.abs().max() <= tolerance, name
     assert parts.best == pytest.approx(whole.best, rel=1e-6)
     assert parts.start_ce == pytest.approx(whole.start_ce, rel=1e-6)
     logs = [
