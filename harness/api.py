@@ -93,7 +93,15 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
             f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
             "example --suite mini"
         )
-    tasks = {name: catalog.load_task(name, include_path=include_path) for name in names}
+    tasks = {
+        name: catalog.load_task(
+            name,
+            include_path=include_path,
+            data_folder=source.folder,
+            num_fewshot=config.num_fewshot,
+        )
+        for name in names
+    }
     if not config.train_data:
         _refuse_training_on_nothing(config.methods, registry, tasks, source)
     device = choose_device(config.device, say=say)
@@ -197,12 +205,25 @@ def _needs_hub(task: Task, source: "LocalOrHubData") -> bool:
 
 
 def _data_digest(tasks: Mapping[str, Task], source: "LocalOrHubData") -> str:
-    """Return the digest of the files that tasks read; "" where none lies in a local folder.
+    """Return the digest of the data that tasks read: local files, and revisions of the Hub.
 
-    It is new for every plan where a task may read something that nobody knows beforehand.
+    "" where they make their items themselves, or name neither. It is new for every plan where a
+    task may read something that nobody knows beforehand.
     """
+    from harness.data.hub_revisions import dataset_revision
+    from harness.files.digests import digest_of
+
     files = {file for task in tasks.values() for file in getattr(task, "files", ())}
     digest = source.fingerprint(sorted(files)) if source.folder and files else ""
+    on_hub = {
+        name
+        for task in tasks.values()
+        if _needs_hub(task, source)
+        for name in getattr(task, "hub_datasets", ())
+    }
+    revisions = [(name, dataset_revision(name)) for name in sorted(on_hub)]
+    if any(revision for _, revision in revisions):
+        digest = digest_of(digest, revisions)
     if any(getattr(task, "unknown_inputs", "") for task in tasks.values()):
         return f"unknown beforehand {os.urandom(16).hex()}"
     return digest

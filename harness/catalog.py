@@ -4,7 +4,7 @@ Command, Python door and cell ask it. Both tables are literal and name classes a
 reading them imports no method, no task and no torch.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,18 +34,49 @@ def tasks() -> Registry:
     return registry
 
 
-def load_task(name: str, *, include_path: str | Path | None = None) -> Task:
+def load_task(
+    name: str,
+    *,
+    include_path: str | Path | None = None,
+    data_folder: str | Path | None = None,
+    num_fewshot: int | None = None,
+) -> Task:
     """Return a task of the table, or of `lm-eval:NAME`.
 
-    `include_path` is a folder with more YAML tasks.
+    `include_path` is a folder with more YAML tasks, `data_folder` one that may hold data sets of
+    the Hub.
     """
-    task: Task = _suites.load(name, include_path=include_path)
+    task: Task = _suites.load(
+        name, include_path=include_path, data_folder=data_folder, num_fewshot=num_fewshot
+    )
     return task
 
 
-def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
+def count_items(
+    name: str,
+    *,
+    include_path: str | Path | None = None,
+    data_folder: str | Path | None = None,
+    num_fewshot: int | None = None,
+) -> int | None:
     """Return how many items a task of lm-eval's own has; None where only its data tell."""
-    return _suites.count_items(name, include_path=include_path)
+    return _suites.count_items(
+        name, include_path=include_path, data_folder=data_folder, num_fewshot=num_fewshot
+    )
+
+
+def fetch_data(
+    name: str,
+    folder: Path,
+    *,
+    include_path: str | Path | None = None,
+    say: Callable[[str], None],
+) -> int:
+    """Copy what a task, or each task of a suite, reads from the Hub into a data folder.
+
+    Returns how many files were written; `say` receives a line for each. Raises `HarnessError`.
+    """
+    return _suites.fetch(name, folder, include_path=include_path, say=say)
 
 
 def resolve_suites(

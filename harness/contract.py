@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from harness.models.shape import Shape
 
 Split = Literal["train", "validation", "test", "dev"]
-Kind = Literal["generate", "choose", "perplexity"]
+Kind = Literal["generate", "choose", "continue", "perplexity"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,10 @@ class Task(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """What a model must do: generate text, choose an option, or predict a text."""
+        """What a model must do.
+
+        Generate text, choose an option, continue a text as it goes on, or predict a whole text.
+        """
         ...
 
     @property

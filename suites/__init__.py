@@ -3,7 +3,7 @@
 Listing them imports no code of a task.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -72,25 +72,64 @@ def tasks() -> Registry:
     return registry
 
 
-def load(name: str, *, include_path: str | Path | None = None) -> Task:
+def load(
+    name: str,
+    *,
+    include_path: str | Path | None = None,
+    data_folder: str | Path | None = None,
+    num_fewshot: int | None = None,
+) -> Task:
     """Return the task of a name in `tasks()`, or of `lm-eval:NAME`.
 
-    `include_path` is a folder with more YAML tasks for lm-eval. Raises `HarnessError` for an
-    unknown name, and for a task of lm-eval that this harness cannot score.
+    `include_path` is a folder with more YAML tasks for lm-eval; `data_folder` may hold data sets of
+    the Hub below `hub/`; `num_fewshot` is how many examples are shown before an item, None for the
+    definition's own number. Raises `HarnessError` for an unknown name, and for a task of lm-eval
+    that this harness cannot score.
     """
     if name.startswith(LM_EVAL_PREFIX):
         from suites.loading.outside import LmEvalTask
 
-        return LmEvalTask(name, include_path=include_path)
+        return LmEvalTask(name, include_path, data_folder, num_fewshot)
+    if num_fewshot is not None:
+        raise HarnessError(
+            f"--num-fewshot {num_fewshot}: {name} has fixed examples; leave it out, or score "
+            "lm-eval's own task, for example --suite lm-eval:arc_easy"
+        )
     task: Task = tasks().load(name)()
     return task
 
 
-def count_items(name: str, *, include_path: str | Path | None = None) -> int | None:
+def count_items(
+    name: str,
+    *,
+    include_path: str | Path | None = None,
+    data_folder: str | Path | None = None,
+    num_fewshot: int | None = None,
+) -> int | None:
     """Return how many items a task of lm-eval has; None where only its downloaded data show it."""
     from suites.loading.outside import LmEvalTask
 
-    return LmEvalTask(name, include_path=include_path).count()
+    return LmEvalTask(name, include_path, data_folder, num_fewshot).count()
+
+
+def fetch(
+    name: str,
+    folder: Path,
+    *,
+    include_path: str | Path | None = None,
+    say: Callable[[str], None],
+) -> int:
+    """Copy what a task, or each task of a suite, reads from the Hub into a data folder.
+
+    Returns how many files were written; `say` receives a line for each. Raises `HarnessError` for
+    an unknown name, and where the Hub cannot be reached.
+    """
+    from suites.loading.fetching import fetch_task
+
+    [suite] = resolve([name], embedded=False, include_path=include_path).values()
+    return sum(
+        fetch_task(load(task, include_path=include_path), folder, say=say) for task in suite.tasks
+    )
 
 
 def resolve(

@@ -5,10 +5,11 @@ data folder (plain or .gz), else from the Hub.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.contract import DataSource, Example, Grade, Split
-from harness.data.source import NoSplit, Row
+from harness.data.source import LocalOrHubData, NoSplit, Row
 from suites.loading.gold import final_number, without_marks
 from suites.loading.lm_eval import (
     build_task,
@@ -19,6 +20,9 @@ from suites.loading.lm_eval import (
     read_builtin,
 )
 from suites.loading.splits import hold_out
+
+if TYPE_CHECKING:
+    from suites.loading.fetching import HubFile
 
 FILES = ("gsm8k/train.jsonl.gz", "gsm8k/test.jsonl")
 PUBLISHED = {"train": 7_473, "test": 1_319}
@@ -60,6 +64,19 @@ def published_rows(split: str, source: DataSource, *, task: str) -> list[Row]:
         wanted=FILES,
     )
     return [{"question": row["question"], "answer": row["answer"]} for row in rows]
+
+
+def _hub_files() -> "Iterator[HubFile]":
+    """Yield both splits of GSM8K, in the form in which the data folder has them."""
+    # imported here, so that students do not depend on it (harness/planning/keys.py)
+    from suites.loading.fetching import HubFile, json_lines
+
+    def lines(split: str) -> Iterator[str]:
+        return json_lines(published_rows(split, LocalOrHubData(), task="gsm8k"))
+
+    for split in PUBLISHED:
+        source = f"openai/gsm8k main {split}"
+        yield HubFile(f"gsm8k/{split}.jsonl.gz", source, partial(lines, split))
 
 
 def gsm8k_rows(split: Split, source: DataSource, *, task: str) -> list[Row]:
@@ -125,6 +142,11 @@ class Gsm8k:
     primary = "strict-match"
     domain = "math"
     files = FILES
+    hub_datasets = ("openai/gsm8k",)
+
+    def hub_files(self) -> "Iterator[HubFile]":
+        """Yield the files that `harness data fetch` writes."""
+        return _hub_files()
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's gsm8k; every item gets the first five training rows as its shots.
@@ -170,6 +192,11 @@ class Gsm8kCot:
     primary = "strict-match"
     domain = "math"
     files = FILES
+    hub_datasets = ("openai/gsm8k",)
+
+    def hub_files(self) -> "Iterator[HubFile]":
+        """Yield the files that `harness data fetch` writes."""
+        return _hub_files()
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's gsm8k_cot with its eight written shots."""

@@ -8,11 +8,12 @@ a perfect model the score 0.0 on letters, without an error.
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
-from harness.data.source import NoSplit, Row
+from harness.data.source import LocalOrHubData, NoSplit, Row
 from harness.errors import HarnessError, unknown
 from suites.loading.lm_eval import (
     build_task,
@@ -23,6 +24,9 @@ from suites.loading.lm_eval import (
     hub_rows,
     read_builtin,
 )
+
+if TYPE_CHECKING:
+    from suites.loading.fetching import HubFile
 
 FILES = ("mmlu/dev.jsonl.gz", "mmlu/test.jsonl.gz")
 FIELDS = ("subject", "question", "choices", "answer")
@@ -150,7 +154,21 @@ class Mmlu:
     primary = "acc"
     domain = "knowledge"
     files = FILES
+    hub_datasets = ("cais/mmlu",)
     _folder = "default"
+
+    def hub_files(self) -> "Iterator[HubFile]":
+        """Yield the files that `harness data fetch` writes; answers are positions in them."""
+        # imported here, so that students do not depend on it (harness/planning/keys.py)
+        from suites.loading.fetching import HubFile, json_lines
+
+        def lines(split: Split) -> Iterator[str]:
+            return json_lines(mmlu_rows(split, LocalOrHubData(), task=self.name))
+
+        splits: tuple[Split, ...] = ("dev", "validation", "test")
+        for split in splits:
+            source = f"cais/mmlu all {split}"
+            yield HubFile(f"mmlu/{_STEMS[split]}.jsonl.gz", source, partial(lines, split))
 
     def lm_eval_tasks(
         self, source: DataSource, subjects: Iterable[str] | None = None

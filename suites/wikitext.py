@@ -6,7 +6,7 @@ It is lm-eval's definition. Text comes from `wikitext2/wiki.test.raw` of the dat
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.source import NoSplit
@@ -15,8 +15,12 @@ from suites.loading.lm_eval import (
     build_task_over_rows,
     data_dir_hint,
     explaining_hub_errors,
+    hub_rows,
     read_builtin,
 )
+
+if TYPE_CHECKING:
+    from suites.loading.fetching import HubFile
 
 FILES = ("wikitext2/wiki.test.raw.gz",)
 PUBLISHED = 2_891  # lines, empty ones dropped
@@ -47,6 +51,18 @@ class WikiText:
     primary = "word_perplexity"
     domain = "language"
     files = FILES
+    hub_datasets = ("EleutherAI/wikitext_document_level",)  # lm-eval's own
+
+    def hub_files(self) -> "Iterator[HubFile]":
+        """Yield the file that `harness data fetch` writes: the raw text without empty lines."""
+        from suites.loading.fetching import HubFile
+
+        def lines() -> Iterator[str]:
+            with explaining_hub_errors(self.name, data_dir_hint(FILES)):
+                rows = hub_rows("Salesforce/wikitext", "wikitext-2-raw-v1", "test")
+            return (text for row in rows if (text := row["text"].removesuffix("\n")).strip())
+
+        yield HubFile(FILES[0], "Salesforce/wikitext wikitext-2-raw-v1 test", lines)
 
     def lm_eval_tasks(self, source: DataSource) -> dict[str, Any]:
         """Return lm-eval's wikitext over one row `{page}` per document.

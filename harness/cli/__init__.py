@@ -1,8 +1,19 @@
 """The command `harness`: options in, exit code out. No torch until a command computes.
 
-`app.main` is the console script. `check` holds the commands that judge and export, `options` what
-all commands share, `tables` what `harness report` writes. `console` shows progress, `ending` says
-how a command ended, and `pytest_plugin` turns rows into tests.
+`app.main` is the console script. `check` holds the commands that judge and export, `data` the one
+that copies tasks' data, `options` what all commands share, `tables` what `harness report` writes.
+`console` shows progress, `ending` says how a command ended, and `pytest_plugin` turns rows into
+tests.
 """
 
-__all__ = ["app", "check", "console", "ending", "options", "pytest_plugin", "run_options", "tables"]
+__all__ = [
+    "app",
+    "check",
+    "console",
+    "data",
+    "ending",
+    "options",
+    "pytest_plugin",
+    "run_options",
+    "tables",
+]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.check import baseline_app, check, export, verify
+from harness.cli.data import data_app
 from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
 from harness.errors import CellFailed, HarnessError, OldName, unknown
@@ -38,6 +39,7 @@ app = typer.Typer(
 
 app.command(cls=Command)(check)
 app.add_typer(baseline_app)
+app.add_typer(data_app)
 app.command(cls=Command)(export)
 app.command(cls=Command)(verify)
 

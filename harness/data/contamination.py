@@ -98,7 +98,13 @@ def _evaluation_texts(task: Task, source: DataSource) -> Iterator[str]:
     """Yield a task's evaluation texts: questions, or documents where it measures perplexity."""
     if task.kind != "perplexity":
         yield from (_question(prompt) for prompt in held_out_prompts(task, source))
-    elif hasattr(task, "texts"):
+    else:
+        yield from documents_of(task, source)
+
+
+def documents_of(task: Task, source: DataSource) -> Iterator[str]:
+    """Yield the documents of a task that measures perplexity, in the order of its items."""
+    if hasattr(task, "texts"):
         yield from task.texts(source)
     else:
         for lm_eval_task in task.lm_eval_tasks(source).values():

@@ -161,7 +161,7 @@ class LocalOrHubData:
         unit: str,
     ) -> None:
         """Refuse a file that is cut, empty, or shorter than the folder's manifest says."""
-        listed = _manifest_rows(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
+        listed = manifest_rows(path.parents[relative.count("/")]).get(relative.removesuffix(".gz"))
         stated = listed if listed is not None else expected
         expectation = f"{stated:,} expected" if stated is not None else "at least one expected"
         if not is_complete:
@@ -276,7 +276,7 @@ def _bytes_digest(path: Path, size: int, changed: int) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _manifest_rows(folder: Path) -> dict[str, int]:
+def manifest_rows(folder: Path) -> dict[str, int]:
     """Return how many rows the folder's MANIFEST.md lists for each file, named without .gz."""
     path = folder / "MANIFEST.md"
     if not path.is_file():

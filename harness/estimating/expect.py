@@ -44,11 +44,13 @@ _DEFAULT_ITEMS = 1_000  # of a task of unknown size
 _NO_LIMIT = 10**9
 
 
-def item_count(name: str, include_path: Path | None) -> int:
+def item_count(name: str, include_path: Path | None, data_folder: Path | None = None) -> int:
     """Return how many items a task has: as published, by its data files, or 1,000 if unknown."""
     if name in ITEMS_BY_TASK or not name.startswith(catalog.OUTSIDE):
         return ITEMS_BY_TASK.get(name, _DEFAULT_ITEMS)
-    count: int | None = catalog.count_items(name, include_path=include_path)
+    count: int | None = catalog.count_items(
+        name, include_path=include_path, data_folder=data_folder
+    )
     return _DEFAULT_ITEMS if count is None else count
 
 
@@ -302,7 +304,7 @@ def _request_of_plan(plan: Plan, teacher: Shape) -> EstimateRequest:
         rounds=config.rounds,
         items={
             task: min(
-                item_count(task, config.include_path),
+                item_count(task, config.include_path, config.data_dir),
                 limit_for(conditions.limit, task) or _NO_LIMIT,
             )
             for task in tasks

@@ -188,6 +188,12 @@ class ScoringSettings(_Settings):
     include_path: Path | None = Field(
         default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME."
     )
+    num_fewshot: Annotated[
+        Annotated[int, Field(ge=0, le=100)] | None, Spelling(default="the task's")
+    ] = Field(
+        default=None,
+        description="Examples shown before each item of tasks lm-eval:NAME, drawn as lm-eval does.",
+    )
 
 
 class WorkSettings(_Settings):

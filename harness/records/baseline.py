@@ -90,7 +90,7 @@ class FrozenScore(_BaselinePart):
 
     task: str
     version: str
-    kind: Literal["generate", "choose", "perplexity"]
+    kind: Literal["generate", "choose", "continue", "perplexity"]
     primary: str
     n: int
     value: float

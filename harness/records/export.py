@@ -18,7 +18,12 @@ from harness.records.record import RunRecord, TaskScore
 from harness.records.samples import Evidence
 from harness.statistics.figures import standard_error, weighted_mean
 
-_METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
+_METRICS = {
+    "generate": "exact_match",
+    "choose": "acc",
+    "continue": "acc",
+    "perplexity": "word_perplexity",
+}
 
 
 def record_file_name(record: RunRecord) -> str:
@@ -103,7 +108,7 @@ def _metrics(score: TaskScore) -> dict[str, float | str]:
         return _metric(name, filter_name, score.value, score.stderr)
     metrics: dict[str, float | str] = {}
     for extractor, (value, error) in _figures_by_extractor(score).items():
-        if score.kind == "choose":  # a choice's extractors are its metrics
+        if score.kind in ("choose", "continue"):  # their extractors are their metrics
             metrics |= _metric(extractor, "none", value, error)
         else:
             metrics |= _metric(name, extractor, value, error)

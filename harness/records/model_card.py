@@ -9,7 +9,12 @@ from harness.records import columns
 from harness.records.conditions import ModelReference
 from harness.records.record import RunRecord, TaskScore
 
-_METRICS = {"generate": "exact_match", "choose": "acc", "perplexity": "word_perplexity"}
+_METRICS = {
+    "generate": "exact_match",
+    "choose": "acc",
+    "continue": "acc",
+    "perplexity": "word_perplexity",
+}
 
 
 def write_card(folder: Path, record: RunRecord) -> Path:

@@ -48,7 +48,7 @@ class TaskScore(_RecordPart):
 
     task: str
     version: str
-    kind: Literal["generate", "choose", "perplexity"]
+    kind: Literal["generate", "choose", "continue", "perplexity"]
     primary: str  # the extractor (of a choice: the metric) that `value` is made from
     chance: Share
     n: int

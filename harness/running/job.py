@@ -21,6 +21,7 @@ class CellJob(WithConditions):
     work: WorkSettings
     measure: bool
     include_path: Path | None
+    num_fewshot: int | None
     teacher_samples: Path | None  # the teacher's answers; None in the teacher's own cell
     cell_folder: Path
     stage_folders: tuple[Path, ...]  # with the student of each stage; empty for a teacher's row

@@ -33,7 +33,12 @@ class LoadedJob:
         The data source renders training items for the student as the scorer renders prompts.
         """
         tasks = {
-            name: catalog.load_task(name, include_path=job.include_path)
+            name: catalog.load_task(
+                name,
+                include_path=job.include_path,
+                data_folder=job.data_dir,
+                num_fewshot=job.num_fewshot,
+            )
             for name in job.conditions.task_names
         }
         render, show = rendering_of(job.conditions.prompting, job.student_base.checkpoint())

@@ -288,6 +288,7 @@ def _cell_job(
         work=config.work.model_copy(update={"grid": plan.grid}),
         measure=bool(plan.grid) and suites_have_timing and not cell.simulated,
         include_path=config.include_path.resolve() if config.include_path else None,
+        num_fewshot=config.num_fewshot,
         teacher_samples=None if cell.is_teacher else teacher_samples,
         cell_folder=store.cell(cell.key).resolve(),
         stage_folders=tuple(store.student(stage.key).resolve() for stage in cell.stages),

@@ -38,7 +38,8 @@ class ItemRow:
     log_probabilities: tuple[float, ...] = ()  # of the choices, in their order; of a document, one
     # for teacher-forced comparisons; of a choice only the part after its last blank line
     prompt: str = ""
-    words: float = 0.0  # of a document: the number of words, or bytes, that its figure is per
+    # of a document: the number of words, or bytes, that its figure is per; 1 for the end of a text
+    words: float = 0.0
     position: int | None = None  # of the chosen choice
     # by extractor: numbers other than 1 for a hit and 0 for a miss
     values: dict[str, float] = field(default_factory=dict)
@@ -113,6 +114,7 @@ class ScoredTask:
             samples_of.setdefault(int(sample["doc_id"]), []).append(sample)
         builders = {
             "choose": _choice_row,
+            "continue": _continuation_row,
             "generate": _generation_row,
             "perplexity": _perplexity_row,
         }
@@ -255,6 +257,43 @@ def _generation_row(scored: ScoredTask, item: int, samples: Samples, model: Any)
         prompt=str(first["arguments"][0][0]),
         values=values,
         parts=parts,
+    )
+
+
+def _continuation_row(scored: ScoredTask, item: int, samples: Samples, model: Any) -> ItemRow:
+    """Return the row of a text whose end is given: how likely it is, and whether it is greedy's.
+
+    `acc` is 1 where greedy decoding writes the given end; `perplexity` has the log-likelihood of
+    the end, in nats, of which lm-eval takes exp(-mean).
+    """
+    sample = samples[0]
+    log_probability, is_greedy = sample["filtered_resps"][0]
+    numbers = {
+        name: value for name in sample["metrics"] if (value := as_number(sample[name])) is not None
+    }
+    hits = {
+        name: value >= 1
+        for name, value in numbers.items()
+        if name != "perplexity" and not scored.lower_is_better(name)
+    }
+    return ItemRow(
+        **scored.common_fields(item, sample),
+        gold=str(sample["target"]),
+        # what greedy decoding writes in place of another end is not known
+        text=str(sample["target"]) if is_greedy else "",
+        extracted={},
+        correct=hits,
+        tokens=0,
+        stop="",
+        log_probabilities=(float(log_probability),),
+        words=1.0,  # the perplexity is by item
+        prompt=str(sample["arguments"][0][0]).rpartition("\n\n")[2],
+        values={
+            name: value
+            for name, value in numbers.items()
+            if name not in hits or value not in (0, 1)
+        },
+        parts=_unnumbered_parts({name: sample[name] for name in sample["metrics"]}),
     )
 
 

@@ -120,7 +120,7 @@ def summarise(task: Task, subtasks: Sequence[SubtaskResult], *, model: Any) -> T
     common = {
         "task": task.name,
         "version": task.version,
-        "kind": task.kind,
+        "kind": "perplexity" if _is_perplexity(task, subtasks) else task.kind,
         "n": len(rows),
         "metric": subtasks[0].scored.metric,
         "higher_is_better": not lower,
@@ -133,7 +133,7 @@ def summarise(task: Task, subtasks: Sequence[SubtaskResult], *, model: Any) -> T
         "from_journal": model.answer_cache.hits,
         "notes": (*model.notes, *getattr(task, "notes", ()), *_metric_notes(task, subtasks)),
     }
-    if task.kind == "perplexity":
+    if _is_perplexity(task, subtasks):
         return TaskScore(**{**common, **_document_figures(task, subtasks, rows)})
     numbers = (
         [value for subtask in subtasks for value in subtask.numbers]
@@ -146,6 +146,12 @@ def summarise(task: Task, subtasks: Sequence[SubtaskResult], *, model: Any) -> T
         else _pooled_figures(task, subtasks)
     )
     return TaskScore(**{**common, **_answer_figures(task, subtasks, rows), **figures})
+
+
+def _is_perplexity(task: Task, subtasks: Sequence[SubtaskResult]) -> bool:
+    """Tell whether the figure is a perplexity: of documents, or of the ends of texts, by item."""
+    of_ends = task.kind == "continue" and subtasks[0].scored.metric == "perplexity"
+    return of_ends or task.kind == "perplexity"
 
 
 def _primary_of(task: Task, subtasks: Sequence[SubtaskResult]) -> str:

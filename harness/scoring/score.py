@@ -87,7 +87,8 @@ def score_task(
     with seeded_as_lm_eval():
         built = task.lm_eval_tasks(source)
         prepare_tasks(built.values())
-        selected = select_items(built, limit, name=task.name)
+        # two metrics of one task have the same items and share its answers
+        selected = select_items(built, limit, name=items_name(task))
     if not selected.count:
         raise CellFailed(f"{task.name}: there is no item to score")
     answer_cache = AnswerCache(
@@ -135,6 +136,11 @@ def _evaluate(
     return result  # type: ignore[no-any-return]
 
 
+def items_name(task: Task) -> str:
+    """Return the name of a task's items: the same where two tasks differ in their metric alone."""
+    return str(getattr(task, "items_name", task.name))
+
+
 def answer_cache_path(
     opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str
 ) -> Path:
@@ -153,7 +159,7 @@ def answer_cache_path(
         device_label(opened.device),
         path,
         code,
-        task.name,
+        items_name(task),
         task.version,
         asdict(prompting),
     )

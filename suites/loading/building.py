@@ -13,6 +13,7 @@ from harness.data.source import NoSplit
 from harness.errors import HarnessError, in_one_line
 from harness.statistics.figures import weighted_mean
 from suites.loading.definition import TaskDefinition, reads_local_files
+from suites.loading.hub_folder import LocalSplits
 from suites.loading.lm_eval import build_task, explaining_hub_errors
 from suites.loading.splits import hold_out
 
@@ -65,8 +66,8 @@ def build_definition(definition: TaskDefinition) -> Any:
     if not reads_local_files(settings) and settings.get("custom_dataset") is None:
         with explaining_hub_errors(
             name,
-            "run it once with a network, or give --include-path a folder whose YAML names local "
-            "data_files",
+            f"run it once with a network, or where there is one type: harness data fetch {name} "
+            "--to FOLDER, and give --data-dir FOLDER here",
         ):
             return build_task(settings)
     definition.data_files()  # raises for one that does not exist
@@ -123,6 +124,9 @@ def count_test_items(settings: Mapping[str, Any]) -> int | None:
     Returns None where the task processes its items, or the data is no plain file with one item a
     line.
     """
+    splits = settings.get("custom_dataset")
+    if isinstance(splits, LocalSplits) and not settings.get("process_docs"):
+        return splits.count()
     files = (settings.get("dataset_kwargs") or {}).get("data_files")
     split = settings.get("test_split") or settings.get("validation_split")
     file = files.get(split) if isinstance(files, Mapping) else None

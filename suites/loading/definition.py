@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.errors import HarnessError, in_one_line, unknown
+from suites.loading.hub_folder import with_local_splits
 from suites.loading.lm_eval import read_yaml
 
 LM_EVAL_PREFIX = "lm-eval:"
@@ -21,6 +22,7 @@ LOCAL_FORMATS = frozenset(
 )
 DEFAULT_METRICS = {
     "choose": ["acc", "acc_norm"],
+    "continue": ["perplexity", "acc"],
     "generate": ["exact_match"],
     "perplexity": ["word_perplexity", "byte_perplexity", "bits_per_byte"],
 }
@@ -31,6 +33,19 @@ def full_name(name: str) -> str:
     return f"{LM_EVAL_PREFIX}{name}"
 
 
+class TaskAndMetric(NamedTuple):
+    """A name as a user types it, in its two parts."""
+
+    task: str  # lm-eval's name
+    metric: str  # the metric of the figure; "" for the task's own choice
+
+
+def split_metric(name: str) -> TaskAndMetric:
+    """Split `lm-eval:NAME` or `lm-eval:NAME:METRIC`."""
+    task, _, metric = name.removeprefix(LM_EVAL_PREFIX).partition(":")
+    return TaskAndMetric(task, metric)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TaskDefinition:
     """One task: the YAML file that defines it, and what the groups above it change."""
@@ -39,6 +54,7 @@ class TaskDefinition:
     path: Path
     changes: Mapping[str, Any]
     local: bool  # from the user's folder, so that its files are part of its version
+    data_folder: Path | None = None  # where data sets of the Hub may lie, below hub/
 
     @property
     def full_name(self) -> str:
@@ -48,8 +64,9 @@ class TaskDefinition:
     def settings(self, *, functions: bool = False) -> dict[str, Any]:
         """Return the YAML with the groups' changes, and local data as absolute paths.
 
-        `datasets` would look for relative paths in the working directory. `functions`: import the
-        functions that the YAML names, else keep them as text.
+        `datasets` would look for relative paths in the working directory. A data set of the Hub
+        that lies in the data folder is read there. `functions`: import the functions that the YAML
+        names, else keep them as text. Raises `HarnessError` where that copy lacks what is scored.
         """
         config = (
             read_yaml(self.path, functions=functions) | dict(self.changes) | {"task": self.name}
@@ -64,7 +81,10 @@ class TaskDefinition:
                 data["data_files"] = self._absolute(data["data_files"], folder)
             if isinstance(data.get("data_dir"), str):
                 data["data_dir"] = self._absolute_if_local(data["data_dir"])
-        return config | ({"dataset_kwargs": data} if data else {})
+        config |= {"dataset_kwargs": data} if data else {}
+        if reads_local_files(config):
+            return config
+        return with_local_splits(self.full_name, config, self.data_folder)
 
     def _data_root(self, config: Mapping[str, Any]) -> Path:
         """Return the folder that data files are relative to: the data set's, else the YAML's."""

@@ -68,16 +68,16 @@ class AnswerGrader:
             text = str(task.doc_to_choice(doc)[first])
         else:
             text = str(first)
-        return RightAnswer(text if self.kind == "choose" else str(target), text)
+        return RightAnswer(str(target) if self.kind == "generate" else text, text)
 
     def grades(self, gold: str, text: str) -> Iterator[Grade]:
         """Yield the grades of an answer: one of each filter, the primary one first.
 
-        A choice has one grade, by its text; perplexity has none.
+        A choice and the end of a text have one grade, by their text; perplexity has none.
         """
         if self.kind == "perplexity":
             return
-        if self.kind == "choose":
+        if self.kind in ("choose", "continue"):
             choice = text.strip() or None
             yield Grade(extractor=self.primary, extracted=choice, correct=choice == gold.strip())
             return

@@ -1,5 +1,7 @@
 """`lm-eval:NAME`: any task or group that lm-eval knows, its own or a YAML file of the user's.
 
+`lm-eval:NAME:METRIC` is the same task with another metric as its figure.
+
 Kind, version and primary metric are read from the YAML alone, so that planning a run downloads
 nothing.
 """
@@ -8,7 +10,7 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from harness.contract import DataSource, Example, Grade, Split
 from harness.data.examples import interleaved
@@ -22,9 +24,13 @@ from suites.loading.building import (
     explaining_definition_errors,
     items_of_split,
 )
+from suites.loading.definition import full_name, split_metric
 from suites.loading.grading import AnswerGrader, ItemGold
 from suites.loading.inputs import TaskInputs, definition_digest, definition_files
 from suites.loading.summary import summarize_task
+
+if TYPE_CHECKING:
+    from suites.loading.fetching import HubFile
 
 
 class LmEvalTask:
@@ -34,7 +40,13 @@ class LmEvalTask:
     # its filters and metric are lm-eval's: no grader of ours stands beside them
     judged_upstream = True
 
-    def __init__(self, name: str, include_path: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        include_path: str | Path | None = None,
+        data_folder: str | Path | None = None,
+        num_fewshot: int | None = None,
+    ) -> None:
         folder = Path(include_path).resolve() if include_path is not None else None
         if folder is not None and not folder.is_dir():
             raise HarnessError(
@@ -42,14 +54,21 @@ class LmEvalTask:
                 "files (.yaml)"
             )
         self.name = name
+        self.items_name = full_name(split_metric(name).task)
         self._chance: float | None = None
         with explaining_definition_errors(name):
-            summary = summarize_task(name, folder)
+            summary = summarize_task(
+                name,
+                folder,
+                Path(data_folder) if data_folder is not None else None,
+                num_fewshot,
+            )
         self._definitions, self._settings = summary.definitions, summary.settings
         self.kind, self.version, self.notes = summary.kind, summary.version, summary.notes
         self.metric, self.primary = summary.metric, summary.primary
         self.by_size, self.aggregated = summary.by_size, summary.aggregated
         self.unknown_inputs, self.needs_hub = summary.unknown_inputs, summary.needs_hub
+        self.hub_datasets, self.files = summary.hub_datasets, summary.files
         self._grader = AnswerGrader(
             name,
             kind=self.kind,
@@ -89,6 +108,13 @@ class LmEvalTask:
         """Build the tasks of lm-eval, by name."""
         with seeded_as_lm_eval():
             return {task.name: build_definition(task) for task in self._definitions}
+
+    def hub_files(self) -> "Iterator[HubFile]":
+        """Yield the files that `harness data fetch` writes: the splits that its tasks name."""
+        from suites.loading.hub_splits import hub_files
+
+        for task, settings in zip(self._definitions, self._settings, strict=True):
+            yield from hub_files(task.full_name, settings)
 
     def no_training(self, source: DataSource) -> str:
         """Return why there is nothing to train on, as the definition says; "" where there is."""
@@ -138,7 +164,9 @@ class LmEvalTask:
                 f"{self.name} has a prompt for each choice, and none to train on; train on another "
                 "suite, for example --suite math"
             )
-        completion = f"{task.config.target_delimiter}{answer.text}"
+        # the given end of a text has the space before it
+        delimiter = "" if self.kind == "continue" else task.config.target_delimiter
+        completion = f"{delimiter}{answer.text}"
         return Example(
             task=self.name,
             prompt=prompt,

@@ -52,6 +52,12 @@ doc_to_target: "{{answer}}"
 metric_list:
   - {metric: exact_match, aggregation: mean, higher_is_better: true}
 """
+_ENDS = """output_type: loglikelihood
+doc_to_target: "{{' ' + answer}}"
+metric_list:
+  - {metric: perplexity, aggregation: perplexity, higher_is_better: false}
+  - {metric: acc, aggregation: mean, higher_is_better: true}
+"""
 _OF_ALL = _CHOOSE.partition("metric_list")[0] + "metric_list:\n  - {metric: mcc}\n"
 _TEXTS = {
     "question": '"Question: {{question}}?\\nAnswer:"',
@@ -95,6 +101,9 @@ FORMS: dict[str, str] = {
     + "process_results: !function forms_code.shared_words\n"
     'generation_kwargs: {until: ["\\n"], max_gen_toks: 8}\n',
     "corpus": f'{_OF_ALL}doc_to_text: {_TEXTS["lettered"]}\ndoc_to_choice: ["A", "B"]\n',
+    "ends": f'{_ENDS}doc_to_text: "{{{{page}}}}"\n',
+    "ends-of-nothing": f'{_ENDS}doc_to_text: ""\n',
+    "ends-shots": f'{_ENDS}doc_to_text: "{{{{question}}}}?"\nnum_fewshot: 2\n',
     "rolling": 'output_type: loglikelihood_rolling\ndoc_to_text: ""\ndoc_to_target: "{{page}}"\n'
     "metric_list:\n  - {metric: word_perplexity}\n",
 }

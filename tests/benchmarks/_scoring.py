@@ -63,6 +63,15 @@ def lm_eval_backend(opened: LanguageModel, batch_size: int) -> Any:
     return HFLM(pretrained=opened.model, tokenizer=opened.tokenizer, batch_size=batch_size)
 
 
+def best_batch_size(
+    opened: LanguageModel, requests: list[Any], sizes: tuple[int, ...]
+) -> tuple[int, dict[int, float]]:
+    """Return the batch size at which lm-eval's backend is fastest, and CPU seconds by size."""
+    timed_answers(lm_eval_backend(opened, sizes[0]), requests[: len(requests) // 4])  # warm
+    seconds = {size: timed_answers(lm_eval_backend(opened, size), requests)[0] for size in sizes}
+    return min(seconds, key=seconds.__getitem__), seconds
+
+
 def alternate_sides(
     opened: LanguageModel,
     requests: list[Any],

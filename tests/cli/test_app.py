@@ -13,7 +13,7 @@ OPTIONS = {
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods "
     "--no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout "
-    "--allow-task-code --train-data --calibration --overlap",
+    "--allow-task-code --train-data --calibration --overlap --num-fewshot",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",
@@ -24,6 +24,7 @@ OPTIONS = {
     "--tolerance --detect --exact --faster --measured "
     "--slower --json --junit --markdown --annotate --no-annotate",
     "baseline": "",
+    "data": "",
     "export": "--out --project",
     "verify": "--score",
     "report": "--out --keep --price --against --sort --forms --html --plots --explain",

@@ -1,5 +1,7 @@
 """Our LM against lm-eval's own Hugging Face backend, and against itself at other batch sizes."""
 
+from itertools import islice
+
 import pytest
 
 import suites
@@ -219,3 +221,42 @@ def test_the_embedded_teachers_are_what_several_teachers_need():
     assert specialist["gsm8k-mini"]["value"] > general["gsm8k-mini"]["value"]
     assert specialist["mmlu-mini"]["value"] < general["mmlu-mini"]["value"]
     assert sum(path.stat().st_size for path in EMBEDDED.rglob("*.safetensors")) <= 15e6
+
+
+def test_ends_of_texts_are_those_of_lm_evals_backend(embedded, upstream, tmp_path):
+    """LAMBADA's form, item by item: likelihoods, greedy or not, accuracy and perplexity."""
+    from hub_tasks import ending_rows, write_hub, write_tasks
+    from lm_eval.evaluator import evaluate
+    from task_data import write_rows
+
+    tasks, data = write_tasks(tmp_path / "tasks"), write_hub(tmp_path / "data")
+    # the embedded model knows how worked solutions end, and not how sentences do
+    solutions = [
+        {"text": example.prompt + example.completion}
+        for example in islice(TASKS["gsm8k-mini"].examples("train", LocalOrHubData()), 10)
+    ]
+    write_rows(data / "hub/someone/endings/default/test.jsonl", ending_rows(10) + solutions)
+    endings, perplexity = (
+        suites.load(name, include_path=tasks, data_folder=data)
+        for name in ("lm-eval:endings", "lm-eval:endings:perplexity")
+    )
+    theirs = evaluate(upstream, endings.lm_eval_tasks(LocalOrHubData()), bootstrap_iters=0)
+    samples = theirs["samples"]["endings"]
+    score, rows = score_task(embedded, endings, LocalOrHubData(), progress=lambda _: None)
+    assert len(rows) == len(samples) == 20 and {row.kind for row in [score]} == {"continue"}
+    for sample, row in zip(samples, rows, strict=True):
+        likelihood, is_greedy = sample["filtered_resps"][0]
+        assert row.log_probabilities == pytest.approx((likelihood,), abs=1e-4)
+        assert row.correct == {"acc": bool(is_greedy)} and row.gold == sample["target"]
+        assert row.doc_hash == sample["doc_hash"] and row.prompt_hash == sample["prompt_hash"]
+    figures = theirs["results"]["endings"]
+    assert (score.value, score.metric) == (pytest.approx(figures["acc,none"]), "acc")
+    assert 0 < score.value < 1, "both outcomes are seen"
+    second, second_rows = score_task(
+        embedded, perplexity, LocalOrHubData(), progress=lambda _: None
+    )
+    assert second.value == pytest.approx(figures["perplexity,none"], rel=1e-4)
+    # a perplexity as of documents: its ratio has an interval over items, and the gate judges it
+    assert (second.metric, second.kind) == ("perplexity", "perplexity")
+    assert not second.higher_is_better and len(second.totals) == 20
+    assert [row.item for row in second_rows] == [row.item for row in rows]

@@ -235,7 +235,7 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
         place, "pair", group="pair", task=["arc_style", {"group": "inner", "task": ["twin"]}]
     )
     write_yaml(place, "mixed", group="mixed", task=["arc_style", "svamp_style"])
-    write_yaml(place, "plain", task="plain", output_type="loglikelihood", **base)
+    write_yaml(place, "plain", task="plain", output_type="ranking", **base)
     write_yaml(
         place,
         "gone",
@@ -262,7 +262,7 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
         lambda: suites.load("lm-eval:mixed", include_path=place),
         "mixes generate_until and multiple_choice",
     )
-    refused(lambda: suites.load("lm-eval:plain", include_path=place), "output_type loglikelihood")
+    refused(lambda: suites.load("lm-eval:plain", include_path=place), "output_type ranking")
     refused(
         lambda: suites.load("lm-eval:gone", include_path=place),
         f"names the data file {place}/no.jsonl, which does not exist",
