@@ -157,6 +157,11 @@ class RowBuilder:
         """Add a text."""
         self.shown[quantity.name] = self.exact[quantity.name] = text
 
+    def add_interval(self, quantity: Quantity, interval: Interval) -> None:
+        """Add a number in the unit of the column, with its interval where it has one."""
+        self.shown[quantity.name] = quantity.with_interval(interval)
+        self.exact |= quantity.exact(interval)
+
     def add_ratio(self, quantity: Quantity, ratio: Interval, verdict: str) -> None:
         """Add a speed ratio beside the verdict on quality, without which it says little.
 

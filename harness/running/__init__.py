@@ -3,8 +3,9 @@
 `runner.run_plan` starts and watches the processes. `cell` is the program of one process (torch
 inside functions only). It reads a `job.CellJob`, which becomes a `loaded.LoadedJob`. `student`
 finds or makes the student of each stage, `evaluation` scores it, compares it with the teacher and
-times it, and `failure` says in one line why a cell failed. `recomputation` says what a run on an
-old store computes again and why. `verify` checks a record, and can score its model again.
+times it (`text_distances` is the comparison on texts), and `failure` says in one line why a cell
+failed. `recomputation` says what a run on an old store computes again and why. `verify` checks a
+record, and can score its model again.
 """
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "recomputation",
     "runner",
     "student",
+    "text_distances",
     "verify",
 ]

@@ -34,6 +34,7 @@ from harness.records.record import Fidelity, Measurement, TaskScore
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
+from harness.running.text_distances import save_text_reads, text_measurements
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
@@ -99,15 +100,17 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
     peak = process_bytes("VmHWM")
     parameters = _count_parameters(job, opened)
     fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
+    text_distances = text_measurements(loaded, opened, rows)
     if job.cell.is_teacher:
         _save_teacher_reads(loaded, opened, rows)
+        save_text_reads(loaded, opened, rows)
     return Evaluation(
         backend.path,
         parameters,
         tuple(scores),
         tuple(rows),
         fidelity,
-        (*seconds_per_problem(scores), *remarks),
+        (*seconds_per_problem(scores), *text_distances, *remarks),
     ), peak
 
 
@@ -232,11 +235,15 @@ def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list
 
     If that fails, each of these cells opens the teacher.
     """
-    from harness.scoring.fidelity import save_hidden_states
+    from harness.scoring.fidelity import answers_to_compare, save_hidden_states
 
     written = [name for name, task in loaded.tasks.items() if task.kind == "generate"]
     try:
-        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, rows, written)
+        texts_of = {
+            name: answers_to_compare(teacher, name, [row for row in rows if row.task == name])
+            for name in written
+        }
+        save_hidden_states(loaded.job.cell_folder / _TEACHER_READS_FILE, teacher, texts_of)
     except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
         traceback.print_exc()
         print(
@@ -374,7 +381,12 @@ def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measur
     """
     job = loaded.job
     measured: list[Measurement] = []
-    tasks = {name: task for name, task in loaded.tasks.items() if task.kind != "perplexity"}
+    # a likelihood changes with every rounding: only answers are counted
+    tasks = {
+        name: task
+        for name, task in loaded.tasks.items()
+        if "perplexity" not in (task.kind, task.primary)
+    }
     try:
         for measurement in _flip_measurements(loaded, tasks, rows):
             measured.append(measurement)

@@ -33,6 +33,7 @@ __all__ = [
     "sampling",
     "score",
     "stopping",
+    "text_divergence",
     "transformers_backend",
     "vllm_backend",
 ]

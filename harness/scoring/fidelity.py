@@ -9,7 +9,7 @@ Shapes: T tokens of an answer, V vocabulary, W hidden size.
 import math
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -128,9 +128,9 @@ class TeacherReading:
     log_p: "torch.Tensor"  # (T, V), over the tokens that both models know
 
 
-def distribution_reader(opened: LanguageModel) -> LeftPaddedReader:
+def distribution_reader(opened: LanguageModel, rows: int = _ROWS_PER_BATCH) -> LeftPaddedReader:
     """Return a reader of a few rows at a time, because whole distributions are large."""
-    return LeftPaddedReader(opened, _ROWS_PER_BATCH)
+    return LeftPaddedReader(opened, rows)
 
 
 def answers_to_compare(
@@ -164,9 +164,13 @@ def read_answers(
 
 
 def save_hidden_states(
-    path: Path, teacher: LanguageModel, rows: "Sequence[ItemRow]", tasks: Sequence[str]
+    path: Path,
+    teacher: LanguageModel,
+    texts_of: Mapping[str, Sequence[PromptedAnswer]],
+    *,
+    rows_at_once: int = _ROWS_PER_BATCH,
 ) -> None:
-    """Save the teacher's last hidden states at its answers, for all of its students.
+    """Save the teacher's last hidden states at texts of each task, for all of its students.
 
     The head makes the logits of them again. Nothing is saved where the head alone does not make the
     logits, for example where a bias, a scale or a cap follows it. Backends do not return hidden
@@ -183,9 +187,8 @@ def save_hidden_states(
     if head_name is None:
         return
     tensors: dict[str, torch.Tensor] = {}
-    for task in tasks:
-        texts = answers_to_compare(teacher, task, [row for row in rows if row.task == task])
-        all_hidden = _hidden_states(teacher, head, texts)
+    for task, texts in texts_of.items():
+        all_hidden = _hidden_states(teacher, head, texts, rows_at_once)
         for index, (text, hidden) in enumerate(zip(texts, all_hidden, strict=True)):
             if hidden is None:
                 return
@@ -199,7 +202,7 @@ def save_hidden_states(
 
 
 def _hidden_states(
-    teacher: LanguageModel, head: Any, texts: Sequence[PromptedAnswer]
+    teacher: LanguageModel, head: Any, texts: Sequence[PromptedAnswer], rows_at_once: int
 ) -> "Iterator[torch.Tensor | None]":
     """Yield the head's inputs at each text's answer, (answer tokens, hidden width).
 
@@ -212,8 +215,8 @@ def _hidden_states(
         lambda module, inputs: inputs_of_head.extend(inputs[0].detach())
     )
     try:
-        for start in range(0, len(texts), _ROWS_PER_BATCH):
-            batch = [text.request for text in texts[start : start + _ROWS_PER_BATCH]]
+        for start in range(0, len(texts), rows_at_once):
+            batch = [text.request for text in texts[start : start + rows_at_once]]
             inputs_of_head.clear()
             logits = target_logits(teacher, batch)
             for request, states, own_logits in zip(
@@ -360,7 +363,7 @@ def _compare_tokens(
 
     # padded vocabularies: the shorter one has all tokens that exist
     width = min(teacher_log_p.shape[-1], student_log_p.shape[-1])
-    teacher, student = (_renormalised(log_p, width) for log_p in (teacher_log_p, student_log_p))
+    teacher, student = (renormalised(log_p, width) for log_p in (teacher_log_p, student_log_p))
     for whose, log_p in (("the teacher's", teacher), ("the student's", student)):
         if bool(torch.isnan(log_p).any()):
             token = int(torch.isnan(log_p).any(dim=-1).nonzero()[0])
@@ -373,7 +376,7 @@ def _compare_tokens(
     return TokenComparison(float(divergence.sum()), float(agrees.sum()))
 
 
-def _renormalised(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
+def renormalised(log_p: "torch.Tensor", width: int) -> "torch.Tensor":
     """Return log-probabilities over the first `width` tokens alone.
 
     Those that have this width already are returned unchanged, to the last bit.

@@ -469,7 +469,7 @@ def test_what_the_teacher_read_is_kept_for_every_student(
         read_answers(distribution_reader(embedded), answers_to_compare(embedded, "t", rows)),
         distribution_reader(student),
     )
-    save_hidden_states(path, embedded, rows, ["t"])
+    save_hidden_states(path, embedded, {"t": answers_to_compare(embedded, "t", rows)})
     monkeypatch.setattr(
         type(embedded.model), "forward", lambda *a, **k: pytest.fail("the teacher was asked again")
     )
@@ -494,7 +494,9 @@ def test_a_teachers_head_crosses_to_the_device_once(embedded, tmp_path):
         row_of(index, prompt=f"Question: {index} plus 1?\nAnswer:", text=f" It is {index + 1}.")
         for index in range(3)
     ]
-    save_hidden_states(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+    save_hidden_states(
+        tmp_path / "reads.safetensors", embedded, {"t": answers_to_compare(embedded, "t", rows)}
+    )
     crossed = []
 
     class Head:
@@ -515,7 +517,9 @@ def test_nothing_is_kept_where_the_head_alone_does_not_make_the_logits(
     head = embedded.model.get_output_embeddings()
     capped = head.register_forward_hook(lambda module, inputs, output: torch.tanh(output / 5) * 5)
     try:
-        save_hidden_states(tmp_path / "reads.safetensors", embedded, rows, ["t"])
+        save_hidden_states(
+            tmp_path / "reads.safetensors", embedded, {"t": answers_to_compare(embedded, "t", rows)}
+        )
     finally:
         capped.remove()
     assert not (tmp_path / "reads.safetensors").exists()
