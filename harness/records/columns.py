@@ -159,6 +159,56 @@ TOP1_AGREEMENT = Quantity(
     better="higher",
     help="share of those in which both put the same choice or token first",
 )
+_TEXT = "on the first tokens of the task's texts, with its 95 % interval over texts"
+TEXT_KL = Quantity(
+    "text_kl",
+    "KL a token",
+    unit="nats",
+    stored="nats",
+    format=".4f",
+    better="lower",
+    help=f"mean divergence of the student's distributions from the teacher's {_TEXT} (of several "
+    "seeds from the lowest to the highest end)",
+)
+TEXT_KL_MEDIAN = replace(
+    TEXT_KL,
+    key="text_kl_median",
+    header="median KL",
+    help=f"half of the tokens are below it, {_TEXT}",
+)
+TEXT_KL_90 = replace(
+    TEXT_KL, key="text_kl_90", header="90 % KL", help=f"90 % of the tokens are below it, {_TEXT}"
+)
+TEXT_KL_99 = replace(
+    TEXT_KL, key="text_kl_99", header="99 % KL", help=f"99 % of the tokens are below it, {_TEXT}"
+)
+TEXT_KL_999 = replace(
+    TEXT_KL,
+    key="text_kl_999",
+    header="99.9 % KL",
+    help=f"99.9 % of the tokens are below it, {_TEXT}",
+)
+TEXT_KL_MAX = replace(
+    TEXT_KL, key="text_kl_max", header="maximum KL", help="the largest of all tokens"
+)
+PROBABILITY_CHANGE = Quantity(
+    "probability_change",
+    "RMS change",
+    unit="points",
+    share=True,
+    format=".2f",
+    better="lower",
+    help=f"root mean square of the change in the right token's probability {_TEXT}",
+)
+SAME_TOP = Quantity(
+    "same_top",
+    "same top",
+    unit="%",
+    share=True,
+    format=".1f",
+    better="higher",
+    help=f"share of tokens that both models put first {_TEXT}",
+)
 PERPLEXITY = Quantity(
     "perplexity",
     "perplexity",
@@ -757,6 +807,13 @@ DROP_SHOWN = Quantity(
     format=".1f",
     help="the smallest true drop that these items show with power .8 (one-sided .05) at this row's "
     "own share of flips, in points",
+)
+ITEMS_NEEDED = Quantity(
+    "items_needed",
+    "items for 1/2/5 %",
+    words=True,
+    help="how many of the task's items (or documents) show a true loss of 1, 2 and 5 % of the "
+    "teacher's figure with power .8 (one-sided .05), at this row's own share of flips or scatter",
 )
 
 # Chains.

@@ -105,6 +105,7 @@ _WORDS = (
     columns.VERDICT,
     columns.CORRECT_BY,
     columns.PICKED,
+    columns.ITEMS_NEEDED,
     columns.KEEPS,
     columns.SCENARIO,
     columns.FAMILY,

@@ -27,6 +27,7 @@ from harness.statistics.figures import BITS_PER_BYTE, weighted_mean
 from harness.statistics.intervals import ErrorSource, Interval, half_width
 
 _Exact = dict[Header, object]
+_LOSSES = (0.01, 0.02, 0.05)  # of the teacher's figure, whose items to show are counted
 
 
 class _Cell(NamedTuple):
@@ -241,7 +242,8 @@ def diagnostics_table(group: Group) -> Table | None:
         _diagnostic_cells(group, row, task, scores)
         for row in ordered_rows(group)
         for task in group.tasks
-        if (scores := [score for score in row.scores(task) if score.outcomes or score.values])
+        if (scores := row.scores(task))
+        and (scores[0].outcomes or scores[0].values or _items_needed(group, row, task))
     ]
     return build_table("diagnostics", "Behind the scores", lines) if lines else None
 
@@ -260,7 +262,7 @@ def _diagnostic_cells(
     shares = [score.truncated_share for score in scores if score.truncated_share is not None]
     truncated = fmean(shares) if shares else None
     prompts = fmean(score.cut_prompts for score in scores)
-    drop = _detectable_drop(group, row, task)
+    drop, needed = _detectable_drop(group, row, task), _items_needed(group, row, task)
     factor = 100 if first.unit == "share" else 1
     cells = {
         columns.ROW: row_name(row),
@@ -274,11 +276,16 @@ def _diagnostic_cells(
         ),
         columns.TRUNCATED: "" if truncated is None else columns.TRUNCATED.text(truncated),
         columns.DROP_SHOWN: "" if drop is None else columns.DROP_SHOWN.text(drop),
+        columns.ITEMS_NEEDED: " / ".join(f"{count:,}" for count in needed),
         columns.CUT_PROMPTS: columns.CUT_PROMPTS.text(prompts) if prompts else "",
     }
     exact: _Exact = {columns.ROW.name: row.label, columns.TASK.name: task}
     exact |= {Header(name, columns.CORRECT_BY): value for name, value in figures.items()}
     exact |= {columns.DROP_SHOWN.name: drop, columns.MACRO.name: macro}
+    exact |= {
+        columns.ITEMS_NEEDED.part(f"{100 * loss:.0f} %"): count
+        for loss, count in zip(_LOSSES, needed, strict=False)
+    }
     exact |= {columns.PICKED.part(letter): share for letter, share in picked.items()}
     exact |= {columns.TRUNCATED.name: truncated, columns.CUT_PROMPTS.name: prompts}
     return RowCells({quantity.name: text for quantity, text in cells.items() if text}, exact)
@@ -297,6 +304,33 @@ def _detectable_drop(group: Group, row: ResultRow, task: str) -> float | None:
         for seed_counts in counts
     )
     return stats.detectable_drop(counts[0].n, flips)
+
+
+def _items_needed(group: Group, row: ResultRow, task: str) -> list[int]:
+    """Return how many items show each of `_LOSSES` of the teacher's figure on a task.
+
+    Empty for the teacher itself, and where its items cannot be paired with the row's.
+    """
+    teacher = group.teacher
+    if teacher is None or row is teacher or not row.scores(task) or not teacher.scores(task):
+        return []
+    counts, score = _flip_counts(row, teacher, task), row.scores(task)[0]
+    if counts:
+        reached = fmean(part.value for part in teacher.scores(task))
+        if not reached:
+            return []
+        flips = fmean(
+            (seed_counts.teacher_only + seed_counts.student_only) / seed_counts.n
+            for seed_counts in counts
+        )
+        return [stats.items_to_detect(flips, loss * reached, alpha=0.05) for loss in _LOSSES]
+    if not score.lower_is_better:
+        return []
+    ratio = figure_ratio(row, teacher, task)
+    if not ratio.value or not ratio.sources or not ratio.sources[0].variance:
+        return []
+    over_items = ratio.sources[0].variance
+    return [stats.items_to_detect_ratio(score.n, over_items, loss) for loss in _LOSSES]
 
 
 def figures_by_extractor(score: TaskScore) -> dict[str, float]:

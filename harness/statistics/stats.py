@@ -367,6 +367,17 @@ def items_to_detect(flips: float, drop: float, *, alpha: float, power: float = 0
     return math.ceil((needed / drop) ** 2)
 
 
+def items_to_detect_ratio(
+    n: int, variance: float, loss: float, *, alpha: float = 0.05, power: float = 0.8
+) -> int:
+    """Return how many items show a true ratio of 1 + `loss` in a one-sided test at `alpha`.
+
+    `variance` is that of the logarithm of the ratio with `n` items; it falls as 1 / n.
+    """
+    z = NormalDist().inv_cdf(1 - alpha) + NormalDist().inv_cdf(power)
+    return math.ceil(n * variance * (z / math.log1p(loss)) ** 2)
+
+
 def items_to_decide(p: float, n: int, *, alpha: float, power: float = 0.8) -> int | None:
     """Return how many items would decide a test that has one-sided `p` with n of them.
 

@@ -324,3 +324,27 @@ def test_lower_is_better_of_all_items_is_a_ratio():
     from harness.gate.rules import Rules, Verdict
 
     assert check([one, two], Rules(margin=0.9)).verdict is Verdict.missed
+
+
+def test_items_that_show_a_loss_are_those_of_the_power_formula():
+    """Of 400 items 200 right, 10 lost and 6 won: .04 flip, and 1 % of .5 is a drop of .005."""
+    from made_records import make
+
+    from harness.analysis.comparison import group_records
+    from harness.reporting.quality import diagnostics_table
+    from harness.statistics.stats import items_to_detect
+
+    def record(label, marks):
+        made = make(label, 0.5)
+        score = made.scores[0].model_copy(
+            update={"outcomes": {"strict-match": marks}, "value": marks.count("1") / 400}
+        )
+        return made.model_copy(update={"scores": (score,)})
+
+    teacher = "1" * 200 + "0" * 200
+    student = "0" * 10 + "1" * 190 + "1" * 6 + "0" * 194
+    [group] = group_records([record("teacher", teacher), record("int8", student)])
+    by_row = {exact["row"]: exact for exact in diagnostics_table(group).exact}
+    needed = [by_row["int8"][f"items for 1/2/5 % {share} %"] for share in (1, 2, 5)]
+    assert needed == [items_to_detect(0.04, drop, alpha=0.05) for drop in (0.005, 0.01, 0.025)]
+    assert needed == [9_890, 2_471, 394] and "items for 1/2/5 % 1 %" not in by_row["teacher"]
