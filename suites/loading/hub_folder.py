@@ -139,9 +139,12 @@ def find_hub_folder(
     if data_folder is None or not isinstance(dataset, str) or not dataset:
         return None
     parent = data_folder / ROOT / dataset
-    if not parent.is_dir() or (data_folder / ROOT).resolve() not in parent.resolve().parents:
-        return None
     folder = HubFolder(data_folder, dataset, str(configuration or DEFAULT_CONFIGURATION))
+    root = (data_folder / ROOT).resolve()
+    if not parent.is_dir() or not all(
+        root in path.resolve().parents for path in (parent, folder.path)
+    ):
+        return None  # a name that leads out of the folder
     if not folder.path.is_dir():
         present = ", ".join(sorted(path.name for path in parent.iterdir() if path.is_dir()))
         raise HarnessError(

@@ -157,10 +157,18 @@ def test_shots_from_the_scored_split_are_refused(tasks, tmp_path):
     assert shown.count("Which train thing") == 2 and shown.count("Which test thing") == 1
 
 
-def test_a_name_that_leaves_the_folder_is_no_data_set(tasks, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("someone/science", "../../secret"),
+        ("Easy", "../../../../secret/Easy"),
+        ("Easy", "../science/../.."),
+    ],
+)
+def test_a_name_that_leaves_the_folder_is_no_data_set(name, other, tasks, tmp_path):
     yaml = tasks / "science.yaml"
-    yaml.write_text(yaml.read_text().replace("someone/science", "../../secret"))
-    (tmp_path / "data" / "hub").mkdir(parents=True)
+    yaml.write_text(yaml.read_text().replace(name, other))
+    write_hub(tmp_path / "data")
     (tmp_path / "secret" / "Easy").mkdir(parents=True)
     assert load("science", tasks, tmp_path / "data").needs_hub
 
