@@ -25,6 +25,7 @@ from methods.compression.base import StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
     from methods.compression.calibration import CalibrationData
@@ -52,6 +53,7 @@ class Decomposition(NamedTuple):
 class LowRank(Calibrated):
     """Replace each matrix by two thinner factors that keep its output on real inputs."""
 
+    works_by_block: ClassVar[bool] = True
     family: ClassVar[Family] = "low-rank"
     controls: ClassVar[tuple[str, ...]] = ("lowrank-plain",)
     _whitened: ClassVar[bool] = True
@@ -89,7 +91,7 @@ class LowRank(Calibrated):
     def compress(self, job: Job) -> Checkpoint:
         """Factorise block by block; later blocks get the inputs that the factors give."""
         name = "lowrank" if self._whitened else "lowrank-plain"
-        factorizer = _Factorizer(StudentBuilder(job, name), self)
+        factorizer = _Factorizer(StudentBuilder(job, name, blockwise=True), self)
         if not self.calibrates:
             factorizer.factorize_all()
             return factorizer.save({}, flops=0.0)
@@ -97,7 +99,7 @@ class LowRank(Calibrated):
         if self._shares_one_threshold:  # the control too, so that it has the same ranks
             factorizer.choose_ranks_by_energy(data, self.keep)
         if self._whitened:
-            factorizer.visit_layers(data, factorizer.factorize_layer, rerun=True)
+            factorizer.visit_layers(data, factorizer.factorize_layer, changes=True)
         else:
             factorizer.factorize_all()
         passes = (1 if self._shares_one_threshold else 0) + (2 if self._whitened else 0)
@@ -138,7 +140,6 @@ class _Factorizer:
     """Replaces the matrices of a model by factors, and saves it."""
 
     def __init__(self, builder: StudentBuilder, method: LowRank) -> None:
-        from harness.models.language_model import stored_dtype
         from methods.compression.layers import layers_of
 
         self.builder, self.jitter = builder, method.jitter
@@ -149,8 +150,8 @@ class _Factorizer:
             name: method.rank or rank_for_share(layer, method.keep)
             for name, layer in self.layers.items()
         }
-        self.dtype = stored_dtype(builder.base)
-        self.factors: dict[str, Factors] = {}  # by the layer's name
+        self.specs: dict[str, Any] = {}  # entries of `config.json`
+        self.shapes: dict[str, tuple[int, int, int]] = {}  # (O, r, I) by the layer's name
 
     def factorize_layer(self, name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
         """Factorise a layer, and write the product of its factors into it.
@@ -158,15 +159,23 @@ class _Factorizer:
         The factors are in the type that they are saved in: that is half the memory, and later
         blocks get the inputs that the saved student will give.
         """
+        writer, bias = self.builder.writer, layer.bias
         up, down = factorize(layer.weight, self.ranks[name], gram, jitter=self.jitter)
-        up, down = up.to(self.dtype), down.to(self.dtype)
-        self.factors[name] = Factors(up, down)
+        up, down = up.to(writer.dtype), down.to(writer.dtype)
         layer.weight.copy_(up.to(layer.weight.dtype) @ down.to(layer.weight.dtype))
+        bias_entry = {"bias": True} if bias is not None else {}
+        bias_tensor = {f"{name}.up.bias": bias.to(writer.dtype)} if bias is not None else {}
+        self.specs[name] = {"kind": "float", "shape": list(down.shape), "factors": True}
+        self.specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **bias_entry}
+        writer.add(name, {f"{name}.weight": down})
+        writer.add(f"{name}.up", {f"{name}.up.weight": up, **bias_tensor})
+        self.shapes[name] = (*up.shape, down.shape[1])
 
     def factorize_all(self) -> None:
         """Factorise every layer by its weights alone."""
         for name, layer in self.layers.items():
-            self.factorize_layer(name, layer, None)
+            with self.builder.writer.holding(name):
+                self.factorize_layer(name, layer, None)
 
     def choose_ranks_by_energy(self, data: "CalibrationData", keep: float) -> None:
         """Choose the ranks by one threshold of energy, keeping a share of all parameters."""
@@ -175,7 +184,7 @@ class _Factorizer:
         def read_spectrum(name: str, layer: "nn.Linear", gram: "Tensor | None") -> None:
             spectra[name] = decompose(layer.weight, gram, jitter=self.jitter).singular_values
 
-        self.visit_layers(data, read_spectrum, rerun=False)
+        self.visit_layers(data, read_spectrum, changes=False)
         self.ranks = ranks_by_energy(spectra, self.layers, keep)
 
     def visit_layers(
@@ -183,59 +192,46 @@ class _Factorizer:
         data: "CalibrationData",
         visit_layer: "Callable[[str, nn.Linear, Tensor | None], None]",
         *,
-        rerun: bool,
+        changes: bool,
     ) -> None:
-        """Call `visit_layer(name, layer, gram)` block by block; `gram` is X^T X of its inputs."""
+        """Call `visit_layer(name, layer, gram)` block by block; `gram` is X^T X of its inputs.
+
+        `changes`: it changes the layer, and later blocks get what the changed block returns.
+        """
         from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
         from methods.compression.layers import layers_below
 
         def visit(block: str, statistics: InputStatistics) -> None:
             for name, layer in layers_below(self.layers, block):
-                visit_layer(name, layer, statistics.sums[name])
+                visit_layer(name, layer, statistics.sums.pop(name))
 
         builder = self.builder
-        options = VisitOptions(rerun=rerun, progress=builder.job.progress, method=builder.method)
+        options = VisitOptions(
+            rerun=changes,
+            progress=builder.job.progress,
+            method=builder.method,
+            changing=builder.writer.changing if changes else builder.writer.holding,
+        )
         visit_blocks(builder.opened, data, self.layers, kind="gram", visit=visit, options=options)
 
     def save(self, notes: dict[str, Any], *, flops: float) -> Checkpoint:
         """Save the model with the factors in place of the matrices."""
-        from harness.models.packed import save_packed
-
         builder = self.builder
-        specs: dict[str, Any] = {}
-        tensors: dict[str, Any] = {}
-        for name, (up, down) in self.factors.items():
-            layer = builder.model.get_submodule(name)
-            layer.weight.data = layer.weight.data.new_empty(0)  # the file holds its factors instead
-            bias = layer.bias
-            bias_entry = {"bias": True} if bias is not None else {}
-            specs[name] = {"kind": "float", "shape": list(down.shape), "factors": True}
-            specs[f"{name}.up"] = {"kind": "float", "shape": list(up.shape), **bias_entry}
-            tensors |= {f"{name}.weight": down, f"{name}.up.weight": up}
-            if bias is not None:
-                tensors[f"{name}.up.bias"] = bias.to(self.dtype)
 
         def write(folder: Path) -> None:
-            save_packed(
-                builder.opened,
-                folder,
-                specs=specs,
-                tensors=tensors,
-                dtype=self.dtype,
-                method=builder.method,
-            )
+            builder.writer.save_packed(folder, self.specs, method=builder.method)
 
         all_notes = {**self._counts(), **notes, **self.layer_notes}
         return builder.save_as(write, notes=all_notes, flops=flops)
 
     def _counts(self) -> dict[str, Any]:
         """Return the number of factorised matrices, their ranks, and the share of weights kept."""
-        pairs = self.factors.values()
-        before = sum(up.shape[0] * down.shape[1] for up, down in pairs)
-        after = sum(up.numel() + down.numel() for up, down in pairs)
-        ranks = [down.shape[0] for _, down in pairs]
+        shapes = self.shapes.values()
+        before = sum(outputs * inputs for outputs, _, inputs in shapes)
+        after = sum(rank * (outputs + inputs) for outputs, rank, inputs in shapes)
+        ranks = [rank for _, rank, _ in shapes]
         return {
-            "matrices": len(pairs),
+            "matrices": len(shapes),
             "ranks": [min(ranks), max(ranks)],
             "kept_of_them": round(after / before, 4),
         }
@@ -299,8 +295,7 @@ def decompose(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> Decomposi
     import torch
 
     if gram is None:
-        u, values, vt = torch.linalg.svd(w.double(), full_matrices=False)
-        return Decomposition(u, values, vt, None)
+        return Decomposition(*_svd(w.double()), None)
     h = gram.double()
     mean = h.diagonal().mean().clamp(min=1e-30)
     identity = torch.eye(len(h), dtype=h.dtype, device=h.device)
@@ -308,13 +303,32 @@ def decompose(w: "Tensor", gram: "Tensor | None", *, jitter: float) -> Decomposi
     for _ in range(12):
         lower, failed = torch.linalg.cholesky_ex(h + share * mean * identity)
         if int(failed) == 0 and float(lower.diagonal().min()) > 1e-6 * float(mean.sqrt()):
-            u, values, vt = torch.linalg.svd(w.double() @ lower, full_matrices=False)
-            return Decomposition(u, values, vt, lower)
+            return Decomposition(*_svd(w.double() @ lower), lower)
         share = max(jitter * 0.01, share * 10)
     raise CellFailed(
         "the second moments of a layer's inputs cannot be factorised; look for inputs that are not "
         "finite"
     )
+
+
+def _svd(matrix: "Tensor") -> "tuple[Tensor, Tensor, Tensor]":
+    """Return the thin SVD of a matrix, computed in `svd_dtype` and given in fp64."""
+    import torch
+
+    u, values, vt = torch.linalg.svd(matrix.to(svd_dtype(matrix.device.type)), full_matrices=False)
+    return u.double(), values.double(), vt.double()
+
+
+def svd_dtype(device: str) -> "torch.dtype":
+    """Return the type that an SVD is computed in: fp64, and fp32 on a GPU.
+
+    Most GPUs have 1/64 of their speed in fp64. Single precision errs by about 1e-6 of the largest
+    singular value, and factors are saved in 16 bits. SVD-LLM's own program takes an SVD in fp32
+    behind a Cholesky factor in fp64 (https://github.com/AIoT-MLSys-Lab/SVD-LLM).
+    """
+    import torch
+
+    return torch.float32 if device == "cuda" else torch.float64
 
 
 def factorize(

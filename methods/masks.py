@@ -15,9 +15,14 @@ def mark_pruned(config: Any) -> None:
     setattr(config, _CONFIG_KEY, True)
 
 
+def zeros_stay(config: Any) -> bool:
+    """Tell whether a model's configuration says that its zeros are a mask."""
+    return bool(getattr(config, _CONFIG_KEY, False))
+
+
 def kept_weights(config: Any, weight: Tensor) -> Tensor | None:
     """Return which weights of a pruned matrix are kept, as booleans; None where none was pruned."""
     keep_mask = weight != 0
     zero_share = 1 - float(keep_mask.float().mean())
-    marked = zero_share > 0 and getattr(config, _CONFIG_KEY, False)
+    marked = zero_share > 0 and zeros_stay(config)
     return keep_mask if marked or zero_share >= _PRUNED_SHARE else None

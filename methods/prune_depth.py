@@ -111,8 +111,6 @@ def save_without_blocks(
     builder: StudentBuilder, dropped: list[int], notes: dict[str, Any], *, flops: float = 0.0
 ) -> Checkpoint:
     """Save the model without the blocks of these numbers."""
-    from dataclasses import replace
-
     from harness.errors import CellFailed
     from harness.models.blocks import named_blocks
     from harness.models.depth import with_blocks
@@ -128,6 +126,6 @@ def save_without_blocks(
             f"{builder.method}: without blocks {dropped} the model is no smaller, because its "
             "blocks share their weights; use another method"
         )
-    builder.opened = replace(builder.opened, model=model.eval())
+    builder.replace_model(model.eval())
     sizes = {"dropped": dropped, "kept": len(kept_blocks), "parameters": [before, after]}
     return builder.save(notes={**sizes, **notes}, flops=flops)

@@ -2,29 +2,39 @@
 
 `resolve.resolve` finds a model by name, `language_model.open_model` opens it, `shaping` cuts and
 saves students, `checkpoint` is a model's identity, `shape` its bytes and FLOPs by formula, `packed`
-the format of compressed students. torch is imported inside functions, except by `packed`, which
-registers its format with transformers when it is imported.
+the format of compressed students. `blockwise` opens a model with its blocks in their files, and
+`student_writers` saves what a method makes of them, block by block. torch is imported inside
+functions, except by `packed`, which registers its format with transformers when it is imported, by
+`int4_tiles`, and by what writes students: `reopening`, `student_writers`, `tensor_spool`.
 """
 
 __all__ = [
     "artefacts",
     "blocks",
+    "blockwise",
     "bounded",
     "checkpoint",
     "depth",
     "dimensions",
     "encoding",
+    "file_weights",
     "foreign",
+    "int4_tiles",
     "language_model",
     "logit_tail",
     "packed",
     "packed_bits",
+    "packed_training",
     "position_head",
     "rendering",
+    "reopening",
     "resolve",
     "shape",
     "shaping",
     "states",
+    "student_writers",
+    "tensor_spool",
+    "unpacked",
     "vocabulary",
     "width",
 ]

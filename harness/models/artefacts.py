@@ -112,6 +112,26 @@ def _first_bad_line(path: Path) -> str:
     return problems[0] if problems else ""
 
 
+def entry_note(entry: CacheEntry) -> str:
+    """Return what a list says of a teacher's distributions: how they are kept, and how exactly.
+
+    "" for everything else, and for caches of older versions, which do not say it.
+    """
+    if entry.kind != "teachers" or not entry.path.is_dir():
+        return ""
+    try:
+        meta = read_description(entry.path)
+        kept = "all" if meta["dense"] else f"{meta['k']:,}"
+        is_exact = meta["cache_dtype"] == "float32"
+        exactness = "exact" if is_exact else f"at a KL of {meta['rounding_kl']:.2g} nats"
+        return (
+            f"{kept} of {meta['vocabulary']:,} tokens in {meta['cache_dtype']}, "
+            f"{meta['position_bytes']:,} bytes a position, {exactness}"
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HarnessError):
+        return ""
+
+
 def signed_description(description: Mapping[str, Any]) -> str:
     """Return a folder's description as JSON, with a digest of all but `UNSIGNED_FIELDS`."""
     return json.dumps({**description, "sha256": _digest(description)}, indent=1)

@@ -159,7 +159,10 @@ def masked_inputs(masks: "Mapping[Any, Tensor]") -> Any:
     """Return a context in which each layer's inputs (..., I) are multiplied by its mask (I,)."""
 
     def hook(mask: "Tensor") -> Callable[..., Any]:
-        return lambda layer, inputs: (inputs[0] * mask.to(inputs[0]), *inputs[1:])
+        return lambda layer, inputs: (
+            inputs[0] * mask.to(inputs[0].device, inputs[0].dtype),
+            *inputs[1:],
+        )
 
     return temporary_hooks(
         [layer.register_forward_pre_hook(hook(mask)) for layer, mask in masks.items()]

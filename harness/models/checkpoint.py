@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 INDEX = "model.safetensors.index.json"
+OWN_FORMAT = "compression-harness"  # of packed weights, see `packed`
 _LONGEST_HEADER = 100_000_000  # bytes, by the safetensors format
 # What decides how a model answers; logs, scores and cards beside it do not, nor a second copy of
 # the weights that transformers never opens.

@@ -205,12 +205,20 @@ def open_model(
 
     with one_line_open_errors(checkpoint.name):
         model = model_class(checkpoint.path).from_pretrained(
-            checkpoint.path, dtype=getattr(torch, dtype)
+            checkpoint.path, dtype=getattr(torch, dtype), **placement(device)
         )
         tokenizer = tokenizer_of(checkpoint.path)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
+
+
+def placement(device: str) -> dict[str, dict[str, str]]:
+    """Return what `from_pretrained` needs to read weights onto a GPU, tensor by tensor.
+
+    Without it a model is opened in the machine's memory first, and copied as a whole.
+    """
+    return {"device_map": {"": device}} if device.startswith("cuda") else {}
 
 
 @contextmanager

@@ -12,20 +12,27 @@ Whatever is packed keeps the name `weight`, in another shape than the architectu
 only warns about a format that it does not know, and would start with random weights where a name is
 missing, but it refuses a wrong shape.
 
+An entry with `"adapter": R` has a pair of thin float matrices beside its weight, whose product is
+added to it (`adapter_down` and `adapter_up`): what was trained beside packed weights.
+
 Legend: O outputs, I inputs, G groups of inputs, R rank. `w_hat` is the float weight that a packed
 one stands for. The kernels are PyTorch's own on both kinds of device, those that torchao calls. Few
 rows (decoding) are multiplied with packed weights as they are; many rows (prompts) by a matrix
-product with weights unpacked for that one call.
+product with weights unpacked for that one call, or once for many calls
+(`harness/models/unpacked.py`). On a GPU a kernel is tried on a small matrix before its first use:
+where it is missing or wrong there, weights are unpacked for few rows too.
 """
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional as F
 from transformers.quantizers.auto import (
     AUTO_QUANTIZATION_CONFIG_MAPPING,
@@ -38,15 +45,21 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from harness.errors import CellFailed, in_one_line
 from harness.files.untrusted import MODEL_LIMITS, read_object
 from harness.models.blocks import is_tied, probe_ids, temporary_hooks
-from harness.models.checkpoint import first_non_finite
+from harness.models.checkpoint import OWN_FORMAT, first_non_finite
+from harness.models.int4_tiles import pack_tiles, unpack_tiles
 
 if TYPE_CHECKING:
     from harness.models.language_model import LanguageModel
 
-FORMAT = "compression-harness"
-VERSION = 1
+FORMAT = OWN_FORMAT
+VERSION = 2  # the newest that is read
+_VERSION_WITHOUT_ADAPTERS = 1  # earlier versions of this program read it
 # Up to so many rows, decoding kernels on a CPU are faster than unpacking (measured: int8-smollm2).
 MAX_KERNEL_ROWS = 8
+# The same on a GPU, by kind, not measured yet. Published timings of the int4 kernel: from some
+# hundred rows on it is 6 to 13 times slower than a bf16 product, which unpacking costs less than.
+GPU_KERNEL_ROWS = {"int8": 8, "int4": 256}
+INT4_CAPABILITY = (8, 0)  # of the first NVIDIA GPUs that the int4 kernel is built for
 # The int8 kernel of few rows needs a multiple of so many inputs, and crashes on others.
 INPUT_MULTIPLE = 16
 KERNEL_GROUP_SIZES = (32, 64, 128, 256)  # of the int4 kernels
@@ -59,6 +72,16 @@ _LAID_OUT = "these weights were laid out for a kernel already; open the model ag
 
 class WrongDevice(RuntimeError):
     """Packed weights were laid out for the kernel of one device and cannot be used otherwise."""
+
+
+_PART_WEIGHTS = 2**22  # of a matrix that is unpacked for a comparison: 16 MiB in fp32
+
+
+def row_parts(outputs: int, inputs: int) -> Iterator[slice]:
+    """Yield the rows of a matrix in parts, so that no copy of the whole in fp32 is needed."""
+    count = max(1, _PART_WEIGHTS // max(1, inputs))
+    for start in range(0, outputs, count):
+        yield slice(start, min(start + count, outputs))
 
 
 def pack_nibbles(codes: Tensor) -> Tensor:
@@ -92,9 +115,14 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
             nn.Parameter(torch.empty(shape[0], dtype=dtype), requires_grad=False) if bias else None
         )
 
-    def dequantized(self) -> Tensor:
-        """Return w_hat, (O, I) in fp32."""
-        return self.weight.squeeze(-1)[:, : self.in_features].float() * self.scale.float()[:, None]
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """Return w_hat, (O, I) in fp32, or some rows of it."""
+        codes = self.weight[rows].squeeze(-1)[:, : self.in_features]
+        return codes.float() * self.scale[rows].float()[:, None]
+
+    def unpacked(self) -> Tensor:
+        """Return the codes as the product of many rows takes them on a GPU, (O, I) in bf16."""
+        return self.weight.squeeze(-1).to(torch.bfloat16)
 
     def align(self) -> None:
         """Lay a CPU's weights out as its kernel of few rows reads them.
@@ -109,21 +137,32 @@ class Int8Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x @ w_hat^T + bias`."""
-        return _with_bias(int8_product(x, self.weight, self.scale), self.bias)
+        return _with_bias(int8_product(x, self.weight, self.scale, kept_weight(self)), self.bias)
 
 
-def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def kept_weight(module: nn.Module) -> Tensor | None:
+    """Return the unpacked weight that a packed layer keeps for now; None for most of its life."""
+    weight: Tensor | None = module.__dict__.get("kept")
+    return weight
+
+
+def int8_product(
+    x: Tensor, weight: Tensor, scale: Tensor, unpacked: Tensor | None = None
+) -> Tensor:
     """Return `x @ (scale * weight)^T` for x (..., I), weight (O, I, 1) of int8, scale (O,).
 
-    The weight may have more inputs than I, filled up with 0.
+    The weight may have more inputs than I, filled up with 0. `unpacked` holds it in bf16, where
+    that is kept.
     """
     codes = weight.squeeze(-1)
     rows = F.pad(x.reshape(-1, x.shape[-1]), (0, codes.shape[1] - x.shape[-1]))
     rows_bf16 = rows.to(torch.bfloat16).contiguous()
-    is_readable = x.device.type != "cpu" or (
-        codes.shape[1] % INPUT_MULTIPLE == 0 and codes.data_ptr() % 64 == 0
-    )
-    if rows.shape[0] <= MAX_KERNEL_ROWS and is_readable:
+    if x.device.type != "cpu":
+        takes_kernel = rows.shape[0] <= GPU_KERNEL_ROWS["int8"] and gpu_kernel_works("int8", x)
+    else:
+        is_readable = codes.shape[1] % INPUT_MULTIPLE == 0 and codes.data_ptr() % 64 == 0
+        takes_kernel = rows.shape[0] <= MAX_KERNEL_ROWS and is_readable
+    if takes_kernel:
         out = torch._weight_int8pack_mm(rows_bf16, codes, scale.to(torch.bfloat16)).to(x.dtype)
     else:  # int8 is exact in bf16; without bf16 instructions the same product is faster in fp32
         product_dtype = (
@@ -131,10 +170,9 @@ def int8_product(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
             if x.device.type != "cpu" or torch.cpu._is_avx512_bf16_supported()
             else torch.float32
         )
+        factor = codes.to(product_dtype) if unpacked is None else unpacked
         # sums over codes are too large for fp16
-        out = (
-            F.linear(rows_bf16.to(product_dtype), codes.to(product_dtype)).float() * scale.float()
-        ).to(x.dtype)
+        out = (F.linear(rows_bf16.to(product_dtype), factor).float() * scale.float()).to(x.dtype)
     return out.view(*x.shape[:-1], -1)
 
 
@@ -163,7 +201,8 @@ class TiedHead(nn.Module):  # type: ignore[misc]  # torch is untyped here
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits."""
-        return int8_product(x, self.table[0].weight, self.table[0].scale)
+        table = self.table[0]
+        return int8_product(x, table.weight, table.scale, kept_weight(table))
 
 
 class Int8DynamicLinear(Int8Linear):
@@ -176,11 +215,11 @@ class Int8DynamicLinear(Int8Linear):
     same numbers come from a float product, which is not faster.
     """
 
-    def dequantized(self) -> Tensor:
-        """Return w_hat, (O, I) in fp32."""
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """Return w_hat, (O, I) in fp32, or some rows of it."""
         if hasattr(self, "prepared"):
             raise WrongDevice(_LAID_OUT)
-        return super().dequantized()
+        return super().dequantized(rows)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return `x_hat @ w_hat^T + bias`."""
@@ -189,7 +228,7 @@ class Int8DynamicLinear(Int8Linear):
         elif HAS_FBGEMM:
             product = self._fbgemm_product(x)
         else:
-            product = self._float_product(_quantized_rows(x, CPU_LEVELS))
+            product = self._float_product(quantized_rows(x, CPU_LEVELS))
         return _with_bias(product.to(x.dtype).view(*x.shape[:-1], -1), self.bias)
 
     def _fbgemm_product(self, x: Tensor) -> Tensor:
@@ -218,10 +257,19 @@ class Int8DynamicLinear(Int8Linear):
         self.kernel_bytes = self.weight.numel()  # fbgemm's own copy, which no parameter counts
         self.weight.data = self.weight.data.new_empty(0)
 
+    def align(self) -> None:
+        """Leave the weight as it was read: fbgemm lays it out itself, and takes no added inputs."""
+
+    def forget_layout(self) -> None:
+        """Forget the copy for fbgemm, so that weights can be read from a file again."""
+        if hasattr(self, "prepared"):
+            del self.prepared, self.kernel_bytes
+
     def _gpu_product(self, x: Tensor) -> Tensor:
         """Return the product on a GPU, (N, O) in fp32, by cuBLAS where it takes the shapes."""
-        rows = _quantized_rows(x, 127)
-        if self.in_features % 8 or self.out_features % 8:  # shapes that cuBLAS does not take
+        rows = quantized_rows(x, 127)
+        takes_shape = self.in_features % 8 == 0 and self.out_features % 8 == 0  # cuBLAS's rule
+        if not takes_shape or not gpu_kernel_works("int8-dynamic", x):
             return self._float_product(rows)
         count = rows.codes.shape[0]
         # cuBLAS takes 17 rows or more
@@ -241,7 +289,7 @@ class QuantizedRows(NamedTuple):
     step: Tensor  # (N, 1), fp32: what one level of a row stands for
 
 
-def _quantized_rows(x: Tensor, levels: int) -> QuantizedRows:
+def quantized_rows(x: Tensor, levels: int) -> QuantizedRows:
     """Return an input's rows (N, I) as int8, and the size of one step of each row, (N, 1).
 
     A row's largest magnitude is the last of `levels`.
@@ -282,13 +330,13 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         self.padding = 0  # inputs that the kernel's layout adds
         self.laid_out = ""  # for which kind of device; "" for the layout of the file
 
-    def dequantized(self) -> Tensor:
-        """Return w_hat, (O, I) in fp32."""
+    def dequantized(self, rows: slice = slice(None)) -> Tensor:
+        """Return w_hat, (O, I) in fp32, or some rows of it."""
         if self.laid_out:
             raise WrongDevice(_LAID_OUT)
-        codes = unpack_nibbles(self.weight, self.in_features).float()
+        codes = unpack_nibbles(self.weight[rows], self.in_features).float()
         scale, zero = (
-            values.repeat_interleave(self.group_size, dim=1)[:, : self.in_features]
+            values[rows].repeat_interleave(self.group_size, dim=1)[:, : self.in_features]
             for values in (self.scale.float(), self._zeros())
         )
         return scale * (codes - zero)
@@ -306,6 +354,30 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         """
         return device in KERNEL_OUTPUT_MULTIPLES and self.group_size in KERNEL_GROUP_SIZES
 
+    def unpacked(self) -> Tensor | None:
+        """Return w_hat as products of many rows take it on a GPU, (O, I) in bf16, padded.
+
+        None where the layer has no kernel's layout there, or the order of its codes is unknown.
+        """
+        self._lay_out_for(self.weight)
+        codes = unpack_tiles(self.weight) if self.laid_out == "cuda" else None
+        if codes is None:
+            return None
+        scale, shift = (part.T[..., None] for part in self.scale.unbind(-1))  # (O, G, 1)
+        groups = (codes.to(torch.bfloat16) - 8).unflatten(1, (-1, self.group_size))
+        return (groups * scale + shift).flatten(1)
+
+    def _lay_out_for(self, x: Tensor) -> None:
+        """Lay the codes out for the kernel of a tensor's device, if it has one; once."""
+        device = x.device.type
+        has_kernel = not self.laid_out and self.kernel_fits(device)
+        if has_kernel and (device == "cpu" or gpu_kernel_works("int4", x)):
+            self._lay_out(device)
+
+    def forget_layout(self) -> None:
+        """Forget the kernel's layout, so that weights can be read from a file again."""
+        self.laid_out, self.padding = "", 0
+
     def _lay_out(self, device: str) -> None:
         """Reorder the codes for the device's kernel, in place of the saved ones.
 
@@ -322,8 +394,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
         scales_and_zeros = torch.stack((scale, scale * (8 - zero)), dim=-1)
         scales_and_zeros = F.pad(scales_and_zeros, (0, 0, 0, group_padding, 0, output_padding))
         if device == "cuda":
-            nibbles = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
-            self.weight.data = torch._convert_weight_to_int4pack(nibbles, 8)
+            self.weight.data = pack_tiles(codes)
         else:
             self.weight.data = torch._convert_weight_to_int4pack_for_cpu(codes, 1)
         self.scale.data = scales_and_zeros.transpose(0, 1).contiguous().to(torch.bfloat16)
@@ -332,8 +403,7 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
     def forward(self, x: Tensor) -> Tensor:
         """Return `x @ w_hat^T + bias`."""
         device = x.device.type
-        if not self.laid_out and self.kernel_fits(device):
-            self._lay_out(device)
+        self._lay_out_for(x)
         if not self.laid_out:
             return F.linear(x, self.dequantized().to(x.dtype), self.bias)
         if self.laid_out != device:
@@ -342,10 +412,58 @@ class Int4Linear(nn.Module):  # type: ignore[misc]  # torch is untyped here
                 "open the model again"
             )
         rows = F.pad(x.reshape(-1, x.shape[-1]).to(torch.bfloat16), (0, self.padding)).contiguous()
-        on_gpu = device == "cuda"
-        kernel = torch._weight_int4pack_mm if on_gpu else torch._weight_int4pack_mm_for_cpu
-        out = kernel(rows, self.weight, self.group_size, self.scale)[:, : self.out_features]
+        out = self._product(rows)[:, : self.out_features]
         return _with_bias(out.to(x.dtype).reshape(*x.shape[:-1], -1), self.bias)
+
+    def _product(self, rows: Tensor) -> Tensor:
+        """Return the product of rows of bf16 with the laid out weight, (N, O), padded.
+
+        On a GPU many rows take the unpacked weight: the kernel reads the weight for every few.
+        """
+        out: Tensor
+        if self.laid_out == "cpu":
+            out = torch._weight_int4pack_mm_for_cpu(rows, self.weight, self.group_size, self.scale)
+            return out
+        weight = kept_weight(self)
+        if weight is None and rows.shape[0] > GPU_KERNEL_ROWS["int4"]:
+            weight = self.unpacked()
+        if weight is not None:
+            return F.linear(rows, weight)
+        out = torch._weight_int4pack_mm(rows, self.weight, self.group_size, self.scale)
+        return out
+
+
+def gpu_kernel_works(kind: str, x: Tensor) -> bool:
+    """Tell whether this GPU's kernel of a kind computes what packed weights stand for.
+
+    It is tried once a process, on a small matrix. Of fake tensors only shapes are asked.
+    """
+    return isinstance(x, FakeTensor) or _tried_kernel(kind)
+
+
+@lru_cache
+def _tried_kernel(kind: str) -> bool:
+    """Multiply a small matrix of ones and compare; False where the GPU has no such kernel."""
+    is_rocm = getattr(torch.version, "hip", None) is not None
+    if kind == "int4" and (is_rocm or torch.cuda.get_device_capability() < INT4_CAPABILITY):
+        return False
+    shape, place = (16, 128), {"device": "cuda"}
+    rows = torch.ones((8, shape[1]), dtype=torch.bfloat16, **place)
+    codes = torch.ones(shape, dtype=torch.int8, **place)
+    scale = torch.ones(shape[0], dtype=torch.bfloat16, **place)
+    with torch.inference_mode():
+        try:
+            if kind == "int8":
+                out = torch._weight_int8pack_mm(rows, codes, scale)
+            elif kind == "int8-dynamic":
+                out = torch._int_mm(codes.repeat(2, 1), codes.t())
+            else:
+                groups = torch.zeros((shape[1] // 32, shape[0], 2), dtype=torch.bfloat16, **place)
+                groups[..., 0] = 1
+                out = torch._weight_int4pack_mm(rows, pack_tiles(codes.int() + 8), 32, groups)
+        except (RuntimeError, NotImplementedError):
+            return False
+    return bool((out.float() == shape[1]).all())
 
 
 def _with_bias(out: Tensor, bias: Tensor | None) -> Tensor:
@@ -394,13 +512,30 @@ def packed_module(spec: dict[str, Any], dtype: torch.dtype | None) -> nn.Module:
             f"a packed module of kind {kind!r} is not known to this version; upgrade "
             "compression-harness"
         )
+    if spec.get("adapter"):
+        put_adapter_beside(module, shape, rank=int(spec["adapter"]), dtype=dtype)
     return join_factors(module, nn.Identity()) if spec.get("factors") else module
+
+
+def put_adapter_beside(
+    layer: nn.Module, shape: tuple[int, int], *, rank: int, dtype: torch.dtype | None
+) -> None:
+    """Give a layer (O, I) the children of an adapter, whose product is added to its output."""
+    layer.adapter_down = nn.Linear(shape[1], rank, bias=False, dtype=dtype)
+    layer.adapter_up = nn.Linear(rank, shape[0], bias=False, dtype=dtype)
+    layer.register_forward_hook(_add_adapter)
+
+
+def _add_adapter(layer: nn.Module, inputs: Any, out: Tensor) -> Tensor:
+    """Add the adapter's output: `W' x = weight x + up (down x)`."""
+    x = inputs[0].to(layer.adapter_down.weight.dtype)
+    return out + layer.adapter_up(layer.adapter_down(x)).to(out.dtype)
 
 
 class PackedConfig(QuantizationConfigMixin):  # type: ignore[misc]
     """What `config.json` says of a packed checkpoint."""
 
-    def __init__(self, modules: dict[str, Any], version: int = VERSION, **_: Any) -> None:
+    def __init__(self, modules: dict[str, Any], version: int = 1, **_: Any) -> None:
         self.quant_method = FORMAT
         if version > VERSION:
             raise ValueError(
@@ -493,24 +628,42 @@ def save_packed(
 
     model = opened.model
     replaced_names = tuple(f"{name}.{leaf}" for name in specs for leaf in ("weight", "bias"))
-    tied_names = _tied_names(model)
-    config = config or model.config
+    tied = tied_names(model)
     state = {
         name: tensor.detach().to(dtype if tensor.is_floating_point() else tensor.dtype).cpu()
         for name, tensor in (state or model.state_dict()).items()
-        if name not in replaced_names and name not in tied_names
+        if name not in replaced_names and name not in tied
     }
     state |= {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
     save_torch_state_dict(state, folder, max_shard_size="5GB", metadata={"format": "pt"})
+    save_packed_config(opened, folder, specs=specs, dtype=dtype, config=config)
+    refuse_changed_by_saving(
+        folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model)
+    )
+
+
+def save_packed_config(
+    opened: "LanguageModel",
+    folder: Path,
+    *,
+    specs: dict[str, Any],
+    dtype: torch.dtype,
+    config: Any = None,
+) -> None:
+    """Write all files of a packed checkpoint but its weights."""
+    model = opened.model
+    config = config or model.config
     config = config.__class__.from_dict(
         {key: value for key, value in config.to_dict().items() if key != "quantization_config"}
     )
     config.dtype = dtype
     config.architectures = [type(model).__name__]
+    modules = {**packed_modules(model), **specs}
+    has_adapters = any("adapter" in spec for spec in modules.values())
     config.quantization_config = {
         "quant_method": FORMAT,
-        "version": VERSION,
-        "modules": {**packed_modules(model), **specs},
+        "version": VERSION if has_adapters else _VERSION_WITHOUT_ADAPTERS,
+        "modules": modules,
     }
     for part in (config, config.get_text_config()):
         if getattr(part, "tie_word_embeddings", None) and not is_tied(model):
@@ -519,12 +672,9 @@ def save_packed(
     if model.generation_config is not None:
         model.generation_config.save_pretrained(folder)
     opened.tokenizer.save_pretrained(folder)
-    refuse_changed_by_saving(
-        folder, state, name=method or type(model).__name__, dtype=dtype, tied=is_tied(model)
-    )
 
 
-def _tied_names(model: Any) -> set[str]:
+def tied_names(model: Any) -> set[str]:
     """Return the names of tensors that the opened model also holds under an earlier name."""
     candidates = set(getattr(model, "all_tied_weights_keys", None) or {})
     ids = {
@@ -544,11 +694,16 @@ def is_plain(model: Any) -> bool:
 def refuse_wrong_codes(
     name: str, spec: dict[str, Any], tensors: Mapping[str, Tensor], w_hat: Tensor
 ) -> None:
-    """Raise `CellFailed` where packed tensors do not stand for their float weight (O, I)."""
-    module = packed_module({**spec, "factors": False}, torch.float32)
-    parameters = dict(module.named_parameters())
+    """Raise `CellFailed` where packed tensors do not stand for their float weight (O, I).
+
+    Tensors and weight may be some rows of the module's.
+    """
+    shape = [int(w_hat.shape[0]), spec["shape"][1]]
+    with torch.device("meta"):
+        module = packed_module({**spec, "shape": shape, "factors": False}, torch.float32)
     for full_name, tensor in tensors.items():
-        parameters[full_name.removeprefix(f"{name}.")].data = tensor.cpu()
+        leaf = full_name.removeprefix(f"{name}.")
+        setattr(module, leaf, nn.Parameter(tensor.detach().cpu(), requires_grad=False))
     if not torch.equal(module.dequantized(), w_hat.cpu()):
         raise CellFailed(f"{name}: what was packed does not stand for its codes")
 
@@ -576,7 +731,7 @@ def refuse_changed_by_saving(
         if key not in reopened_state:
             raise CellFailed(f"{name}: {key} is lost when the saved student is opened again")
     for key, tensor in state.items():
-        if not _equal_as_saved(reopened_state[key], tensor):
+        if not equal_as_saved(reopened_state[key], tensor):
             raise CellFailed(
                 f"{name}: {key} holds other numbers when the saved student is opened again"
             )
@@ -591,10 +746,10 @@ def refuse_changed_by_saving(
             f"{name}: the saved student holds a number that is not finite: {non_finite}"
         )
     if packed_modules(reopened):
-        _refuse_wrong_layers(reopened.eval(), name)
+        refuse_wrong_layers(reopened.eval(), name)
 
 
-def _refuse_wrong_layers(model: Any, name: str) -> None:
+def refuse_wrong_layers(model: Any, name: str) -> None:
     """Raise `CellFailed` where a packed student cannot run or a layer computes something else.
 
     An architecture's code may read a packed weight itself, or cast a layer's input to the type of
@@ -654,7 +809,9 @@ def _checking_hook(name: str, cast_layers: list[str], wrong_layers: list[str]) -
             cast_layers.append(name)
             return
         source = module.table[0] if isinstance(module, TiedHead) else module
-        expected = F.linear(x.float(), source.dequantized(), None)
+        parts = row_parts(source.out_features, source.in_features)
+        products = [F.linear(x.float(), source.dequantized(rows)) for rows in parts]
+        expected = torch.cat(products, dim=-1)
         bias = getattr(module, "bias", None)
         product = type(module).forward(module, x).float() - (0 if bias is None else bias.float())
         if not float((product - expected).abs().max()) <= 0.1 * float(expected.abs().max()) + 1e-6:
@@ -663,7 +820,7 @@ def _checking_hook(name: str, cast_layers: list[str], wrong_layers: list[str]) -
     return check
 
 
-def _equal_as_saved(reopened: Tensor, saved: Tensor) -> bool:
+def equal_as_saved(reopened: Tensor, saved: Tensor) -> bool:
     """Compare a reopened tensor with the saved one, (O, I, ...) each.
 
     Further inputs of the reopened one are a kernel's zeros.

@@ -10,6 +10,7 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError, unknown
 from harness.files.writing import save_atomically
 from harness.models.checkpoint import (
+    OWN_FORMAT,
     describe,
     read_model_json,
     refuse_damaged,
@@ -267,15 +268,28 @@ def gguf_type(path: Path) -> str:
         ) from problem
 
 
-def quantized_by(folder: Path) -> str:
-    """Return which library packed a model folder's weights, "" for plain floats."""
+def packing_library(folder: Path) -> str:
+    """Return the name of the format that a model folder's weights are in, "" for plain floats."""
+    return str(_quantization_of(folder).get("quant_method") or "")
+
+
+def _quantization_of(folder: Path) -> dict[str, Any]:
     quantization = read_model_json(folder / "config.json").get("quantization_config") or {}
     if not isinstance(quantization, dict):
         raise HarnessError(
             f"{folder / 'config.json'}: quantization_config is no object; download or save the "
             "model again"
         )
-    if quantization.get("quant_method") == "compression-harness":
+    return quantization
+
+
+def quantized_by(folder: Path) -> str:
+    """Return how a model folder's weights are packed, "" for plain floats.
+
+    For our own format these are the kinds of its layers, else it is the library's name.
+    """
+    quantization = _quantization_of(folder)
+    if quantization.get("quant_method") == OWN_FORMAT:
         try:
             kinds = sorted({str(spec["kind"]) for spec in quantization["modules"].values()})
         except (AttributeError, LookupError, TypeError) as problem:

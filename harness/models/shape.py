@@ -228,6 +228,21 @@ def weight_bytes(folder: Path, dtype: str) -> int:
     return sum(tensor.numel * bytes_of(tensor.dtype) for tensor in stored_tensors(folder))
 
 
+def weight_counts(model: Any) -> dict[int, int]:
+    """Return for how many weights each parameter of an opened model stands, by its `id`.
+
+    The codes of a packed matrix stand for all of its weights, its scales and zero points for none.
+    """
+    counts = {id(parameter): int(parameter.numel()) for parameter in model.parameters()}
+    for module in model.modules():
+        if hasattr(module, "dequantized"):
+            for name, parameter in module.named_parameters(recurse=False):
+                if name != "bias":
+                    counts[id(parameter)] = 0
+            counts[id(module.weight)] = int(module.out_features * module.in_features)
+    return counts
+
+
 def forward_flops_per_token(model: Any, length: float) -> float:
     """Return the FLOPs of one token's forward pass of an opened model.
 
@@ -237,8 +252,9 @@ def forward_flops_per_token(model: Any, length: float) -> float:
     config = model.config.get_text_config(decoder=True)
     embeddings = {id(model.get_input_embeddings().weight)}
     head = model.get_output_embeddings()
+    counts = weight_counts(model)
     body = sum(
-        parameter.numel()
+        counts[id(parameter)]
         for parameter in model.parameters()
         if id(parameter) not in embeddings and (head is None or parameter is not head.weight)
     )

@@ -171,10 +171,7 @@ def save_student(
             "again; copy its folder"
         )
     refuse_non_finite(model, name)
-    for config in (model.config, model.config.get_text_config()):
-        if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
-            # the file held a separate head, though the configuration said that it is tied
-            config.tie_word_embeddings = False
+    agree_on_tie(model)
 
     def write(part: Path) -> None:
         model.save_pretrained(part)
@@ -187,6 +184,15 @@ def save_student(
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=parents)
+
+
+def agree_on_tie(model: Any) -> None:
+    """Let the configuration say that head and table are two matrices, where the file holds two."""
+    from harness.models.blocks import is_tied
+
+    for config in (model.config, model.config.get_text_config()):
+        if getattr(config, "tie_word_embeddings", None) and not is_tied(model):
+            config.tie_word_embeddings = False
 
 
 def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:

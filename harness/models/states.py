@@ -20,6 +20,18 @@ def forward_arguments(model: Any) -> frozenset[str] | None:
     return None
 
 
+def decoding_options(accepted: Collection[str] | None) -> dict[str, Any]:
+    """Return what every forward pass of a decoding asks for: a cache, and one position's logits.
+
+    `accepted` are the names that the forward takes, None where a wrapper hides them.
+    """
+    return {
+        name: value
+        for name, value in (("use_cache", True), ("logits_to_keep", 1))
+        if accepted is None or {name, "kwargs"} & set(accepted)
+    }
+
+
 def cache_arguments(output: Any, accepted: Collection[str] | None) -> dict[str, Any]:
     """Return the cache in a model's output as keyword arguments of the next step, {} without one.
 

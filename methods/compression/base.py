@@ -6,12 +6,17 @@ Importing this module imports no torch.
 import json
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from harness.contract import Checkpoint, Family, Job, Method, Start
 from harness.renames.modules import by_old_name
 from methods.base import settings
+
+if TYPE_CHECKING:
+    from harness.models.language_model import LanguageModel
+    from harness.models.student_writers import StudentWriter
 
 
 @settings
@@ -31,14 +36,23 @@ class StudentBuilder:
     Saving also writes `cost.json`: seconds, peak memory, FLOPs and the method's notes.
     """
 
-    def __init__(self, job: Job, method: str, *, plain: bool = False) -> None:
+    def __init__(
+        self,
+        job: Job,
+        method: str,
+        *,
+        plain: bool = False,
+        blockwise: bool = False,
+        saved_dtype: str = "",
+    ) -> None:
         """Open the base model.
 
-        `plain`: the method needs the architecture's own shapes. Raises `CellFailed` for a base that
-        is quantized, and with `plain` for one with low-rank factors or widths of its own.
+        `plain`: the method needs the architecture's own shapes. `blockwise`: it works through
+        `writer`, and the model's blocks stay in their files where the model allows that. Floats are
+        saved in the base's own type, unless `saved_dtype` names another. Raises `CellFailed` for a
+        base that is quantized, and with `plain` for one with low-rank factors or widths of its own.
         """
         from harness.errors import CellFailed
-        from harness.models.language_model import open_model
         from harness.models.resolve import quantized_by
         from harness.models.shape import parameters_on_disk
 
@@ -56,10 +70,39 @@ class StudentBuilder:
                 f"{method}: {self.base.name} has low-rank factors or widths of its own; start from "
                 "a model with the architecture's own shapes"
             )
-        dtype = "float32" if job.device == "cpu" else job.dtype
-        self.opened = open_model(self.base, device=job.device, dtype=dtype)
+        self.saved_dtype = saved_dtype
+        self.opened, self.writer = self._open(blockwise=blockwise)
         self.opened.model.requires_grad_(False)
         self.parameters_before = parameters_on_disk(self.base.path)
+
+    def _open(self, *, blockwise: bool) -> "tuple[LanguageModel, StudentWriter]":
+        """Open the base block by block, if that is asked for and the model allows it, or whole."""
+        from harness.models.blockwise import open_blockwise
+        from harness.models.language_model import open_model
+        from harness.models.student_writers import BlockwiseWriter, WholeWriter
+
+        job, saved_dtype = self.job, self._dtype(self.saved_dtype)
+        dtype = "float32" if job.device == "cpu" else job.dtype
+        opened = open_blockwise(self.base, device=job.device, dtype=dtype) if blockwise else None
+        if opened is not None:
+            return opened[0], BlockwiseWriter(*opened, saved_dtype, job.workdir)
+        opened_model = open_model(self.base, device=job.device, dtype=dtype)
+        return opened_model, WholeWriter(opened_model, saved_dtype)
+
+    def replace_model(self, model: Any) -> None:
+        """Put another model in the place of the opened one, to be saved; None drops that one."""
+        from harness.models.student_writers import WholeWriter
+
+        self.opened = replace(self.opened, model=model)
+        self.writer = WholeWriter(self.opened, self.writer.dtype)
+
+    def _dtype(self, name: str) -> Any:
+        """Return the type that floats are saved in: this one, or the base's own for ""."""
+        import torch
+
+        from harness.models.language_model import stored_dtype
+
+        return getattr(torch, name) if name else stored_dtype(self.base)
 
     @property
     def model(self) -> Any:
@@ -71,18 +114,14 @@ class StudentBuilder:
         return round(8 * bytes_on_disk / self.parameters_before, 3)
 
     def save(self, *, notes: Mapping[str, Any], flops: float = 0.0, dtype: str = "") -> Checkpoint:
-        """Save the changed model as floats, in the base's own type unless `dtype` names another."""
-        import torch
+        """Save the changed model as floats, in the base's own type unless `dtype` names another.
 
-        from harness.models.language_model import stored_dtype
-        from harness.models.shaping import save_student
-
-        student = save_student(
-            self.opened,
-            self.job.workdir / "student",
-            name=self.method,
-            dtype=getattr(torch, dtype) if dtype else stored_dtype(self.base),
-            parents=(self.base.digest,),
+        A method that works block by block names that type at the beginning, as `saved_dtype`.
+        """
+        if dtype:
+            self.writer.dtype = self._dtype(dtype)
+        student = self.writer.save_floats(
+            self.job.workdir / "student", name=self.method, parents=(self.base.digest,)
         )
         self._write_cost(student, notes, flops)
         return student

@@ -13,8 +13,9 @@ Legend: B sequences of a batch, T tokens of a sequence, H hidden size, I inputs 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -31,6 +32,7 @@ from harness.models.language_model import LanguageModel
 from methods.compression.layers import ignore_setting
 
 TOKENS_PER_BATCH = 2_048
+_INPUTS_AT_ONCE = 2_048  # of a layer, for X^T X of all of them: 16 MiB in fp32
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,9 @@ class InputStatistics:
         rows = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         if self.normalize_tokens:
             rows = nn.functional.normalize(rows, dim=-1)
+        if self.kind == "gram" and rows.shape[1] > _INPUTS_AT_ONCE:
+            self._add_large_gram(name, rows)
+            return
         if self.kind == "gram":
             value = rows.T @ rows
         elif self.kind == "squares":
@@ -175,6 +180,16 @@ class InputStatistics:
             self.sums[name] += value
         else:
             self.sums[name] = value
+
+    def _add_large_gram(self, name: str, rows: Tensor) -> None:
+        """Add X^T X of rows (N, I) part by part: a second matrix of its size costs memory."""
+        inputs = rows.shape[1]
+        if name not in self.sums:
+            self.sums[name] = rows.new_zeros(inputs, inputs)
+        step = max(1, _INPUTS_AT_ONCE**2 // inputs)
+        for start in range(0, inputs, step):
+            part = slice(start, min(start + step, inputs))
+            self.sums[name][part] += rows[:, part].T @ rows
 
 
 @contextmanager
@@ -210,12 +225,14 @@ class VisitOptions:
 
     `rerun`: run each block again after its visit, so that the next block gets what the changed
     block returns. Without it the next block gets what the unchanged block returned.
+    `changing(block)`: a context in which the block's weights are in memory, and may change.
     """
 
     normalize_tokens: bool = False  # as in `InputStatistics`
     rerun: bool = True
     progress: Callable[[Progress], None] = lambda _: None
     method: str = "METHOD"  # the name of the method whose settings an error names
+    changing: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
 _DEFAULT_OPTIONS = VisitOptions()
@@ -250,24 +267,31 @@ def visit_blocks(
             statistics = InputStatistics(
                 kind, options.normalize_tokens, tokens=int(data.ids.numel())
             )
-            outputs: list[Tensor] = []
-            with recording_inputs(statistics, block_layers):
-                for state in states:
-                    output = _run_block(block, state, arguments[number], batch_size)
-                    if not options.rerun:  # else they are not needed: two copies cost memory
-                        outputs.append(output)
-            _refuse_layers_without_input(
-                block_layers, statistics, name, options.method, len(data.ids)
-            )
-            visit(name, statistics)
-            if options.rerun:
-                outputs = [
-                    _run_block(block, state, arguments[number], batch_size) for state in states
-                ]
-            states = outputs
+            run = partial(_run_block, block, arguments=arguments[number], batch_size=batch_size)
+            with options.changing(name):
+                with recording_inputs(statistics, block_layers):
+                    _pass_states(run, states, keep=not options.rerun)
+                _refuse_layers_without_input(
+                    block_layers, statistics, name, options.method, len(data.ids)
+                )
+                visit(name, statistics)
+                statistics.sums.clear()
+                if options.rerun:
+                    _pass_states(run, states, keep=True)
             options.progress(
                 Progress(stage="calibrate", done=number + 1, total=len(blocks), unit="blocks")
             )
+
+
+def _pass_states(run: Callable[[Tensor], Tensor], states: list[Tensor], *, keep: bool) -> None:
+    """Run a block on the states of every batch; put what it returns in their place with `keep`.
+
+    In their place, since two copies of all states cost memory.
+    """
+    for index, state in enumerate(states):
+        output = run(state)
+        if keep:
+            states[index] = output
 
 
 def _refuse_layers_outside_blocks(

@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.errors import CellFailed
 from harness.models.blocks import is_tied, probe_ids, temporary_hooks, text_model_of
+
+if TYPE_CHECKING:
+    from harness.models.student_writers import StudentWriter
 
 
 class TransposedLinear:
@@ -136,13 +140,15 @@ def as_linear(module: Any) -> Any:
         return None
     if {name for name, _ in module.named_parameters()} - {"weight", "bias"}:
         return None
-    weight = module.weight
+    weights = {name: _numbers_of(weight) for name, weight in module.named_parameters()}
+    weight = weights["weight"]
     inputs = torch.linspace(
         -1, 1, 3 * module.in_features, dtype=weight.dtype, device=weight.device
     ).view(3, -1)
     try:
         with torch.no_grad():
-            output, expected = module(inputs), nn.functional.linear(inputs, weight, module.bias)
+            output = torch.func.functional_call(module, weights, (inputs,))
+            expected = nn.functional.linear(inputs, weight, weights.get("bias"))
     except Exception:  # noqa: BLE001  it needs other arguments: no linear layer
         return None
     same = (
@@ -151,6 +157,13 @@ def as_linear(module: Any) -> Any:
         and torch.allclose(output.float(), expected.float(), rtol=1e-2, atol=1e-2)
     )
     return module if same else None
+
+
+def _numbers_of(weight: Tensor) -> Tensor:
+    """Return a weight, or numbers in the place of one that is not in memory."""
+    if weight.device.type != "meta":
+        return weight
+    return torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype).view(weight.shape)
 
 
 def is_unknown_matrix(model: Any, name: str) -> bool:
@@ -232,3 +245,11 @@ def uncalled_layers(model: Any, layers: Mapping[str, Any]) -> list[str]:
 def layers_below(layers: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield the layers below a module, with their full names."""
     return ((name, layer) for name, layer in layers.items() if name.startswith(f"{prefix}."))
+
+
+def blocks_of(
+    layers: Mapping[str, Any], writer: "StudentWriter"
+) -> Iterator[tuple[str, list[str]]]:
+    """Yield each block that a writer reads and keeps at once, and the names of its layers."""
+    for block, names in groupby(layers, key=writer.block_of):
+        yield block, list(names)

@@ -4,7 +4,7 @@ Legend: F channels of a feed-forward, O outputs and I inputs of a matrix, d size
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -306,7 +306,7 @@ def save_with_one_width(
     """Save a pruned model whose blocks all have one width, as a model of its architecture."""
     builder, config = pruner.builder, pruner.pruned_config()
     dtype, generation = next(builder.model.parameters()).dtype, builder.model.generation_config
-    builder.opened = replace(builder.opened, model=None)  # two whole models cost memory
+    builder.replace_model(None)  # two whole models cost memory
     with init_empty_weights(include_buffers=False):
         small = AutoModelForCausalLM.from_config(config, dtype=dtype)
     small.load_state_dict(pruned.tensors, assign=True)
@@ -321,7 +321,7 @@ def save_with_one_width(
             f"{pruned.parameters:,}; use prune-depth"
         )
     refuse_changed(small, pruned.masked, label=builder.method)
-    builder.opened = replace(builder.opened, model=small)
+    builder.replace_model(small)
     return builder.save(notes=notes, flops=flops)
 
 

@@ -32,6 +32,16 @@ class Quantized(Compressed):
     # layers to leave as they are, with all below them: ["*.down_proj"]
     ignore: Patterns = ()
 
+    @property
+    def bits_per_table_weight(self) -> float | None:
+        """Return the bits of a weight of embedding and head: 8 in int8, with a scale a row."""
+        return 8.0 if self.embeddings == "int8" else None
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Tell whether the student is packed, in our own format: floats would take no pair."""
+        return not self.simulated
+
 
 def embedding_scale(table: Any, method: str) -> dict[str, float]:
     """Return the entry of a packed table that scales its vectors; {} where nothing does.
@@ -66,59 +76,62 @@ def pack_student(
 
     `kind` is the kind of packed layer that `config.json` names, such as `int4`.
     """
-    packer = _Packer(builder, layers)
-    packer.add_layers(quantize, kind=kind, progress=job.progress)
-    packed_bytes = packer.bytes  # of the blocks' layers alone: table and head come next
-    if method.embeddings == "int8":
-        packer.add_table_and_head()
-    weights = sum(layer.weight.numel() for layer in layers.linear.values())
-    packing_notes = {
-        **notes,
-        "packed_layers": len(layers.linear),
-        "packed_weights": weights,
-        "bits_of_a_packed_weight": round(8 * packed_bytes / weights, 3),
-        "table_and_head": method.embeddings,
-        "skipped": list(method.ignore),
-        **layers.notes,
-    }
-    return packer.save(packing_notes, flops=flops)
+    packer = Packer(builder, layers, kind=kind)
+    for name, layer in layers.linear.items():
+        with builder.writer.holding(name):
+            packer.add_layer(name, layer, quantize(name, layer))
+    return packer.finish(method, notes, flops=flops)
 
 
-class _Packer:
-    """Packs the matrices of a model, and keeps their entries of `config.json` and their tensors."""
+class Packer:
+    """Packs the matrices of a model one after another, and keeps their entries of `config.json`."""
 
-    def __init__(self, builder: StudentBuilder, layers: "Layers") -> None:
-        self.builder, self.layers = builder, layers
+    def __init__(self, builder: StudentBuilder, layers: "Layers", *, kind: str) -> None:
+        self.builder, self.layers, self.kind = builder, layers, kind
         self.specs: dict[str, Any] = {}
-        self.tensors: dict[str, Any] = {}
-
-    @property
-    def bytes(self) -> int:
-        """The bytes of the tensors so far."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        self.packed_layers = 0
 
     def _add(self, name: str, matrix: "QuantizedMatrix", bias: Any, **spec_entries: Any) -> None:
         """Add one packed module; refuse it where the packed form stands for other numbers."""
-        from harness.models.packed import refuse_wrong_codes
+        from harness.models.packed import refuse_wrong_codes, row_parts
         from methods.compression.rounding import packed_layer
 
         self.specs[name], tensors = packed_layer(name, matrix, bias, **spec_entries)
-        refuse_wrong_codes(name, self.specs[name], tensors, matrix.dequantized())
-        self.tensors.update(tensors)
+        for part in row_parts(*matrix.codes.shape):
+            rows = {key: tensor[part] for key, tensor in tensors.items()}
+            refuse_wrong_codes(name, self.specs[name], rows, matrix.rows(part).dequantized())
+        self.builder.writer.add(name, tensors)
 
-    def add_layers(
-        self,
-        quantize: "Callable[[str, nn.Linear], QuantizedMatrix]",
-        *,
-        kind: str,
-        progress: "Callable[[Progress], None]",
-    ) -> None:
-        """Pack the layers of the blocks."""
-        linear = self.layers.linear
-        for count, (name, layer) in enumerate(linear.items(), start=1):
-            factors = {"factors": True} if hasattr(layer, "up") else {}
-            self._add(name, quantize(name, layer), layer.bias, kind=kind, **factors)
-            progress(Progress(stage="pack", done=count, total=len(linear), unit="layers"))
+    def add_layer(self, name: str, layer: "nn.Linear", matrix: "QuantizedMatrix") -> None:
+        """Pack a layer of the blocks."""
+        factors = {"factors": True} if hasattr(layer, "up") else {}
+        self._add(name, matrix, layer.bias, kind=self.kind, **factors)
+        self.packed_layers += 1
+        self.builder.job.progress(
+            Progress(
+                stage="pack",
+                done=self.packed_layers,
+                total=len(self.layers.linear),
+                unit="layers",
+            )
+        )
+
+    def finish(self, method: Quantized, notes: dict[str, Any], *, flops: float = 0.0) -> Checkpoint:
+        """Pack table and head where the settings say so, and save the student."""
+        packed_bytes = self.builder.writer.packed_bytes  # of the blocks' layers alone
+        if method.embeddings == "int8":
+            self.add_table_and_head()
+        weights = sum(layer.weight.numel() for layer in self.layers.linear.values())
+        packing_notes = {
+            **notes,
+            "packed_layers": len(self.layers.linear),
+            "packed_weights": weights,
+            "bits_of_a_packed_weight": round(8 * packed_bytes / weights, 3),
+            "table_and_head": method.embeddings,
+            "skipped": list(method.ignore),
+            **self.layers.notes,
+        }
+        return self._save(packing_notes, flops=flops)
 
     def add_table_and_head(self) -> None:
         """Pack token table and head to int8, except those that the `ignore` patterns match."""
@@ -159,23 +172,14 @@ class _Packer:
             )
         self.specs[name] = {"kind": "tied", "table": self.layers.table[0]}
 
-    def save(self, notes: dict[str, Any], *, flops: float) -> Checkpoint:
+    def _save(self, notes: dict[str, Any], *, flops: float) -> Checkpoint:
         """Save the packed model; add to the notes the bits on disk of each of its weights."""
         from harness.models.checkpoint import weight_files
-        from harness.models.language_model import stored_dtype
-        from harness.models.packed import save_packed
 
-        builder, dtype = self.builder, stored_dtype(self.builder.base)
+        builder = self.builder
 
         def write(folder: Path) -> None:
-            save_packed(
-                builder.opened,
-                folder,
-                specs=self.specs,
-                tensors=self.tensors,
-                dtype=dtype,
-                method=builder.method,
-            )
+            builder.writer.save_packed(folder, self.specs, method=builder.method)
             size = sum(path.stat().st_size for path in weight_files(folder))
             notes["bits_per_weight"] = builder.bits(size)
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from harness.errors import CellFailed
-from harness.models.packed import pack_nibbles
+from harness.models.packed import pack_nibbles, row_parts
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,17 @@ class QuantizedMatrix:
     scale: Tensor  # (O, G) in bf16
     zero_point: Tensor  # (O, G), integers as floats
     group_size: int
+
+    def rows(self, part: slice) -> "QuantizedMatrix":
+        """Return some rows of the matrix."""
+        return QuantizedMatrix(
+            self.codes[part], self.scale[part], self.zero_point[part], self.group_size
+        )
+
+    def write_into(self, weight: Tensor) -> None:
+        """Write w_hat into a weight (O, I)."""
+        for part in row_parts(*weight.shape):
+            weight[part] = self.rows(part).dequantized()
 
     def dequantized(self) -> Tensor:
         """Return w_hat, (O, I) in fp32."""
@@ -81,9 +92,23 @@ def round_to_nearest(
 
     A `group_size` of 0 is the whole row.
     """
-    w = w.float()
     group_size = group_size or w.shape[1]
-    grid = quantization_grid(w, bits=bits, group_size=group_size, symmetric=symmetric)
+    codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
+    grids: list[Grid] = []
+    for part in row_parts(*w.shape):
+        rows = w[part].float()
+        grids.append(quantization_grid(rows, bits=bits, group_size=group_size, symmetric=symmetric))
+        codes[part] = _codes_of_groups(
+            rows, grids[-1], bits=bits, group_size=group_size, symmetric=symmetric
+        )
+    scales, zero_points = (torch.cat(of_parts) for of_parts in zip(*grids, strict=True))
+    return QuantizedMatrix(codes, scales, zero_points, group_size)
+
+
+def _codes_of_groups(
+    w: Tensor, grid: Grid, *, bits: int, group_size: int, symmetric: bool
+) -> Tensor:
+    """Return the nearest codes of weights (O, I) in int8."""
     codes = [
         nearest_codes(
             columns,
@@ -94,7 +119,7 @@ def round_to_nearest(
         )
         for group, columns in enumerate(w.split(group_size, dim=1))
     ]
-    return QuantizedMatrix(torch.cat(codes, dim=1).to(torch.int8), *grid, group_size)
+    return torch.cat(codes, dim=1).to(torch.int8)
 
 
 class InverseFactor(NamedTuple):
@@ -111,24 +136,37 @@ def inverse_cholesky(gram: Tensor, dampening: float) -> InverseFactor:
     compensate an error in it (Frantar et al., 2023, GPTQ, section 3.3). The dampening grows
     tenfold until the factorisation exists. Raises `CellFailed` where it never does.
     """
-    h = gram.float().clone()
-    dead = h.diagonal() == 0
-    h.diagonal()[dead] = 1.0
-    mean = h.diagonal().mean()
+    h = gram.float()
+    diagonal = h.diagonal().clone()
+    dead = diagonal == 0
     for _ in range(6):
-        damped = h.clone()
-        damped.diagonal().add_(dampening * mean)
-        lower, failed = torch.linalg.cholesky_ex(damped)
+        h.diagonal()[dead] = 1.0
+        h.diagonal().add_(dampening * h.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(h)
+        h.diagonal().copy_(diagonal)  # in place and back: a copy of such a matrix costs memory
         if int(failed) == 0:
-            inverse = torch.cholesky_inverse(lower)
-            upper, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            factor = _inverse(factor)
+            factor, failed = _upper_cholesky(factor)
             if int(failed) == 0:
-                return InverseFactor(upper, dead)
+                return InverseFactor(factor, dead)
         dampening *= 10
     raise CellFailed(
         "the second moments of a layer's inputs cannot be inverted; look for inputs that are not "
         "finite"
     )
+
+
+def _inverse(lower: Tensor) -> Tensor:
+    """Return the inverse of the matrix whose Cholesky factor this is; on a CPU in its place."""
+    in_place = lower.device.type == "cpu"
+    return torch.cholesky_inverse(lower, out=lower) if in_place else torch.cholesky_inverse(lower)
+
+
+def _upper_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a matrix's upper Cholesky factor, and 0 if it exists; on a CPU in its place."""
+    out = (matrix, torch.empty((), dtype=torch.int32)) if matrix.device.type == "cpu" else None
+    factor, failed = torch.linalg.cholesky_ex(matrix, upper=True, out=out)
+    return factor, failed
 
 
 def round_with_gptq(
@@ -154,7 +192,7 @@ def round_with_gptq(
     group_size = group_size or width
     factor, dead = inverse_cholesky(gram, dampening)
     w[:, dead] = 0
-    codes = torch.empty_like(w)
+    codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     grids: list[Grid] = []
     for start in range(0, width, columns):
         stop = min(start + columns, width)
@@ -174,14 +212,14 @@ def round_with_gptq(
             code = nearest_codes(
                 w[:, column, None], scale, zero_point, bits=bits, symmetric=symmetric
             )[:, 0]
-            codes[:, column] = code
+            codes[:, column] = code.to(torch.int8)
             rounded = scale * (code - zero_point)
             errors[:, offset] = (w[:, column] - rounded) / factor[column, column]
             correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
             subtract_correction(w, column + 1, stop, correction, keep_mask)
         subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
     scales, zero_points = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
-    return QuantizedMatrix(codes.to(torch.int8), scales, zero_points, group_size)
+    return QuantizedMatrix(codes, scales, zero_points, group_size)
 
 
 def subtract_correction(

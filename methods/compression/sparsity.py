@@ -28,6 +28,7 @@ class SparsityMethod(Compressed):
     Dense kernels make such a model neither smaller nor faster.
     """
 
+    works_by_block: ClassVar[bool] = True
     leaves_zeros: ClassVar[bool] = True
 
     # share of the weights to prune; 2:4 and 4:8 prune one half
@@ -63,20 +64,24 @@ class SparsityMethod(Compressed):
         self, job: Job, name: str, score: "Callable[[nn.Linear], Tensor]"
     ) -> Checkpoint:
         """Prune the weights of every layer with the lowest scores, without data."""
-        from methods.compression.layers import layers_of
+        from methods.compression.layers import blocks_of, layers_of
         from methods.masks import mark_pruned
 
-        builder = StudentBuilder(job, name)
+        builder = StudentBuilder(job, name, blockwise=True)
         decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
-        zeros_before = count_zeros(decoder_layers.linear)
-        for layer in decoder_layers.linear.values():
-            mask = pruning_mask(
-                score(layer), ratio=self.ratio, pattern=self.pattern, compare="layer"
-            )
-            layer.weight.mul_(mask)
+        zeros = ZeroCounts()
+        for block, names in blocks_of(decoder_layers.linear, builder.writer):
+            with builder.writer.changing(block):
+                for layer_name in names:
+                    layer = decoder_layers.linear[layer_name]
+                    zeros.count_before(layer)
+                    mask = pruning_mask(
+                        score(layer), ratio=self.ratio, pattern=self.pattern, compare="layer"
+                    )
+                    layer.weight.mul_(mask)
+                    zeros.count_after(layer)
         mark_pruned(builder.model.config)
-        notes = sparsity_notes(decoder_layers.linear, zeros_before)
-        return builder.save(notes=notes | {"pattern": self.pattern, **decoder_layers.notes})
+        return builder.save(notes=zeros.notes() | {"pattern": self.pattern, **decoder_layers.notes})
 
 
 @settings
@@ -102,21 +107,23 @@ class CalibratedSparsityMethod(SparsityMethod, Calibrated):
         from methods.compression.layers import layers_below, layers_of
         from methods.masks import kept_weights, mark_pruned
 
-        builder = StudentBuilder(job, name)
+        builder = StudentBuilder(job, name, blockwise=True)
         decoder_layers = layers_of(builder.model, ignore=self.ignore, method=name)
         layers = decoder_layers.linear
-        zeros_before = count_zeros(layers)
+        zeros = ZeroCounts()
         data = self.calibrate(job, builder.opened)
 
         def visit(block: str, statistics: InputStatistics) -> None:
             for path, layer in layers_below(layers, block):
+                zeros.count_before(layer)
                 keep_mask = kept_weights(builder.model.config, layer.weight)
-                prune(layer, statistics.sums[path], keep_mask)
+                prune(layer, statistics.sums.pop(path), keep_mask)
+                zeros.count_after(layer)
 
-        options = VisitOptions(progress=job.progress, method=name)
+        options = VisitOptions(progress=job.progress, method=name, changing=builder.writer.changing)
         visit_blocks(builder.opened, data, layers, kind=kind, visit=visit, options=options)
         mark_pruned(builder.model.config)
-        notes = sparsity_notes(layers, zeros_before) | {
+        notes = zeros.notes() | {
             "pattern": self.pattern,
             "calibration": dict(data.description),
             **decoder_layers.notes,
@@ -217,29 +224,38 @@ def sparse_gpt(
     return w
 
 
-def count_zeros(layers: "dict[str, nn.Linear]") -> int:
-    """Return how many weights of the layers are zero.
+class ZeroCounts:
+    """Zeros of every layer, counted in the weights themselves before and after they are pruned.
 
-    Some are before anything is pruned, in a file of few bits that was unpacked.
+    Some weights are zero before, in a file of few bits that was unpacked.
     """
-    return sum(int((layer.weight == 0).sum()) for layer in layers.values())
 
+    def __init__(self) -> None:
+        self.before = self.after = self.weights = 0
+        self.shares: list[float] = []  # of zeros in each layer, after it was pruned
 
-def sparsity_notes(layers: "dict[str, nn.Linear]", zeros_before: int) -> dict[str, Any]:
-    """Return the share of zeros over all layers, and the lowest and highest of a layer.
+    def count_before(self, layer: "nn.Linear") -> None:
+        """Count the zeros of a layer that is not pruned yet."""
+        self.before += int((layer.weight == 0).sum())
 
-    Both are counted in the weights themselves. Raises `CellFailed` where no weight was pruned.
-    """
-    shares = {name: float((layer.weight == 0).float().mean()) for name, layer in layers.items()}
-    total = sum(layer.weight.numel() for layer in layers.values())
-    zeros = count_zeros(layers)
-    if zeros <= zeros_before:
-        from harness.errors import CellFailed
+    def count_after(self, layer: "nn.Linear") -> None:
+        """Count the zeros of a pruned layer."""
+        is_zero = layer.weight == 0
+        self.after += int(is_zero.sum())
+        self.weights += layer.weight.numel()
+        self.shares.append(float(is_zero.float().mean()))
 
-        raise CellFailed("no weight was pruned; give a larger ratio")
-    low, high = min(shares.values()), max(shares.values())
-    return {
-        "zeros": round(zeros / total, 5),
-        "zeros_of_a_layer": [round(low, 5), round(high, 5)],
-        "layers": len(shares),
-    }
+    def notes(self) -> dict[str, Any]:
+        """Return the share of zeros over all layers, and the lowest and highest of a layer.
+
+        Raises `CellFailed` where no weight was pruned.
+        """
+        if self.after <= self.before:
+            from harness.errors import CellFailed
+
+            raise CellFailed("no weight was pruned; give a larger ratio")
+        return {
+            "zeros": round(self.after / self.weights, 5),
+            "zeros_of_a_layer": [round(min(self.shares), 5), round(max(self.shares), 5)],
+            "layers": len(self.shares),
+        }

@@ -49,6 +49,39 @@ def test_the_full_rank_is_the_matrix(whitened):
     assert torch.allclose(up @ down, w, atol=1e-4)
 
 
+def lost_on(x, w, factors):
+    """Return what factors lose on inputs, as a share of the output's energy."""
+    up, down = factors
+    x, w = x.double().cpu(), w.double().cpu()
+    gap = w - (up.double() @ down.double()).cpu()
+    return float((x @ gap.T).square().sum() / (x @ w.T).square().sum())
+
+
+def test_single_precision_as_on_a_gpu_loses_no_more_than_double(monkeypatch):
+    from methods import lowrank
+
+    assert lowrank.svd_dtype("cuda") == torch.float32 and lowrank.svd_dtype("cpu") == torch.float64
+    w = torch.randn(96, 64)
+    x, gram = moments(64)
+    for rank in (8, 32, 60):
+        double = lost_on(x, w, factorize(w, rank, gram))
+        with monkeypatch.context() as patch:
+            patch.setattr(lowrank, "svd_dtype", lambda device: torch.float32)
+            single = lost_on(x, w, factorize(w, rank, gram))
+        assert single == pytest.approx(double, rel=1e-3, abs=1e-9) and single != double
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_loses_no_more_than_the_cpu():
+    w = torch.randn(512, 384)
+    x, gram = moments(384, tokens=2_000)
+    for rank in (16, 128, 300):
+        on_cpu = lost_on(x, w, factorize(w, rank, gram))
+        on_gpu = lost_on(x, w, factorize(w.cuda(), rank, gram.cuda()))
+        assert on_gpu == pytest.approx(on_cpu, rel=1e-3, abs=1e-9)
+
+
 def test_inputs_that_span_too_little_still_factorise():
     w = torch.randn(6, 8)
     x = torch.randn(3, 8)  # fewer tokens than inputs: no Cholesky factor without jitter

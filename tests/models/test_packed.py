@@ -477,7 +477,7 @@ def test_a_packed_student_answers_alike_alone_and_among_others(name, compress):
         ]
 
 
-@pytest.mark.parametrize("rows", [1, 9])
+@pytest.mark.parametrize("rows", [1, 9, 300])
 @pytest.mark.parametrize("width", [128, 96])
 @pytest.mark.parametrize(
     "spec",
@@ -508,8 +508,87 @@ def test_the_kernels_of_a_gpu_take_what_is_laid_out_for_them(spec, width, rows):
         assert module.laid_out == "cuda" and (module.in_features + module.padding) % 128 == 0
 
 
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "int4"])
+def test_a_kernel_that_a_card_lacks_is_replaced_by_the_plain_product(kind, rows, monkeypatch):
+    from torch._subclasses import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from harness.models import packed
+
+    called = []
+
+    class Names(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            called.append(function.name())
+            return function(*args, **(kwargs or {}))
+
+    monkeypatch.setattr(packed, "gpu_kernel_works", lambda kind, x: False)
+    with FakeTensorMode(), torch.device("cuda"):
+        spec = {"kind": kind, "shape": [48, 128], "group": 32}
+        module = packed_module(spec, torch.bfloat16)
+        with Names():
+            output = module(torch.empty((1, rows, 128), dtype=torch.bfloat16))
+    assert output.shape == (1, rows, 48) and output.dtype == torch.bfloat16
+    kernels = ("_weight_int8pack_mm", "_weight_int4pack_mm", "_int_mm")
+    assert not [name for name in called if name.removeprefix("aten::") in kernels]
+    assert getattr(module, "laid_out", "") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "capability", "hip"), [("int4", (7, 5), None), ("int4", (9, 4), "6.4")]
+)
+def test_the_int4_kernel_is_not_tried_on_cards_that_it_is_not_built_for(
+    kind, capability, hip, monkeypatch
+):
+    from harness.models import packed
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    assert packed._tried_kernel.__wrapped__(kind) is False
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("rows", [1, 8, 9, 40])
+def test_packed_layers_that_are_slower_than_bf16_on_this_card_are_named():
+    import time
+    import warnings
+
+    from harness.models.packed import _tried_kernel
+
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device here")
+    torch.manual_seed(3)
+    w = 0.02 * torch.randn(512, 512)
+    plain = torch.nn.Linear(512, 512, bias=False).to("cuda", torch.bfloat16)
+
+    def seconds(module, x):
+        module(x)
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        module(x)
+        torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+    slower = []
+    for kind in ("int8", "int8-dynamic", "int4"):
+        rounded = round_to_nearest(
+            w, bits=4 if kind == "int4" else 8, group_size=64 if kind == "int4" else 0
+        )
+        module = filled(*packed_layer("m", rounded, None, kind=kind)).cuda()
+        for rows in (1, 9, 300):
+            x = torch.randn(rows, 512, dtype=torch.bfloat16).cuda()
+            with torch.inference_mode():
+                expected = x.float() @ rounded.dequantized().cuda().T
+                assert (module(x).float() - expected).abs().max() < 0.03 * expected.abs().max()
+                if seconds(module, x) > seconds(plain, x):
+                    slower.append(f"{kind}, {rows} rows")
+    assert _tried_kernel("int4") or torch.cuda.get_device_capability() < (8, 0)
+    if slower:
+        warnings.warn(f"slower than bf16 on this card: {'; '.join(slower)}", stacklevel=1)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 8, 9, 40, 300])
 @pytest.mark.parametrize("kind", ["int8", "int8-dynamic", "int4", "int4 zeros"])
 @pytest.mark.parametrize("width", [128, 96])
 def test_kernels_of_a_gpu_compute_what_the_weights_stand_for(kind, rows, width):
@@ -775,3 +854,52 @@ def test_a_pattern_leaves_all_below_it_and_a_word_is_a_pattern(compress):
         "modules"
     ]
     assert "model.embed_tokens" not in modules and "lm_head" not in modules
+
+
+@pytest.mark.parametrize("dead", [False, True])
+def test_a_factorisation_leaves_the_second_moments_as_they_were(dead):
+    """It works in their place: layers that get the same inputs share them."""
+    from methods.compression.rounding import inverse_cholesky
+
+    torch.manual_seed(6)
+    x = torch.randn(30, 12)
+    if dead:
+        x[:, 3] = 0
+    gram = x.T @ x
+    before = gram.clone()
+    factor, is_dead = inverse_cholesky(gram, 0.01)
+    assert torch.equal(gram, before)
+    assert is_dead.tolist() == [dead and index == 3 for index in range(12)]
+    h = gram.double()
+    h.diagonal()[is_dead] = 1.0
+    h.diagonal().add_(0.01 * h.diagonal().mean())
+    assert torch.allclose((factor.T @ factor).double(), h.inverse(), rtol=1e-3, atol=1e-4)
+    assert torch.equal(factor, factor.triu())
+
+
+def test_parts_of_a_rounded_matrix_are_those_of_the_whole(monkeypatch):
+    from harness.errors import CellFailed
+    from harness.models import packed
+    from methods.compression.rounding import packed_layer, round_to_nearest
+
+    torch.manual_seed(7)
+    w = torch.randn(10, 24)
+    for options in ({"bits": 8}, {"bits": 4, "group_size": 8, "symmetric": False}):
+        whole_matrix = round_to_nearest(w, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(packed, "_PART_WEIGHTS", 3 * 24)  # parts of three rows, and one of one
+            assert [part.stop for part in packed.row_parts(10, 24)] == [3, 6, 9, 10]
+            in_parts = round_to_nearest(w, **options)
+            target = torch.empty_like(w)
+            in_parts.write_into(target)
+        for name in ("codes", "scale", "zero_point"):
+            assert torch.equal(getattr(in_parts, name), getattr(whole_matrix, name))
+        assert torch.equal(target, whole_matrix.dequantized())
+        spec, tensors = packed_layer("x", whole_matrix, None, kind=f"int{options['bits']}")
+        module = packed.packed_module(spec, torch.float32)
+        for name, tensor in tensors.items():
+            setattr(module, name[2:], torch.nn.Parameter(tensor, requires_grad=False))
+        assert torch.equal(module.dequantized(slice(4, 7)), target[4:7])
+        packed.refuse_wrong_codes("x", spec, {n: t[4:7] for n, t in tensors.items()}, target[4:7])
+        with pytest.raises(CellFailed, match="does not stand for its codes"):
+            packed.refuse_wrong_codes("x", spec, tensors, target + 1)

@@ -234,7 +234,7 @@ def test_every_family_has_a_shape(name, tmp_path):
         and shape.forward_flops(16) > 0
     )
     assert shape.kv_bytes(batch=1, tokens=16, item=4) >= 0
-    seconds, batch = _decoding(shape, 8, 16, 4, parse_hardware("cpu:2x8GB", []))
+    seconds, batch = _decoding(shape, 8, 16, 4, 20, parse_hardware("cpu:2x8GB", []))
     assert seconds > 0 and 1 <= batch <= 8
     half = shape.shallower(0.5)
     assert half.layers == 2 and half.kv_bytes(batch=1, tokens=16, item=4) <= shape.kv_bytes(
