@@ -78,6 +78,7 @@ class ChainOfThought(Trained):
 
         examples = training_examples(job.tasks, job.source, rows=job.budget.rows)
         self._refuse_ungraded(examples, job.tasks)
+        self.refuse_recipe(job)
         traces = teacher_traces(
             job,
             examples,

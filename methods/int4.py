@@ -20,7 +20,7 @@ from harness.contract import Checkpoint, Job
 from methods.base import settings
 from methods.compression.base import StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
-from methods.compression.quantized import Quantized, pack_student
+from methods.compression.quantized import Packer, Quantized, pack_student
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 class Int4(Quantized):
     """Weights in int4 by round to nearest, packed two to a byte."""
 
+    works_by_block: ClassVar[bool] = True
     # inputs that share a scale; 128 loses too much on models of this size
     group_size: Literal[32, 64, 128, 256] = 64
     symmetric: bool = True  # false: a zero point for every group
@@ -53,7 +54,7 @@ class Int4(Quantized):
         """Round every matrix to the nearest codes."""
         from methods.compression.layers import layers_of
 
-        builder = StudentBuilder(job, "int4")
+        builder = StudentBuilder(job, "int4", blockwise=True)
         layers = layers_of(builder.model, ignore=self.ignore, method="int4")
         return pack_student(
             job,
@@ -81,14 +82,18 @@ class FakeInt4(Int4):
         """Round every matrix, and save the rounded values as floats."""
         import torch
 
-        from methods.compression.layers import layers_of
+        from methods.compression.layers import blocks_of, layers_of
         from methods.compression.rounding import round_to_nearest
 
-        builder = StudentBuilder(job, "fake-int4")
+        # bf16 cannot hold a scale times a code
+        builder = StudentBuilder(job, "fake-int4", blockwise=True, saved_dtype="float32")
         layers = layers_of(builder.model, ignore=self.ignore, method="fake-int4")
         with torch.no_grad():
-            for layer in layers.linear.values():
-                layer.weight.copy_(self.quantize(layer).dequantized())
+            for block, names in blocks_of(layers.linear, builder.writer):
+                with builder.writer.changing(block):
+                    for name in names:
+                        weight = layers.linear[name].weight
+                        weight.copy_(self.quantize(layers.linear[name]).dequantized())
             if self.embeddings == "int8":
                 head = [layers.head] if layers.head and not layers.tied else []
                 for name, module in (layers.table, *head):
@@ -102,7 +107,7 @@ class FakeInt4(Int4):
             "skipped": list(self.ignore),
             **layers.notes,
         }
-        return builder.save(notes=notes, dtype="float32")  # bf16 cannot hold a scale times a code
+        return builder.save(notes=notes)
 
 
 @settings
@@ -130,28 +135,30 @@ class Int4Calibrated(Int4, Calibrated):
         from methods.compression.rounding import round_with_gptq
         from methods.masks import kept_weights
 
-        builder = StudentBuilder(job, "int4-calibrated")
+        builder = StudentBuilder(job, "int4-calibrated", blockwise=True)
         layers = layers_of(builder.model, ignore=self.ignore, method="int4-calibrated")
         data = self.calibrate(job, builder.opened)
-        rounded: dict[str, QuantizedMatrix] = {}
+        packer = Packer(builder, layers, kind="int4")
 
         def visit(block: str, statistics: InputStatistics) -> None:
             for name, layer in layers_below(layers.linear, block):
-                rounded[name] = round_with_gptq(
+                rounded = round_with_gptq(
                     layer.weight,
-                    statistics.sums[name],
+                    statistics.sums.pop(name),
                     bits=4,
                     group_size=self.group_size,
                     symmetric=self.symmetric,
                     dampening=self.dampening_frac,
                     keep_mask=kept_weights(builder.model.config, layer.weight),
                 )
-                layer.weight.copy_(rounded[name].dequantized())
+                packer.add_layer(name, layer, rounded)
+                rounded.write_into(layer.weight)
 
         options = VisitOptions(
             normalize_tokens=self.weighting == "alike",
             progress=job.progress,
             method="int4-calibrated",
+            changing=builder.writer.changing,
         )
         visit_blocks(builder.opened, data, layers.linear, kind="gram", visit=visit, options=options)
         notes = {
@@ -159,14 +166,4 @@ class Int4Calibrated(Int4, Calibrated):
             "weighting": self.weighting,
             "calibration": dict(data.description),
         }
-        flops = calibration_flops(builder, data, 2)
-        return pack_student(
-            job,
-            builder,
-            self,
-            layers,
-            lambda name, layer: rounded[name],
-            kind="int4",
-            notes=notes,
-            flops=flops,
-        )
+        return packer.finish(self, notes, flops=calibration_flops(builder, data, 2))

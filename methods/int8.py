@@ -21,6 +21,7 @@ from methods.compression.quantized import Quantized, pack_student
 class Int8(Quantized):
     """Weights in int8, one scale per output channel."""
 
+    works_by_block: ClassVar[bool] = True
     _kind: ClassVar[str] = "int8"
 
     @property
@@ -34,7 +35,7 @@ class Int8(Quantized):
         from methods.compression.layers import layers_of
         from methods.compression.rounding import round_to_nearest
 
-        builder = StudentBuilder(job, self._kind)
+        builder = StudentBuilder(job, self._kind, blockwise=True)
         layers = layers_of(builder.model, ignore=self.ignore, method=self._kind)
         return pack_student(
             job,

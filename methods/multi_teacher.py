@@ -18,6 +18,7 @@ from pydantic import Field
 from harness.contract import Checkpoint, Family, Job
 from methods.base import settings
 from methods.training.base import SHARED_WITH_CONTROLS, Trained
+from methods.training.cache_dtype import CacheDtype
 from methods.training.distilled import Distilled
 from methods.training.sources import Teachers, shared_vocabulary
 
@@ -38,6 +39,8 @@ class MultiTeacher(Trained):
     # on: each teacher is read once, alone in memory; off: all run beside the student
     cache: Literal["on", "off"] = "on"
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
+    # how the cache keeps log-probabilities: float32 exactly, int8 in 256 steps (its KL is noted)
+    cache_dtype: CacheDtype = "float16"
 
     @property
     def reads_teacher_live(self) -> bool:
@@ -46,7 +49,8 @@ class MultiTeacher(Trained):
 
     def control_settings(self) -> dict[str, object]:
         """Return what controls take over: the same start and, for one teacher, the same loss."""
-        return self.changed(*SHARED_WITH_CONTROLS, "temperature", "teacher_share", "top_k")
+        loss = ("temperature", "teacher_share", "top_k", "cache_dtype")
+        return self.changed(*SHARED_WITH_CONTROLS, *loss)
 
     def compress(self, job: Job) -> Checkpoint:
         """Read every teacher in turn, then train against their mixture."""
@@ -78,6 +82,7 @@ class MultiTeacher(Trained):
         task_weights: list[list[float]] = []  # of the teachers, for each task
         shared: list[dict[str, Any]] = []
         if weighting == "domain":
+            self.refuse_recipe(job)
             losses, cost = validation_losses(job, job.teachers, rows=self.validation_rows)
             notes["teachers_loss"] = losses
             shared = [cost]
@@ -96,6 +101,7 @@ class MultiTeacher(Trained):
             vocabulary=shared_vocabulary(job, job.teachers),
             k=self.top_k,
             cache=self.cache,
+            cache_dtype=self.cache_dtype,
             temperature=self.temperature,
         )
         terms = [Term("forward-kl", self.teacher_share, value)]
@@ -113,16 +119,17 @@ def _teacher_weights(
     import torch
 
     from methods.training.divergences import distribution_entropy
+    from methods.training.transfers import to_device
 
     labels = positions.labels_N
     if weighting == "confidence":
         entropies = [distribution_entropy(teacher) for teacher in positions.teachers]
         return torch.softmax(-torch.stack(entropies, dim=-1), dim=-1)
     if weighting == "domain":
-        table = torch.tensor(task_weights, device=labels.device, dtype=torch.float32)
+        table = to_device(torch.tensor(task_weights, dtype=torch.float32), labels.device)
         return table[positions.tags_N]
     weights = list(fixed) if weighting == "fixed" else [1.0] * len(positions.teachers)
-    row = torch.tensor(weights, device=labels.device, dtype=torch.float32)
+    row = to_device(torch.tensor(weights, dtype=torch.float32), labels.device)
     return row.expand(len(labels), -1)
 
 
@@ -196,6 +203,7 @@ class BestSingleTeacher(Distilled):
         """Choose the teacher with the lowest mean loss over tasks; distil as `response` does."""
         from dataclasses import replace
 
+        self.refuse_recipe(job)
         losses, cost = validation_losses(job, job.teachers, rows=self.validation_rows)
         best = min(job.teachers, key=lambda teacher: sum(losses[teacher.name].values()))
         return replace(self, teacher=best.name).distil(

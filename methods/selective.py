@@ -59,6 +59,11 @@ class SelectiveDistillation(Distilled):
         """Tell whether the teacher answers every problem first, to find those that it solves."""
         return self.by == "correct"
 
+    @property
+    def logits_in_parts(self) -> bool:
+        """Tell whether rows are chosen: tokens are chosen among all logits of a batch."""
+        return super().logits_in_parts and self.by not in _TOKEN_CRITERIA
+
     def control_settings(self) -> dict[str, object]:
         """Return what the control takes over: as many tokens or rows, and the same loss."""
         inner_terms = [
@@ -89,6 +94,7 @@ class SelectiveDistillation(Distilled):
 
     def _rank(self, job: Job, examples: Sequence[Example]) -> RankedRows:
         """Rank the examples that student and teacher can read whole, best first."""
+        self.refuse_recipe(job)
         examples, encoded = readable_examples(self, job, examples)
         if self.by in ("short", "long"):
             order = sorted(
@@ -178,6 +184,11 @@ class RandomSelection(Distilled):
 
     unit: Literal["tokens", "rows"] = "tokens"
     share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    @property
+    def logits_in_parts(self) -> bool:
+        """Tell whether rows are chosen: tokens are chosen among all logits of a batch."""
+        return super().logits_in_parts and self.unit == "rows"
 
     def compress(self, job: Job) -> Checkpoint:
         """Train on tokens or rows that the seed chooses."""

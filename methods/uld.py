@@ -34,6 +34,11 @@ class UniversalLogitDistillation(Trained):
         """Return True: the teacher reads beside the student, in its own tokens."""
         return True
 
+    @property
+    def logits_in_parts(self) -> bool:
+        """Return False: the teacher's positions are not the student's, so parts do not match."""
+        return False
+
     def compress(self, job: Job) -> Checkpoint:
         """Align every training text in both tokenizers, then train beside the teacher."""
         from harness.data.examples import training_examples
@@ -89,6 +94,7 @@ def uld_values(positions: "Positions") -> Any:
     import torch
 
     from methods.training.losses import universal_logit
+    from methods.training.transfers import to_device
 
     assert positions.batch is not None
     [teacher] = positions.teachers
@@ -99,7 +105,7 @@ def uld_values(positions: "Positions") -> Any:
         aligned += [start + position for position, _ in row.teacher_tokens.pairs]
         start += row.trained_tokens
     device = positions.labels_N.device
-    index = torch.tensor(aligned, device=device)
+    index = to_device(torch.tensor(aligned), device)
     distances = universal_logit(positions.student_NV[index], teacher.logits_NV)
     return torch.zeros(len(positions.labels_N), device=device).index_put((index,), distances)
 

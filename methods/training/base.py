@@ -39,6 +39,8 @@ class TrainOptions:
 
 
 _DEFAULT_OPTIONS = TrainOptions()
+# of `recipe=bf16`: weight, gradient, and two moments of a byte with a scale of 4 for each 256
+BF16_BYTES_PER_WEIGHT = 2.0 + 2.0 + 2 * (1 + 4 / 256)
 # settings of every trained method that its controls take over: what is trained, and from where
 SHARED_WITH_CONTROLS = ("start", "recipe", "lora_rank", "lora_alpha")
 
@@ -63,6 +65,7 @@ class Trained(Method):
     family: ClassVar[Family] = "distillation"
     starts_from: ClassVar[Start] = "student"
     trains: ClassVar[bool] = True
+    recipes: ClassVar[tuple[str, ...]] = ("full", "bf16", "lora")
 
     # random: the student's shape with weights drawn from the seed
     start: Literal["student", "random"] = "student"
@@ -73,15 +76,20 @@ class Trained(Method):
     micro_batch_size: Annotated[int, Field(ge=1)] = 16
     # compute activations again in the backward pass: less memory, a third more time
     gradient_checkpointing: bool = False
+    # rows of a forward pass one after another, without padding and without attention between them;
+    # the gradient is the same up to rounding. auto: on a GPU, where the model can
+    packing: Literal["auto", "on", "off"] = "auto"
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.05  # share of the budget
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     validation_rows: Annotated[int, Field(ge=1)] = 200
     # epochs without a better validation loss before training stops; 0: never
     patience: Annotated[int, Field(ge=0)] = 0
-    # full: every weight (16 bytes each); lora: adapters of low rank beside frozen weights (about
-    # 5 bytes each), merged when the student is saved
-    recipe: Literal["full", "lora"] = "full"
+    # full: every weight in float32 (16 bytes each); bf16: every weight in bf16, with 8-bit moments
+    # (6 bytes each), saved in bf16; lora: adapters of low rank beside frozen weights (about 5 bytes
+    # each), merged when the student is saved; auto: the first of these that fits, chosen while
+    # planning
+    recipe: Literal["auto", "full", "bf16", "lora"] = "auto"
     lora_rank: Annotated[int, Field(ge=1, le=1024)] = 16
     lora_alpha: Annotated[int, Field(ge=1, le=4096)] = 32  # adapters count alpha/rank times
 
@@ -102,11 +110,19 @@ class Trained(Method):
     def training_bytes_per_weight(self) -> float:
         """Return the bytes that training holds for each weight of the student.
 
+        In bf16: 2 each for the weight and its gradient, and 2 for the moments with their scales.
         With adapters: the frozen weight, and 16 bytes for each of theirs, which are at most
         rank/256 for a weight where the model is 512 wide or more.
         """
         full = super().training_bytes_per_weight
-        return full if self.recipe == "full" else 4.0 + full * min(1.0, self.lora_rank / 256)
+        if self.recipe == "bf16":
+            return BF16_BYTES_PER_WEIGHT
+        return 4.0 + full * min(1.0, self.lora_rank / 256) if self.recipe == "lora" else full
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Tell whether adapters are trained beside frozen weights."""
+        return self.recipe == "lora"
 
     @property
     def discards_weights(self) -> bool:
@@ -132,16 +148,27 @@ class Trained(Method):
         if self.learning_rate == "auto":
             rate = default_learning_rate(parameters, scratch=scratch)
             loop_values["learning_rate"] = rate * self._rate_factor
+        if self.recipe == "bf16":
+            loop_values["optimizer"] = "adamw-8bit"
         return LoopSettings(**loop_values)
 
     @property
     def _rate_factor(self) -> float:
         """The learning rate of the recipe over that of full training."""
-        if self.recipe == "full":
+        if self.recipe != "lora":
             return 1.0
         from methods.training.lora import LEARNING_RATE_FACTOR
 
         return LEARNING_RATE_FACTOR
+
+    def refuse_recipe(self, job: Job) -> None:
+        """Raise `CellFailed` or `Skipped` where the recipe cannot be followed for a job.
+
+        `train` does so too; methods whose teacher works before they train ask earlier.
+        """
+        from methods.training.recipes import recipe_of
+
+        recipe_of(self, job).refuse()
 
     def train(
         self,

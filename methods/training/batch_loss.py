@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -46,7 +46,7 @@ class BatchLoss(Protocol):
 
     def gradient_norms(
         self, weights: Mapping[str, float], shares: Mapping[str, float]
-    ) -> dict[str, float]:
+    ) -> dict[str, "GradientNorm"]:
         """Return the norm of each weighted term's gradient; keep what `backward` needs.
 
         `shares` say which part of the step's positions of a term the batch has.
@@ -75,7 +75,7 @@ def batch_loss(
 
 
 def _teachers_in_parts(inputs: LossInputs, batch: Batch) -> tuple[Distribution, ...] | None:
-    if inputs.chunked is None or len(batch.labels_N) <= inputs.chunked.size:
+    if inputs.chunked is None or batch.trained_tokens <= inputs.chunked.size:
         return None
     sources, vocabulary = inputs.objective.sources, inputs.objective.vocabulary
     if not all(source.reads_in_parts for source in sources):
@@ -102,12 +102,12 @@ class WholeLoss:
         objective = self.inputs.objective
         positions = self._positions()
         selection = objective.selection
-        mask = selection.mask(positions, self.step) if selection else None
+        kept = selection.kept_positions(positions, self.step) if selection else None
         sums: TermSums = {}
         for term in objective.terms:
             if term.name in self.counts:
                 value_N = term.value(positions)
-                trained = value_N if mask is None else value_N[mask]
+                trained = value_N if kept is None else value_N.index_select(0, kept)
                 sums[term.name] = trained.sum() / self.counts[term.name]
         return sums
 
@@ -124,17 +124,17 @@ class WholeLoss:
 
     def gradient_norms(
         self, weights: Mapping[str, float], shares: Mapping[str, float]
-    ) -> dict[str, float]:
+    ) -> dict[str, "GradientNorm"]:
         """Return the norm of each weighted term's gradient; the graph is kept."""
         return {
             name: self._gradient_norm(weights[name] * value, shares[name])
             for name, value in self._sums.items()
         }
 
-    def _gradient_norm(self, loss: Tensor, share: float) -> float:
+    def _gradient_norm(self, loss: Tensor, share: float) -> "GradientNorm":
         """Return the norm of a loss's gradient, which is let go before the next one is made."""
         if not loss.requires_grad or not share:
-            return 0.0
+            return GradientNorm(None)
         return _norm(
             torch.autograd.grad(
                 loss, self.inputs.trained_weights, retain_graph=True, allow_unused=True
@@ -146,7 +146,7 @@ class WholeLoss:
         self, weights: Mapping[str, float], backward: Backward, *, scale: float
     ) -> TermSums:
         """Add the gradient of the weighted sum into the weights; return the sums."""
-        zero = torch.zeros((), device=self.batch.ids.device)
+        zero = torch.zeros((), device=self.batch.device)
         loss = sum((weights[name] * value for name, value in self._sums.items()), zero)
         if loss.requires_grad:
             backward(loss * scale)
@@ -192,13 +192,14 @@ class LossInParts:
 
     def gradient_norms(
         self, weights: Mapping[str, float], shares: Mapping[str, float]
-    ) -> dict[str, float]:
+    ) -> dict[str, "GradientNorm"]:
         """Return the norm of each weighted term's gradient; the graph of the body is kept."""
         return {
-            name: weights[name] * self._gradient_norm(name, shares[name]) for name in self.counts
+            name: self._gradient_norm(name, shares[name])._replace(weight=weights[name])
+            for name in self.counts
         }
 
-    def _gradient_norm(self, name: str, share: float) -> float:
+    def _gradient_norm(self, name: str, share: float) -> "GradientNorm":
         """Return the norm of a term's gradient, which is let go before the next one is made."""
         trained_weights = self.inputs.trained_weights
         return _norm(
@@ -216,7 +217,21 @@ class LossInParts:
         return self._chunked.backward(self._hidden_NH, self._part_sums, weights, scale=scale)
 
 
-def _norm(gradients: Sequence[Tensor | None], share: float) -> float:
+class GradientNorm(NamedTuple):
+    """The norm of a term's gradient, which is still on the device."""
+
+    norm: Tensor | None  # of a part of the step's positions; None: 0
+    share: float = 1.0  # of the step's positions
+    weight: float = 1.0  # that the norm does not hold yet
+
+    def of_step(self, norm: float) -> float:
+        """Return the norm of the whole step, of what was read of `norm`."""
+        return self.weight * (norm / self.share)
+
+
+def _norm(gradients: Sequence[Tensor | None], share: float) -> GradientNorm:
     """Return the norm of a gradient over all weights, of a loss that covers a share of a step."""
     squares = [gradient.float().square().sum() for gradient in gradients if gradient is not None]
-    return float(torch.stack(squares).sum().sqrt()) / share if squares and share else 0.0
+    if not squares or not share:
+        return GradientNorm(None)
+    return GradientNorm(torch.stack(squares).sum().sqrt(), share)

@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from harness.models.language_model import LanguageModel
-from harness.models.shape import forward_flops_per_token
+from harness.models.shape import forward_flops_per_token, weight_counts
 from methods.training.rows import TokenRow
 from methods.training.sources import Teachers
 from methods.training.state import TrainingResult
@@ -45,9 +45,9 @@ def step_flops(model: Any, forward_flops: float) -> float:
 
     Forward, the gradient of the inputs, and that of the share of the weights that is trained.
     """
-    weights = list(model.parameters())
-    trained = sum(weight.numel() for weight in weights if weight.requires_grad)
-    share = float(trained / sum(weight.numel() for weight in weights))
+    counts = weight_counts(model)
+    trained = sum(counts[id(weight)] for weight in model.parameters() if weight.requires_grad)
+    share = trained / sum(counts.values())
     return (2 + share) * forward_flops
 
 
@@ -88,6 +88,8 @@ def cache_notes(caches: Sequence[CachedTeacher], teachers: Teachers | None) -> d
         "teacher_cache": [cache.key for cache in caches],
         "cached_tokens_of_each": caches[0].k,
         "cached_mass": [cache.meta["kept_mass"] for cache in caches],
+        "cache_dtype": caches[0].dtype,
+        "cache_rounding_kl": [cache.meta["rounding_kl"] for cache in caches],
     }
     softened = teachers is not None and teachers.temperature != 1.0
     if teachers and softened and not all(cache.dense for cache in caches):

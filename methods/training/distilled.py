@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from harness.contract import Checkpoint, Example, Job
 from methods.base import Weight, settings
 from methods.training.base import SHARED_WITH_CONTROLS, Trained, TrainOptions, full_solution_pairs
+from methods.training.cache_dtype import CacheDtype
 from methods.training.sources import Teachers, shared_vocabulary
 
 if TYPE_CHECKING:
@@ -150,12 +151,24 @@ class Distilled(DistillationTerms):
     cache: Literal["auto", "on", "off"] = "auto"
     # tokens kept of a distribution, where the vocabulary is too large to keep whole
     top_k: Annotated[int, Field(ge=1, le=4096)] = 64
+    # how the cache keeps log-probabilities: float32 exactly, int8 in 256 steps (its KL is noted)
+    cache_dtype: CacheDtype = "float16"
     teacher: str = ""  # which of several teachers, by name; "": the first
 
     @property
     def reads_teacher_live(self) -> bool:
         """Tell whether the teacher runs beside the student: no cache, or inner states compared."""
         return self.cache == "off" or any(term.name in INNER_TERMS for term in self.weights())
+
+    @property
+    def logits_in_parts(self) -> bool:
+        """Tell whether no term compares inner states, which takes the logits of a batch whole."""
+        return not any(term.name in INNER_TERMS for term in self.weights())
+
+    @property
+    def needs_all_probabilities(self) -> bool:
+        """Tell whether a divergence reads the teacher's unlikely tokens too."""
+        return bool({term.name for term in self.weights()} & {"reverse-kl", "jsd", "skew-kl"})
 
     def control_settings(self) -> dict[str, object]:
         """Return settings that this row's controls take over, where they have them.
@@ -164,7 +177,7 @@ class Distilled(DistillationTerms):
         and its control differ in one thing.
         """
         loss = ("temperature", "divergence", "beta", "alpha", "teacher_share", "teacher")
-        return self.changed(*SHARED_WITH_CONTROLS, *loss)
+        return self.changed(*SHARED_WITH_CONTROLS, *loss, "cache_dtype")
 
     def compress(self, job: Job) -> Checkpoint:
         """Train against the teacher: from its cached distributions, or beside the live teacher."""
@@ -234,8 +247,9 @@ class Distilled(DistillationTerms):
             vocabulary=shared_vocabulary(job, [teacher]),
             k=self.top_k,
             cache=self.cache,
+            cache_dtype=self.cache_dtype,
             over=over,
-            needs_all_probabilities=bool(names & {"reverse-kl", "jsd", "skew-kl"}),
+            needs_all_probabilities=self.needs_all_probabilities,
             needs_inner_states=self.tap_config() is not None,
             temperature=self.temperature,
         )

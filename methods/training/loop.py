@@ -12,8 +12,10 @@ else is the same for all of them, so that a table compares methods and not loops
   row that fits.
 - The validation split is scored before the first step and after each epoch; the weights of the best
   epoch are saved.
-- State is written every few seconds, less often where that takes long. A killed run resumes from it
-  and ends in the same bytes (`state`).
+- A step waits for its device once, for all the numbers that it says (`transfers`), and before its
+  weights move: a step that diverged moves none.
+- State is written every few seconds, less often where that takes long; on a GPU by a thread, beside
+  the training (`snapshots`). A killed run resumes from it and ends in the same bytes (`state`).
 - The seconds and joules of training do not include those of saving (`meter`).
 """
 
@@ -144,14 +146,15 @@ class _TrainingRun:
         has_several_terms = len(self.objective.terms) > 1
         self.prepared.optimizers.set_rate(rate)
         weights = self.terms.weights(self.stepper, rows, step)
-        values = self.stepper.backward(
+        readings = self.stepper.backward(
             rows,
             weights=weights,
             backward=self.prepared.accelerator.backward,
             step=step,
             norms=has_several_terms and (step - 1) % STEPS_BETWEEN_NORMS == 0,
         )
-        norm = self.prepared.clip_gradient()
+        # the only time that a step waits for its device, before any weight moves
+        values, [norm] = readings.read_with(self.prepared.clip_gradient())
         self.terms.refuse_divergence(step, values.means, norm)
         self.weights_moved |= rate > 0
         self.prepared.optimizers.step()
@@ -192,6 +195,7 @@ class _TrainingRun:
         self.validation.end_epoch(self.log, self.meter)
         self.meter.count()
         self.validation.load_best()
+        self.states.wait()
         devices = self.prepared.accelerator.num_processes
         result = TrainingResult.from_state(
             self.state,
@@ -204,5 +208,6 @@ class _TrainingRun:
         return result
 
     def close(self) -> None:
-        """Close the log."""
+        """Close the log, and end the writing of states."""
         self.log.close()
+        self.states.close()

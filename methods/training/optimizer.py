@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from methods.masks import kept_weights
+from methods.training.bf16 import adamw_8bit
 from methods.training.settings import LoopSettings
+
+ADAMW_BETAS = (0.9, 0.95)
 
 
 def learning_rate_at(progress: float, settings: LoopSettings) -> float:
@@ -28,7 +31,7 @@ class ScaledOptimizer(NamedTuple):
 
 
 def make_optimizers(model: Any, settings: LoopSettings) -> list[ScaledOptimizer]:
-    """Return AdamW; or Muon for the hidden matrices, and AdamW for all other weights.
+    """Return AdamW, with 8-bit moments where set; or Muon for hidden matrices, AdamW for the rest.
 
     Muon (Jordan et al., 2024) is for training from random weights: the embedded teachers need half
     the tokens with it.
@@ -39,7 +42,7 @@ def make_optimizers(model: Any, settings: LoopSettings) -> list[ScaledOptimizer]
     vectors = [p for p in trained if p.ndim < 2]
     embeddings = [embedding] if embedding.requires_grad else []
     rate, decay = settings.learning_rate, settings.weight_decay
-    adamw_options: dict[str, Any] = {"lr": rate, "betas": (0.9, 0.95), "fused": True}
+    adamw_options: dict[str, Any] = {"lr": rate, "betas": ADAMW_BETAS, "fused": True}
     if settings.optimizer == "muon":
         muon = torch.optim.Muon(matrices, lr=rate, weight_decay=decay)
         others = [{"params": [*embeddings, *vectors], "weight_decay": 0.0}]
@@ -50,6 +53,10 @@ def make_optimizers(model: Any, settings: LoopSettings) -> list[ScaledOptimizer]
         {"params": vectors, "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
+    if settings.optimizer == "adamw-8bit":
+        device = str(trained[0].device)
+        optimizer = adamw_8bit(groups, rate=rate, betas=ADAMW_BETAS, device=device)
+        return [ScaledOptimizer(optimizer, 1.0)]
     return [ScaledOptimizer(torch.optim.AdamW(groups, **adamw_options), 1.0)]
 
 
@@ -70,7 +77,10 @@ class Optimizers:
         """Give every optimizer its share of the learning rate."""
         for optimizer, share in zip(self.prepared, self.shares, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * share
+                if isinstance(group["lr"], Tensor):  # torchao's: another number is not accepted
+                    group["lr"].fill_(rate * share)
+                else:
+                    group["lr"] = rate * share
 
     def step(self) -> None:
         """Move the weights by their gradients, then drop the gradients."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from harness.scoring.backend import TopK
 from methods.training.rows import Batch, TokenRow
+from methods.training.transfers import to_device
 
 if TYPE_CHECKING:
     from methods.training.taps import InnerStates
@@ -57,7 +58,7 @@ class Positions:
         """The tag of each position's row."""
         assert self.batch is not None
         tags = [row.tag for row in self.batch.rows for _ in range(row.trained_tokens)]
-        return torch.tensor(tags[self.part], device=self.labels_N.device)
+        return to_device(torch.tensor(tags[self.part]), self.labels_N.device)
 
 
 PositionCount = Callable[[TokenRow], int]

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import Tensor
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
@@ -19,6 +21,7 @@ from methods.training.optimizer import (
     make_optimizers,
     projection_optimizer,
 )
+from methods.training.row_attention import attend_by_rows
 from methods.training.rows import Batch, TokenRow, batch_of, shuffled_steps
 from methods.training.settings import LoopSettings, Training
 from methods.training.stepper import Stepper
@@ -62,6 +65,13 @@ class PreparedTraining:
                 gradient_checkpointing_kwargs={"use_reentrant": False}
             )
         self.head = TrainedPositionLogits(student.model)
+        taps = objective.taps
+        self.row_attentions = attend_by_rows(
+            [student.model, *(teacher.model for teacher in objective.live_teachers)],
+            settings.packing,
+            device=self.accelerator.device,
+            compares_attention=taps is not None and bool(taps.attention_layers),
+        )
         self.chunked = self._chunked_loss(rows)
         self.inner_states = self._tap_inner_states(rows, training.seed)
         self.model, self.optimizers = self._wrap()
@@ -120,6 +130,8 @@ class PreparedTraining:
             return None
         if self.accelerator.num_processes > 1 or (tail := logit_tail_of(model)) is None:
             return None
+        # teachers find out now, and not within a step, what they do behind their heads
+        _ = [source.reads_in_parts for source in objective.sources]
         try:  # the head may be called in a way that the hook on it does not know
             with torch.no_grad():
                 self.head.hidden(batch_of(rows[:1], self.student.pad_id, self.student.device))
@@ -144,10 +156,11 @@ class PreparedTraining:
             chunked=self.chunked,
         )
 
-    def clip_gradient(self) -> float:
-        """Clip the gradient; return the norm that it had before."""
+    def clip_gradient(self) -> Tensor:
+        """Clip the gradient; return the norm that it had before, still on the device."""
         max_norm = self.settings.max_grad_norm
-        return float(self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm))
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.model.parameters(), max_norm)
+        return norm
 
     def unwrapped_model(self) -> Any:
         """Return the model without accelerate's wrapping."""
@@ -163,6 +176,8 @@ class PreparedTraining:
             self.inner_states.close()
         for teacher in self.objective.live_teachers:
             teacher.head.close()
+        for attention in self.row_attentions:
+            attention.close()
         if self.settings.gradient_checkpointing:
             self.student.model.gradient_checkpointing_disable()
 
@@ -171,6 +186,8 @@ def start_accelerator(device: str, settings: LoopSettings, training: Training) -
     """Return accelerate's accelerator for one process; start its tracker where one is set."""
     # It warns about tied weights at every saved state.
     logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # accelerate keeps device and precision of a process's first training for all later ones
+    AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         cpu=device == "cpu",
         mixed_precision=training.mixed_precision,

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor
 
 from harness.errors import CellFailed
 from harness.models.encoding import encode_pair
+from methods.training.layouts import PackedRows, PaddedRows, RowShape, rounded_width
+from methods.training.transfers import to_device
 
 STEPS_PER_WINDOW = 16  # rows are sorted by length inside windows of so many optimiser steps
 
@@ -43,12 +46,57 @@ class TeacherTokens:
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows padded on the right, as tensors (B, T)."""
+    """Rows that are read together; tensors are made of them when they are asked for.
+
+    Legend: B rows, T tokens of the widest, N trained tokens of all rows, row by row.
+    """
 
     rows: tuple[TokenRow, ...]
-    ids: Tensor
-    attention: Tensor  # 1 where a row has a token, 0 where it is padded
-    trained: Tensor  # true at the tokens that are trained
+    pad_id: int
+    device: Any = "cpu"
+
+    @cached_property
+    def shapes(self) -> tuple[RowShape, ...]:
+        """The rows' lengths."""
+        return tuple(RowShape(len(row.ids), row.trained_from) for row in self.rows)
+
+    @cached_property
+    def _padded(self) -> dict[int, PaddedRows]:
+        return {}
+
+    def padded(self, *, most: int | None = None) -> PaddedRows:
+        """Return the rows padded on the right; on a GPU to a multiple of 64, at most `most`."""
+        longest = max(shape.length for shape in self.shapes)
+        width = rounded_width(longest, self.device, most=most)
+        if width not in self._padded:
+            ids, attention, _ = collate(self.rows, self.pad_id, width)
+            self._padded[width] = PaddedRows(
+                to_device(ids, self.device), to_device(attention, self.device), self.shapes
+            )
+        return self._padded[width]
+
+    @cached_property
+    def packed(self) -> PackedRows:
+        """The rows one after another."""
+        tokens = [token for row in self.rows for token in row.ids]
+        spare = rounded_width(len(tokens), self.device) - len(tokens)
+        ids = torch.tensor([tokens + [self.pad_id] * spare], dtype=torch.long)
+        return PackedRows(to_device(ids, self.device), self.shapes)
+
+    @property
+    def ids(self) -> Tensor:
+        """The rows' tokens, padded, (B, T)."""
+        return self.padded().ids
+
+    @property
+    def attention(self) -> Tensor:
+        """1 where a padded row has a token, 0 where it is padded, (B, T)."""
+        return self.padded().attention
+
+    @cached_property
+    def trained(self) -> Tensor:
+        """True at the tokens that are trained, (B, T)."""
+        return to_device(collate(self.rows, self.pad_id, self.ids.shape[1])[2], self.device)
 
     @property
     def mask(self) -> Tensor:
@@ -56,15 +104,29 @@ class Batch:
         return self.trained[:, 1:]
 
     @property
+    def trained_tokens(self) -> int:
+        """N."""
+        return sum(row.trained_tokens for row in self.rows)
+
+    @cached_property
     def labels_N(self) -> Tensor:
         """The trained tokens, row by row."""
-        return self.ids[:, 1:][self.mask]
+        labels = [token for row in self.rows for token in row.ids[row.trained_from :]]
+        return to_device(torch.tensor(labels, dtype=torch.long), self.device)
+
+    @cached_property
+    def beyond_first_N(self) -> Tensor:
+        """False where a trained token is predicted at the first position of its row."""
+        beyond = [
+            position > 0
+            for row in self.rows
+            for position in range(row.trained_from - 1, len(row.ids) - 1)
+        ]
+        return to_device(torch.tensor(beyond, dtype=torch.bool), self.device)
 
     def to(self, device: Any) -> "Batch":
         """Return the batch on a device."""
-        return Batch(
-            self.rows, self.ids.to(device), self.attention.to(device), self.trained.to(device)
-        )
+        return Batch(self.rows, self.pad_id, device)
 
 
 def encode(
@@ -102,9 +164,14 @@ def required_eos_id(tokenizer: Any) -> int:
     return int(tokenizer.eos_token_id)
 
 
-def collate(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad on the right; return ids, attention mask and trained-token mask, all (B, T)."""
-    width = max(len(row.ids) for row in rows)
+def collate(
+    rows: Sequence[TokenRow], pad_id: int, width: int | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Pad on the right; return ids, attention mask and trained-token mask, all (B, T).
+
+    T is `width`, else the length of the longest row.
+    """
+    width = width or max(len(row.ids) for row in rows)
     ids = torch.full((len(rows), width), pad_id, dtype=torch.long)
     attention = torch.zeros((len(rows), width), dtype=torch.long)
     trained = torch.zeros((len(rows), width), dtype=torch.bool)
@@ -117,7 +184,7 @@ def collate(rows: Sequence[TokenRow], pad_id: int) -> tuple[Tensor, Tensor, Tens
 
 def batch_of(rows: Sequence[TokenRow], pad_id: int, device: Any = "cpu") -> Batch:
     """Return rows as one batch on a device."""
-    return Batch(tuple(rows), *collate(rows, pad_id)).to(device)
+    return Batch(tuple(rows), pad_id, device)
 
 
 def shuffled_steps(

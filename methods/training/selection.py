@@ -10,6 +10,7 @@ from methods.training.divergences import distribution_entropy, distribution_kl, 
 from methods.training.losses import cross_entropy
 from methods.training.positions import Positions
 from methods.training.rows import TokenRow
+from methods.training.transfers import to_device
 
 Score = Literal["kl", "entropy", "excess", "random"]
 
@@ -30,18 +31,19 @@ class Selection:
         """Return how many tokens of a row are trained; known before anything is computed."""
         return max(1, int(self.share * row.trained_tokens + 0.5))
 
-    def mask(self, positions: Positions, step: int) -> Tensor:
-        """Return which positions are trained, (N,) of booleans: `tokens_kept` of each row."""
+    def kept_positions(self, positions: Positions, step: int) -> Tensor:
+        """Return which positions are trained, in ascending order: `tokens_kept` of each row."""
         assert positions.batch is not None
         with torch.no_grad():
             scores = self._scores(positions, step)
-        mask = torch.zeros_like(positions.labels_N, dtype=torch.bool)
+        kept: list[Tensor] = []
         start = 0
         for row in positions.batch.rows:
             row_scores = scores[start : start + row.trained_tokens]
-            mask[start + row_scores.topk(self.tokens_kept(row)).indices] = True
+            highest = row_scores.topk(self.tokens_kept(row)).indices
+            kept.append(start + highest.sort().values)
             start += row.trained_tokens
-        return mask
+        return torch.cat(kept)
 
     def _scores(self, positions: Positions, step: int) -> Tensor:
         """Return a score per position, (N,); the highest ones are trained."""
@@ -63,4 +65,4 @@ class Selection:
             row_seed = hash((self.seed, step, row.ids)) % 2**63
             generator = torch.Generator().manual_seed(row_seed)
             scores.append(torch.rand(row.trained_tokens, generator=generator))
-        return torch.cat(scores).to(positions.labels_N.device)
+        return to_device(torch.cat(scores), positions.labels_N.device)

@@ -24,7 +24,8 @@ class LoopSettings:
     validation_rows: int
     gradient_checkpointing: bool = False
     patience: int = 0
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Literal["adamw", "adamw-8bit", "muon"] = "adamw"
+    packing: Literal["auto", "on", "off"] = "auto"
 
 
 def _ignore_progress(_: Progress) -> None:

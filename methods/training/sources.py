@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from harness.contract import Checkpoint, Job
 from harness.renames.arguments import accept_old_arguments
 from harness.renames.modules import by_old_name
+from methods.training.cache_dtype import CacheDtype
 
 if TYPE_CHECKING:
     from methods.training.rows import TokenRow
@@ -28,6 +29,7 @@ class Teachers:
     k: int = 64  # tokens that a cache keeps of each distribution, where it cannot keep all
     # auto: where the budget reads every row at least once
     cache: Literal["auto", "on", "off"] = "auto"
+    cache_dtype: CacheDtype = "float16"  # of the log-probabilities that it keeps
     needs_all_probabilities: bool = False  # of the vocabulary, not the k likeliest
     needs_inner_states: bool = False  # no cache of distributions holds them
     own_tokenizer: bool = False  # the teachers read the text in tokens of their own
@@ -67,7 +69,9 @@ def sources_of(
         return TeacherSources([partial(kind, model) for model in opened], [])
     cached_rows = teachers.over or rows
     caches = [  # one teacher in memory at a time
-        teacher_cache(job, model, cached_rows, k=teachers.k, width=width)
+        teacher_cache(
+            job, model, cached_rows, k=teachers.k, width=width, dtype=teachers.cache_dtype
+        )
         for model in teachers.models
     ]
     return TeacherSources([partial(_same, cache) for cache in caches], caches)

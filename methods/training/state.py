@@ -26,6 +26,7 @@ from harness.errors import in_one_line
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, sync_to_disk, write_signed
+from methods.training.snapshots import BackgroundWriter, Snapshot, writes_in_background
 
 # 0: a state after each step
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
@@ -110,6 +111,8 @@ class SavedStates:
     def __init__(self, folder: Path, accelerator: Any) -> None:
         self.folder = folder
         self.accelerator = accelerator
+        device = getattr(accelerator, "device", torch.device("cpu"))
+        self.writer = BackgroundWriter() if writes_in_background(device) else None
         self.saved_at = time.monotonic()
         self.pause = SECONDS_BETWEEN_STATES
 
@@ -146,18 +149,46 @@ class SavedStates:
     def save(self, state: LoopState, *, force: bool = False) -> None:
         """Write the state if the last one is old enough (always with `force`); drop older ones."""
         began = time.monotonic()
-        if not force and began - self.saved_at < self.pause:
+        is_writing = self.writer is not None and self.writer.is_busy
+        if not force and (is_writing or began - self.saved_at < self.pause):
             return
         self._write(state, self.folder / f"step-{state.step}")
+        if force:
+            self.wait()
         self.saved_at = time.monotonic()
         if SECONDS_BETWEEN_STATES:
             save_seconds = self.saved_at - began
             self.pause = max(SECONDS_BETWEEN_STATES, SAVES_BETWEEN_STATES * save_seconds)
 
     def _write(self, state: LoopState, target: Path) -> None:
-        part_folder = target.with_suffix(".part")
-        self.accelerator.save_state(str(part_folder))
-        document = {**dataclasses.asdict(state), "files": _digests(part_folder)}
+        """Write a state, in the thread where there is one: it is copied before that."""
+        part_folder, fields = target.with_suffix(".part"), dataclasses.asdict(state)
+        if self.writer is None:
+            self.accelerator.save_state(str(part_folder))
+            self._complete(part_folder, target, fields)
+            return
+        self.writer.wait()
+        snapshot = Snapshot(self.accelerator, part_folder)
+
+        def write() -> None:
+            snapshot.write()
+            self._complete(part_folder, target, fields)
+
+        self.writer.start(write)
+
+    def wait(self) -> None:
+        """Wait until every state is on the disk; raise what writing raised."""
+        if self.writer is not None:
+            self.writer.wait()
+
+    def close(self) -> None:
+        """End the thread, once it has written what it began."""
+        if self.writer is not None:
+            self.writer.close()
+
+    def _complete(self, part_folder: Path, target: Path, fields: Mapping[str, Any]) -> None:
+        """Give a written state its name, once it is on the disk; drop older ones."""
+        document = {**fields, "files": _digests(part_folder)}
         write_signed(part_folder / "loop.json", document)
         for path in part_folder.rglob("*"):
             sync_to_disk(path)

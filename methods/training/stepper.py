@@ -3,35 +3,78 @@
 They are the same however the step is split into micro-batches and processes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from methods.training.batch_loss import Backward, LossInputs, TermSums, batch_loss
+from methods.training.batch_loss import Backward, GradientNorm, LossInputs, TermSums, batch_loss
 from methods.training.chunked_logits import ChunkedLoss
 from methods.training.losses import cross_entropy
 from methods.training.rows import Batch, TokenRow, batch_of
 from methods.training.teachers import TrainedPositionLogits
 from methods.training.terms import Objective, Term
+from methods.training.transfers import read_numbers
 
 if TYPE_CHECKING:
     from methods.training.taps import InnerStates
 
 
-@dataclass
-class StepValues:
+class StepValues(NamedTuple):
     """The terms of a step: their unweighted means, and the norms of their weighted gradients."""
 
-    means: dict[str, float] = field(default_factory=dict)
-    norms: dict[str, float] = field(default_factory=dict)
+    means: dict[str, float]
+    norms: dict[str, float]
+
+
+class StepReadings:
+    """The values of a step while they are on the device; all are read in one transfer."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        self._names = list(names)
+        self._sums: list[tuple[str, Tensor]] = []  # of the micro-batches, in their order
+        self._norms: dict[str, GradientNorm] = {}
+        self._values: StepValues | None = None
 
     def add(self, sums: TermSums) -> None:
         """Add a micro-batch's part of each mean."""
-        for name, value in sums.items():
-            self.means[name] += float(value.detach())
+        self._sums += [(name, value.detach()) for name, value in sums.items()]
+
+    def add_norms(self, norms: Mapping[str, GradientNorm]) -> None:
+        """Add the norms of the terms' gradients, unless there are some."""
+        self._norms = self._norms or dict(norms)
+
+    @property
+    def has_norms(self) -> bool:
+        """Tell whether norms were added."""
+        return bool(self._norms)
+
+    def read_with(self, *others: Tensor) -> tuple[StepValues, list[float]]:
+        """Wait for the device once; return the step's values, and those of other tensors."""
+        unread = {name: norm.norm for name, norm in self._norms.items() if norm.norm is not None}
+        sums = [value for _, value in self._sums]
+        numbers = read_numbers([*sums, *unread.values(), *others])
+        means = dict.fromkeys(self._names, 0.0)
+        for (name, _), number in zip(self._sums, numbers, strict=False):
+            means[name] += number
+        read_norms = dict(zip(unread, numbers[len(sums) :], strict=False))
+        norms = {
+            name: norm.of_step(read_norms.get(name, 0.0)) for name, norm in self._norms.items()
+        }
+        self._values = StepValues(means, norms)
+        return self._values, numbers[len(sums) + len(unread) :]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """The terms' unweighted means; the device is waited for where it was not."""
+        return (self._values or self.read_with()[0]).means
+
+    @property
+    def norms(self) -> dict[str, float]:
+        """The norms of the terms' weighted gradients, where they were asked for."""
+        return (self._values or self.read_with()[0]).norms
 
 
 @dataclass
@@ -72,24 +115,24 @@ class Stepper:
         backward: Backward,
         step: int = 0,
         norms: bool = False,
-    ) -> StepValues:
+    ) -> StepReadings:
         """Accumulate one step's gradient; return each term's mean, and with `norms` their norms.
 
-        Norms are estimated from the first micro-batch alone.
+        Norms are estimated from the first micro-batch alone. Nothing is read from the device yet.
         """
         counts = self._counts(rows)
-        values = StepValues(dict.fromkeys(counts, 0.0))
+        values = StepReadings(counts)
         for batch in self._micro_batches(rows):
             loss = batch_loss(self._inputs, batch, step=step, counts=counts)
-            if norms and not values.norms:
-                values.norms.update(loss.gradient_norms(weights, self._shares(batch, rows)))
+            if norms and not values.has_norms:
+                values.add_norms(loss.gradient_norms(weights, self._shares(batch, rows)))
             values.add(loss.backward(weights, backward, scale=float(self.world_size)))
         return values
 
-    def values(self, rows: Sequence[TokenRow], step: int = 0) -> StepValues:
+    def values(self, rows: Sequence[TokenRow], step: int = 0) -> StepReadings:
         """Return each term's mean over a step's rows without a gradient."""
         counts = self._counts(rows)
-        values = StepValues(dict.fromkeys(counts, 0.0))
+        values = StepReadings(counts)
         with torch.no_grad():
             for batch in self._micro_batches(rows):
                 values.add(batch_loss(self._inputs, batch, step=step, counts=counts).sums())
@@ -130,14 +173,13 @@ def mean_cross_entropy(
     chunked: ChunkedLoss | None = None,
 ) -> float:
     """Return the mean cross-entropy per trained token on held-out rows (nats)."""
-    total, count = 0.0, 0
+    sums: list[Tensor] = []
     by_length = sorted(rows, key=lambda row: len(row.ids))
     with torch.no_grad():
         for start in range(0, len(by_length), micro_batch_size):
             batch = batch_of(by_length[start : start + micro_batch_size], pad_id, device)
-            total += float(_summed_cross_entropy(batch, head, chunked))
-            count += int(batch.mask.sum())
-    return total / count
+            sums.append(_summed_cross_entropy(batch, head, chunked))
+    return sum(read_numbers(sums)) / sum(row.trained_tokens for row in rows)
 
 
 def _summed_cross_entropy(

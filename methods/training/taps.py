@@ -21,8 +21,10 @@ from torch import Tensor, nn
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
+from methods.training.layouts import PaddedRows
 from methods.training.losses import attention_kl, hidden_distance, unit_rms
 from methods.training.positions import Positions
+from methods.training.row_attention import layout_of
 from methods.training.rows import Batch, TokenRow
 
 _TAPPED_IMPLEMENTATION = "harness_tapped"
@@ -110,6 +112,11 @@ class HiddenTap:
         """Restore the model."""
         self._hook.remove()
 
+    def at(self, places: Tensor) -> Tensor:
+        """Return the states at places, which count all tokens row after row."""
+        assert self.value is not None, "the model has not run"
+        return self.value.flatten(0, 1).index_select(0, places)
+
 
 class AttentionStates(NamedTuple):
     """What one attention layer computes with."""
@@ -185,6 +192,7 @@ class InnerStates:
 
     def __init__(self, student: LanguageModel, teacher: Any, config: TapConfig) -> None:
         self.config = config
+        self.models = (student.model, teacher)
         student_blocks, teacher_blocks = blocks_of(student.model), blocks_of(teacher)
         counts = len(student_blocks), len(teacher_blocks)
         self.hidden_pairs: BlockPairs = (
@@ -235,12 +243,14 @@ class InnerStates:
         products = [_Products(0.0, 0.0) for _ in self.projections]
         tokens = 0
         for batch in batches:
-            used = batch.attention.bool()
-            used[:, 0] = False  # its states are huge, and take no part in the loss
-            tokens += int(used.sum())
+            # a row's first state is huge, and takes no part in the loss
+            student_places, teacher_places = (
+                layout_of(model, batch).after_first for model in self.models
+            )
+            tokens += len(student_places)
             for index, (student_tap, teacher_tap) in enumerate(self.hidden_taps):
-                assert student_tap.value is not None and teacher_tap.value is not None
-                x, y = student_tap.value[used].double(), teacher_tap.value[used].double()
+                x = student_tap.at(student_places).double()
+                y = teacher_tap.at(teacher_places).double()
                 if self.config.hidden_distance != "plain-mse":
                     x, y = unit_rms(x), unit_rms(y)
                 gram, cross = products[index]
@@ -255,17 +265,17 @@ class InnerStates:
         Position 0 of a row counts 0.
         """
         assert positions.batch is not None
-        mask = positions.batch.mask
+        student_places, teacher_places = (
+            layout_of(model, positions.batch).trained_N for model in self.models
+        )
         total: Any = 0.0
         for index, (student_tap, teacher_tap) in enumerate(self.hidden_taps):
-            assert student_tap.value is not None and teacher_tap.value is not None
-            student, teacher = student_tap.value[:, :-1][mask], teacher_tap.value[:, :-1][mask]
+            student, teacher = student_tap.at(student_places), teacher_tap.at(teacher_places)
             if len(self.projections):
                 projection = self.projections[index]
                 student = projection(student.to(projection.weight.dtype))
             total = total + hidden_distance(student, teacher, kind=self.config.hidden_distance)
-        token_index = torch.arange(mask.shape[1], device=mask.device).expand_as(mask)[mask]
-        return total / len(self.hidden_taps) * (token_index > 0)
+        return total / len(self.hidden_taps) * positions.batch.beyond_first_N
 
     def attention_divergence(self, positions: Positions) -> Tensor:
         """Return the mean divergence of mapped attention layers at the trained positions, (N,).
@@ -273,11 +283,13 @@ class InnerStates:
         A position stands for its query; those after the first `attention_tokens` count 0.
         """
         assert positions.batch is not None
-        mask, is_token = positions.batch.mask, positions.batch.attention.bool()
-        length = min(mask.shape[1], self.config.attention_tokens)
-        causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=mask.device))
+        padded = layout_of(self.models[0], positions.batch)
+        assert isinstance(padded, PaddedRows), "attention is compared of padded rows"
+        is_token, device = padded.attention.bool(), padded.ids.device
+        length = min(self._widest(positions.batch) - 1, self.config.attention_tokens)
+        causal = torch.tril(torch.ones(length, length, dtype=torch.bool, device=device))
         allowed = causal[None, None] & is_token[:, None, None, :length]
-        divergence_BT = torch.zeros(mask.shape, device=mask.device)
+        divergence_BT = torch.zeros(is_token.shape, device=device)
         for student_tap, teacher_tap in self.attention_taps:
             student = _states_of(student_tap, "student").first_tokens(length)
             teacher = _states_of(teacher_tap, "teacher").first_tokens(length)
@@ -285,7 +297,11 @@ class InnerStates:
             divergences = [attention_kl(s, t, allowed) for s, t in compared]
             layer_mean = torch.stack(divergences).mean(0) / len(self.attention_taps)
             divergence_BT[:, :length] = divergence_BT[:, :length] + layer_mean
-        return divergence_BT[mask]
+        return divergence_BT.flatten().index_select(0, padded.trained_N)
+
+    def _widest(self, batch: Batch) -> int:
+        """Return how many tokens of each row both models have read, with padding."""
+        return min(int(layout_of(model, batch).ids.shape[1]) for model in self.models)
 
     def close(self) -> None:
         """Restore both models."""

@@ -1,13 +1,15 @@
 """A teacher's distributions over its training rows, computed once for all methods, seeds and runs.
 
 For every trained position the cache keeps the complete distribution where the vocabulary is small,
-else the k likeliest tokens: always at temperature 1, as fp16 log-probabilities, in memory-mapped
-shards. Rows are found by a hash of their own token ids, never by their place in a shuffle; a lookup
-by place is how other projects trained rows on another row's teacher. A cache is checked against a
-live forward pass when it is written, and by its digests whenever it is opened; a damaged one is
-reported and computed again.
+else the k likeliest tokens: always at temperature 1, in memory-mapped shards. `cache_forms` says
+how ids and log-probabilities are kept: exactly (`float32`), as fp16, or in 8 bits. Rows are found
+by a hash of their own token ids, never by their place in a shuffle; a lookup by place is how other
+projects trained rows on another row's teacher. A cache is checked against a live forward pass when
+it is written, and by its digests whenever it is opened; a damaged one is reported and computed
+again.
 
-CACHE/teachers/KEY/   meta.json, index.npz, log_p-000.npy and, for the k likeliest, ids-000.npy
+CACHE/teachers/KEY/   meta.json, index.npz, log_p-000.npy, for the k likeliest ids-000.npy, and for
+                      8 bits range-000.npy
 """
 
 import hashlib
@@ -15,9 +17,9 @@ import random
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,23 +38,23 @@ from harness.models.language_model import LanguageModel, open_model
 from harness.models.shape import MAX_DENSE_VOCABULARY, forward_flops_per_token
 from harness.scoring.backend import CanRead, LikelihoodRequest, TopK
 from harness.scoring.reading import Reader
+from methods.training.cache_check import Differences, differences, verdict
+from methods.training.cache_dtype import CacheDtype
+from methods.training.cache_forms import (
+    id_bits,
+    position_bytes,
+    rounding_steps,
+    unpack_ids,
+    unpack_log_p,
+)
+from methods.training.cache_shards import KeptForm, RowPlace, ShardWriter
 from methods.training.positions import Distribution
 from methods.training.rows import Batch, TokenRow
+from methods.training.transfers import to_device
 
-# of log-probabilities in one file; writing it takes twice that in memory
+# of log-probabilities of 2 bytes in one file; writing it takes twice that in memory
 SHARD_BYTES = 2**28
 CHECKED_ROWS = 20
-TOLERANCE = 0.02  # nats: fp16 keeps a log-probability of -16 to 0.008
-# nats: a bf16 logit between 32 and 64 has steps of 0.25, and rounds differently in another batch
-BF16_TOLERANCE = 0.5
-
-
-class RowPlace(NamedTuple):
-    """Where the distributions of a row are."""
-
-    shard: int
-    start: int  # first position in the shard
-    positions: int
 
 
 @dataclass(frozen=True)
@@ -63,15 +65,16 @@ class CachedTeacher:
     k: int
     dense: bool
     index: dict[bytes, RowPlace]  # by `row_key`
-    log_p: tuple[Any, ...]  # memory maps (tokens, k), fp16
-    ids: tuple[Any, ...]
+    log_p: tuple[Any, ...]  # memory maps (tokens, k)
+    ids: tuple[Any, ...]  # memory maps (tokens, bytes), of packed ids
     meta: dict[str, Any]
+    ranges: tuple[Any, ...] = ()  # memory maps (tokens, 2), of log-probabilities in 8 bits
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Return the teacher's distributions at the batch's trained positions."""
         if self.dense:
-            return Distribution(self.logits(batch.rows, batch.ids.device))
-        return Distribution(None, self.top(batch.rows, batch.ids.device))
+            return Distribution(self.logits(batch.rows, batch.device))
+        return Distribution(None, self.top(batch.rows, batch.device))
 
     @property
     def reads_in_parts(self) -> bool:
@@ -87,13 +90,33 @@ class CachedTeacher:
 
         Where only likely tokens are kept, they are (N, k).
         """
-        log_p = np.concatenate([self._slice(self.log_p, row) for row in rows])
-        return torch.from_numpy(log_p).to(device).float()
+        arrays = self._arrays(rows)
+        log_p = arrays["log_p"] if not self.ranges else unpack_log_p(arrays, self.dtype)
+        return to_device(torch.from_numpy(log_p), device).float()
 
     def top(self, rows: Sequence[TokenRow], device: Any) -> TopK:
         """Return the likeliest tokens (N, k) of the rows' trained positions."""
-        ids = np.concatenate([self._slice(self.ids, row) for row in rows]).astype(np.int64)
-        return TopK(torch.from_numpy(ids).to(device), self.logits(rows, device))
+        packed = np.concatenate([self._slice(self.ids, row) for row in rows])
+        ids = unpack_ids(packed, id_bits(self.meta["vocabulary"]), self.k)
+        return TopK(to_device(torch.from_numpy(ids), device), self.logits(rows, device))
+
+    @property
+    def dtype(self) -> CacheDtype:
+        """How log-probabilities are kept."""
+        kept: CacheDtype = self.meta["cache_dtype"]
+        return kept
+
+    def steps(self, row: TokenRow) -> Tensor:
+        """Return how far a kept log-probability of each position may be from the exact one."""
+        return torch.from_numpy(rounding_steps(self._arrays([row]), self.dtype))
+
+    def _arrays(self, rows: Sequence[TokenRow]) -> dict[str, Any]:
+        """Return what is kept of the rows' log-probabilities, by the names of its files."""
+        shards = {"log_p": self.log_p, **({"range": self.ranges} if self.ranges else {})}
+        return {
+            name: np.concatenate([self._slice(maps, row) for row in rows])
+            for name, maps in shards.items()
+        }
 
     def _slice(self, shards: tuple[Any, ...], row: TokenRow) -> Any:
         try:
@@ -126,8 +149,7 @@ class _CacheSpec:
 
     teacher: Checkpoint
     dtype: str
-    width: int  # of the vocabulary that both models share
-    k: int | None  # tokens kept of a position; None: all
+    form: KeptForm  # the width is that of the vocabulary that both models share
 
     @property
     def meta(self) -> dict[str, Any]:
@@ -135,8 +157,9 @@ class _CacheSpec:
         return {
             "teacher": self.teacher.digest,
             "dtype": self.dtype,
-            "vocabulary": self.width,
-            "k": self.k or self.width,
+            "vocabulary": self.form.width,
+            "k": self.form.k or self.form.width,
+            "cache_dtype": self.form.dtype,
         }
 
     def key(self, device: str, row_keys: Sequence[bytes]) -> str:
@@ -147,22 +170,31 @@ class _CacheSpec:
             self.teacher.digest,
             self.dtype,
             device_label(device),
-            "all" if self.k is None else self.k,
-            self.width,
+            "all" if self.form.k is None else self.form.k,
+            self.form.width,
+            self.form.dtype,
             [name.hex() for name in row_keys],
         )
 
 
 def teacher_cache(
-    job: Job, teacher: Checkpoint, rows: Sequence[TokenRow], *, k: int, width: int
+    job: Job,
+    teacher: Checkpoint,
+    rows: Sequence[TokenRow],
+    *,
+    k: int,
+    width: int,
+    dtype: CacheDtype = "float16",
 ) -> CachedTeacher:
     """Open the cache of a teacher over these rows; build it where there is none or it is damaged.
 
     `width` is the vocabulary that both models share: logits are cut to it before any softmax.
+    `dtype` is how log-probabilities are kept.
     Raises `CellFailed` when what was written does not agree with a live forward pass.
     """
     distinct = {row_key(row): row for row in rows}
-    spec = _CacheSpec(teacher, job.dtype, width, None if width <= MAX_DENSE_VOCABULARY else k)
+    form = KeptForm(None if width <= MAX_DENSE_VOCABULARY else k, width, dtype)
+    spec = _CacheSpec(teacher, job.dtype, form)
     folder = job.cache / "teachers" / spec.key(job.device, sorted(distinct))[:32]
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
@@ -214,7 +246,8 @@ def _open_cache(folder: Path, job: Job, expected: Mapping[str, Any]) -> CachedTe
         index = {bytes(name): RowPlace(*place[:3]) for name, place in places}
     log_p = _memory_maps(folder, "log_p", meta["shards"])
     ids = () if meta["dense"] else _memory_maps(folder, "ids", meta["shards"])
-    return CachedTeacher(folder.name, meta["k"], meta["dense"], index, log_p, ids, meta)
+    ranges = _memory_maps(folder, "range", meta["shards"] if meta["cache_dtype"] == "int8" else 0)
+    return CachedTeacher(folder.name, meta["k"], meta["dense"], index, log_p, ids, meta, ranges)
 
 
 def _memory_maps(folder: Path, name: str, shards: int) -> tuple[Any, ...]:
@@ -236,14 +269,14 @@ def _build_cache(folder: Path, job: Job, spec: _CacheSpec, rows: list[TokenRow])
         positions = sum(place.positions for place in shards.places)
         mean_length = tokens / len(longest_first)
         meta = {
+            **spec.meta,
             "code": code_digest(__name__),
-            "teacher": spec.teacher.digest,
             "name": spec.teacher.name,
-            "dtype": spec.dtype,
-            "vocabulary": spec.width,
-            "dense": spec.k is None,
-            "k": spec.k or spec.width,
+            "dense": spec.form.k is None,
             "kept_mass": round(shards.mass / positions, 6),
+            # mean KL, in nats, of the kept distributions from those that were computed
+            "rounding_kl": float(f"{shards.kl / positions:.3g}"),
+            "position_bytes": position_bytes(spec.form.width, spec.form.k, spec.form.dtype),
             "rows": len(longest_first),
             "positions": positions,
             "read": tokens,
@@ -256,7 +289,7 @@ def _build_cache(folder: Path, job: Job, spec: _CacheSpec, rows: list[TokenRow])
         cache = _open_cache(part_folder, job, {})
         assert cache is not None
         # before the folder gets its name: no other run finds an unchecked cache
-        _check_against_live(cache, reader, opened, longest_first, spec.width)
+        _check_against_live(cache, reader, opened, longest_first, spec.form.width)
 
     try:
         save_atomically(folder, write)
@@ -271,52 +304,14 @@ def teacher_reader(opened: LanguageModel) -> Reader:
     return Reader(opened)
 
 
-@dataclass
-class _ShardWriter:
-    """Writes log-probabilities into files, a new one when the next row would make it too long."""
-
-    folder: Path
-    k: int | None  # tokens kept of a position; None: all, in the order of their ids
-    width: int  # of the vocabulary
-    places: list[RowPlace] = field(default_factory=list)  # one per row
-    number: int = 0  # of shards written
-    mass: float = 0.0  # kept probability, summed over positions
-    _log_p: list[Any] = field(default_factory=list)
-    _ids: list[Any] = field(default_factory=list)
-    _waiting: int = 0  # positions not yet written
-
-    def add(self, top: TopK) -> None:
-        """Take the distributions of the next row."""
-        count, tokens = top.log_p_NK.shape
-        if self._waiting + count > max(1, SHARD_BYTES // (2 * tokens)):
-            self.flush()
-        self.places.append(RowPlace(self.number, self._waiting, count))
-        self.mass += count if self.k is None else float(top.log_p_NK.exp().sum())
-        self._log_p.append(top.log_p_NK.to(torch.float16).cpu().numpy())
-        if self.k is not None:
-            kind = np.uint16 if self.width <= 2**16 else np.int32
-            self._ids.append(top.ids_NK.to(torch.int32).cpu().numpy().astype(kind))
-        self._waiting += count
-
-    def flush(self) -> None:
-        """Write the rows that wait as one shard."""
-        if not self._waiting:
-            return
-        for name, arrays in (("log_p", self._log_p), ("ids", self._ids)):
-            if arrays:
-                np.save(self.folder / f"{name}-{self.number:03}.npy", np.concatenate(arrays))
-                arrays.clear()
-        self.number, self._waiting = self.number + 1, 0
-
-
 def _write_shards(
     folder: Path, job: Job, spec: _CacheSpec, reader: CanRead, rows: Sequence[TokenRow]
-) -> _ShardWriter:
+) -> ShardWriter:
     """Let the teacher read the rows; write its distributions, and an index of where each row is."""
-    shards = _ShardWriter(folder, spec.k, spec.width)
-    detail = f"read by {spec.teacher.name}"
+    shards = ShardWriter(folder, spec.form, SHARD_BYTES)
+    detail, form = f"read by {spec.teacher.name}", spec.form
     requests = [likelihood_request(row) for row in rows]
-    for done, top in enumerate(reader.top_k(requests, k=spec.k, width=spec.width), 1):
+    for done, top in enumerate(reader.top_k(requests, k=form.k, width=form.width), 1):
         shards.add(top)
         job.progress(
             Progress(stage="teacher", done=done, total=len(rows), unit="rows", detail=detail)
@@ -342,42 +337,24 @@ def _check_against_live(
 ) -> None:
     """Compare twenty rows with a live forward pass of each alone, not in the batch it was read in.
 
-    For bf16 the 99.9th percentile and the mean of the differences are judged, not the largest one:
-    among so many values, one or two always round far away.
+    Raises `CellFailed` where they differ by more than the teacher's own rounding.
     """
     sample = random.Random(0).sample(list(rows), min(CHECKED_ROWS, len(rows)))
-    differences = np.concatenate(
-        [_differences_from_live(cache, reader, opened, row, width) for row in sample]
-    )
-    if not len(differences):
-        return
-    is_bf16 = opened.model.dtype == torch.bfloat16
-    gap = float(np.quantile(differences, 0.999 if is_bf16 else 1.0))
-    mean = float(differences.mean())
-    agrees = gap <= TOLERANCE
-    if is_bf16:
-        agrees = gap <= BF16_TOLERANCE and mean <= BF16_TOLERANCE / 10
-    if not agrees:
+    compared = [_differences_from_live(cache, reader, opened, row, width) for row in sample]
+    judged = verdict(compared, is_bf16=opened.model.dtype == torch.bfloat16)
+    if not judged.agrees:
         raise CellFailed(
-            f"the teacher's cache differs from a live forward pass by {gap:.3f} nats at "
-            f"{'the 99.9th percentile' if is_bf16 else 'most'} "
-            f"and by {mean:.3f} on average; it was not kept"
+            f"the teacher's cache differs from a live forward pass {judged.text}; it was not kept"
         )
 
 
 def _differences_from_live(
     cache: CachedTeacher, reader: CanRead, opened: LanguageModel, row: TokenRow, width: int
-) -> Any:
-    """Return how far a row's cached log-probabilities are from those of a live pass, in nats.
-
-    Only tokens of a log-probability above -12 count: fp16 is coarse below, where the loss hardly
-    reads it.
-    """
+) -> Differences:
+    """Return how far a row's cached log-probabilities are from those of a live pass."""
     [live] = reader.top_k([likelihood_request(row)], k=None, width=width)
+    steps_N1 = cache.steps(row).to(opened.device)
     if cache.dense:
-        cached_log_p, live_log_p = cache.logits([row], opened.device), live.log_p_NK
-    else:
-        top = cache.top([row], opened.device)
-        cached_log_p, live_log_p = top.log_p_NK, live.log_p_NK.gather(1, top.ids_NK)
-    is_likely = live_log_p > -12
-    return (cached_log_p - live_log_p)[is_likely].abs().cpu().numpy()
+        return differences(cache.logits([row], opened.device), live.log_p_NK, live, steps_N1)
+    top = cache.top([row], opened.device)
+    return differences(top.log_p_NK, live.log_p_NK.gather(1, top.ids_NK), live, steps_N1)

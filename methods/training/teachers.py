@@ -1,7 +1,8 @@
 """Teachers in memory: their logits at the trained positions, whatever their tokenizer."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,7 +15,9 @@ from harness.models.logit_tail import LogitTail, logit_tail_of
 from harness.models.position_head import PositionHead
 from harness.renames.modules import by_old_name
 from methods.training.positions import Distribution
+from methods.training.row_attention import layout_of, padding_of
 from methods.training.rows import Batch, TokenRow, batch_of
+from methods.training.transfers import to_device
 
 
 class TeacherSource(Protocol):
@@ -42,11 +45,15 @@ class TrainedPositionLogits(PositionHead):
 
     def __call__(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return logits (N, V); `through` is the wrapped model, where training wraps it."""
-        return self.logits_at(batch.ids, batch.attention, batch.mask, through=through)
+        layout = layout_of(self.model, batch)
+        with padding_of(layout):
+            return self.logits_of(layout.ids, layout.trained_N, layout.inputs, through=through)
 
     def hidden(self, batch: Batch, *, through: Any = None) -> Tensor:
         """Return what goes into the head at the trained positions, (N, H)."""
-        return self.hidden_at(batch.ids, batch.attention, batch.mask, through=through)
+        layout = layout_of(self.model, batch)
+        with padding_of(layout):
+            return self.hidden_of(layout.ids, layout.trained_N, layout.inputs, through=through)
 
 
 class LiveTeacher:
@@ -56,8 +63,13 @@ class LiveTeacher:
         self.language_model = language_model
         self.model = language_model.model.requires_grad_(False).eval()
         self.head = TrainedPositionLogits(self.model)
-        self.seconds = 0.0
         self.tokens = 0
+        self._stopwatch = _Stopwatch(language_model.device)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds that its forward passes took."""
+        return self._stopwatch.seconds()
 
     def read(self, batch: Batch, vocabulary: int | None) -> Distribution:
         """Run the teacher on the student's own batch."""
@@ -93,17 +105,9 @@ class LiveTeacher:
         self.tokens += sum(len(row.ids) for row in batch.rows)
 
     def _timed(self, forward: Callable[[], Tensor]) -> Tensor:
-        """Run a forward pass without gradient, and count its time.
-
-        The device is synchronised first, so that work queued before is not counted.
-        """
-        synchronise(self.language_model.device)
-        began = time.perf_counter()
-        with torch.no_grad():
-            result = forward()
-        synchronise(self.language_model.device)
-        self.seconds += time.perf_counter() - began
-        return result
+        """Run a forward pass without gradient, and count its time."""
+        with self._stopwatch.running(), torch.no_grad():
+            return forward()
 
 
 class CrossTokenizerTeacher(LiveTeacher):
@@ -126,8 +130,45 @@ class CrossTokenizerTeacher(LiveTeacher):
             aligned += [start + teacher_position for _, teacher_position in tokens.pairs]
             start += teacher_rows[-1].trained_tokens
         pad_id = self.language_model.pad_id
-        logits = self._logits(batch_of(teacher_rows, pad_id, batch.ids.device))
-        return Distribution(logits[torch.tensor(aligned, device=logits.device)])
+        logits = self._logits(batch_of(teacher_rows, pad_id, batch.device))
+        return Distribution(logits[to_device(torch.tensor(aligned), logits.device)])
+
+
+class _Stopwatch:
+    """Counts the seconds that a device works on something.
+
+    On a GPU marks in its queue are compared, which nobody waits for while the queue is full. On
+    other devices what was queued before is waited for first, so that it is not counted.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self._seconds = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Count what is done inside."""
+        if self.device.startswith("cuda"):
+            began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            began.record()
+            yield
+            ended.record()
+            self._marks.append((began, ended))
+            return
+        synchronise(self.device)
+        start = time.perf_counter()
+        yield
+        synchronise(self.device)
+        self._seconds += time.perf_counter() - start
+
+    def seconds(self) -> float:
+        """Return the seconds so far; a GPU is waited for where it has not come so far."""
+        for began, ended in self._marks:
+            ended.synchronize()
+            self._seconds += began.elapsed_time(ended) / 1000
+        self._marks.clear()
+        return self._seconds
 
 
 if not TYPE_CHECKING:  # a checker refuses old names; programs that use them go on working

@@ -22,6 +22,7 @@ from harness.files.digests import digest_of
 from harness.files.lines import read_signed_lines, signed_line
 from harness.files.untrusted import parse_json, read_object
 from harness.files.writing import write_atomically
+from harness.machine.energy import EnergyMeter
 from harness.machine.gpu import device_label
 from harness.models.encoding import decode_continuation
 from harness.models.language_model import LanguageModel, open_model
@@ -42,6 +43,7 @@ class Traces:
     tokens: int  # written by the teacher
     seconds: float
     flops: float
+    joules: float | None = None  # of the whole package or GPU; None where no counter can be read
 
     def cost(self) -> dict[str, Any]:
         """Return what every row that uses these traces records."""
@@ -113,7 +115,8 @@ def _write_traces(
     samples, longest = settings.samples, settings.longest
     opened = open_model(settings.teacher, device=job.device, dtype=job.dtype)
     problems = [  # in the teacher's own template
-        opened.encode(prompt_for(job.source, opened.tokenizer, example)) for example in examples
+        opened.encode(prompt_for(job.source, opened.tokenizer, example)) or [_first_token(opened)]
+        for example in examples
     ]
     fits = [len(prompt) + longest <= opened.context for prompt in problems]
     prompts = [
@@ -128,7 +131,7 @@ def _write_traces(
     if settings.temperature:
         sampling = Sampling(temperature=settings.temperature, seed=job.seed)
     request = _TraceRequest(opened, Writer(opened, _ROWS_AT_ONCE), prompts, longest, sampling)
-    answers, seconds = _generate_resumably(job, request, path.with_suffix(".part"))
+    answers, seconds, joules = _generate_resumably(job, request, path.with_suffix(".part"))
     written = sum(answer.tokens for answer in answers)
     tokens = sum(map(len, prompts)) + written
     groups = iter(answers[start : start + samples] for start in range(0, len(answers), samples))
@@ -139,9 +142,25 @@ def _write_traces(
         tokens=written,
         seconds=seconds,
         flops=forward_flops_per_token(opened.model, tokens / len(prompts)) * tokens,
+        joules=joules,
     )
     _save(path, traces)
     return traces
+
+
+def _first_token(opened: LanguageModel) -> int:
+    """Return the token behind which a model writes where it is asked nothing.
+
+    BOS, or EOS: models without a BOS have learnt that a text ends there and another one begins.
+    """
+    tokenizer = opened.tokenizer
+    token = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    if token is None:
+        raise CellFailed(
+            f"the tokenizer of {opened.checkpoint.name} has neither BOS nor EOS, so nothing can "
+            "stand before a text that is written from nothing; give prompts"
+        )
+    return int(token)
 
 
 @dataclass(frozen=True)
@@ -164,15 +183,37 @@ class _TraceRequest:
 class _Written(NamedTuple):
     answers: list[Generation]
     seconds: float
+    joules: float | None
+
+
+class _Meter:
+    """Seconds and joules of this process and of those before it that were killed."""
+
+    def __init__(self, seconds: float, joules: float | None, device: str) -> None:
+        self.seconds_before, self.joules_before = seconds, joules
+        self.began = time.monotonic()
+        self.energy = EnergyMeter(device)
+
+    @property
+    def seconds(self) -> float:
+        """All seconds so far."""
+        return self.seconds_before + time.monotonic() - self.began
+
+    def joules(self) -> float | None:
+        """Return all joules so far; None where a counter could not be read."""
+        joules, before = self.energy.joules(), self.joules_before
+        self.joules_before = None if joules is None or before is None else before + joules
+        return self.joules_before
 
 
 def _generate_resumably(job: Job, request: _TraceRequest, part: Path) -> _Written:
     """Write an answer to every prompt; those that a killed run wrote are read from its lines."""
     total = len(request.prompts)
-    answers, earlier_seconds = _read_part(part, total)
+    earlier = _read_part(part, total)
+    answers = earlier.answers
     missing = [number for number in range(total) if number not in answers]
     detail = f"written by {request.opened.checkpoint.name}"
-    began = time.monotonic()
+    meter = _Meter(earlier.seconds, earlier.joules, job.device)
     with part.open("a", encoding="utf-8") as stream:
 
         def save_answer(index: int, answer: Generation) -> None:
@@ -183,7 +224,8 @@ def _generate_resumably(job: Job, request: _TraceRequest, part: Path) -> _Writte
                 "text": trained.text,
                 "tokens": trained.tokens,
                 "stop": trained.stop,
-                "seconds": round(earlier_seconds + time.monotonic() - began, 3),
+                "seconds": round(meter.seconds, 3),
+                "joules": meter.joules(),
             }
             stream.write(signed_line(line))
             stream.flush()
@@ -199,8 +241,7 @@ def _generate_resumably(job: Job, request: _TraceRequest, part: Path) -> _Writte
         request.backend.generate(
             prompts, max_new_tokens=request.longest, sampling=sampling, finished=save_answer
         )
-    seconds = earlier_seconds + time.monotonic() - began
-    return _Written([answers[number] for number in range(total)], seconds)
+    return _Written([answers[number] for number in range(total)], meter.seconds, meter.joules())
 
 
 class _Part(NamedTuple):
@@ -208,16 +249,19 @@ class _Part(NamedTuple):
 
     answers: dict[int, Generation]  # by number
     seconds: float
+    joules: float | None
 
 
 def _read_part(part: Path, count: int) -> _Part:
     """Read the lines of a killed run, and drop every damaged line from the file."""
     answers: dict[int, Generation] = {}
     total_seconds = 0.0
+    total_joules: float | None = 0.0
     valid_lines = []
     for line in read_signed_lines(part)[0]:
         try:
-            number, seconds = int(line["row"]), float(line["seconds"])
+            number, seconds, joules = int(line["row"]), float(line["seconds"]), line["joules"]
+            total_joules = None if joules is None else float(joules)
             answer = Generation(str(line["text"]), int(line["tokens"]), line["stop"])
         except (ValueError, LookupError, TypeError):
             continue
@@ -228,7 +272,7 @@ def _read_part(part: Path, count: int) -> _Part:
     valid_text = "".join(valid_lines)
     if part.exists() and part.read_bytes() != valid_text.encode():
         write_atomically(part, valid_text)
-    return _Part(answers, total_seconds)
+    return _Part(answers, total_seconds, total_joules)
 
 
 def _save(path: Path, traces: Traces) -> None:
@@ -252,7 +296,9 @@ def _load(path: Path, job: Job) -> Traces | None:
             raise ValueError("its digest does not match")
         data: dict[str, Any] = parse_json(payload, path.name)
         texts = [[Generation(**answer) for answer in answers] for answers in data["texts"]]
-        return Traces(path.stem, texts, data["tokens"], data["seconds"], data["flops"])
+        return Traces(
+            path.stem, texts, data["tokens"], data["seconds"], data["flops"], data["joules"]
+        )
     except (ValueError, LookupError, TypeError, AttributeError) as problem:
         detail = f"the cached traces {path.name} are damaged ({problem}); they are written again"
         job.progress(Progress(stage="traces", done=0, total=1, detail=detail))

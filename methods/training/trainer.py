@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from harness.contract import Checkpoint, Job
 from harness.errors import CellFailed
 from harness.files.writing import write_atomically
-from harness.models.language_model import LanguageModel, stored_dtype
-from harness.models.shaping import parse_student_cut, random_weights, save_student, student_of
+from harness.models.language_model import LanguageModel
+from harness.models.shape import weight_counts
+from harness.models.shaping import parse_student_cut, random_weights, student_of
 from methods.training.cost import cache_notes, result_notes, training_cost
 from methods.training.loop import fit
-from methods.training.lora import add_adapters, merge_adapters
+from methods.training.recipes import recipe_of
 from methods.training.rows import TokenRow, encode
 from methods.training.selection import Selection
 from methods.training.settings import LoopSettings, Training
@@ -47,8 +48,9 @@ class Trainer:
     def __init__(self, method: "Trained", job: Job, inputs: TrainingInputs) -> None:
         self.method, self.job, self.inputs = method, job, inputs
         self.budget = inputs.options.seen_tokens or job.budget.seen_tokens
+        self.recipe = recipe_of(method, job)
+        self.recipe.refuse()
         self.parameters = 0  # of the student, without adapters
-        self.adapter_weights = 0
         self.student = self._new_student(job.seed)
         self.rows: list[TokenRow] = []
         self.too_long = 0
@@ -78,43 +80,27 @@ class Trainer:
             "taught_by": [teacher.name for teacher in self._teachers()],
             "rows": len(self.rows),
             "rows_too_long": self.too_long,
-            **self._recipe_notes(),
+            **self.recipe.notes(),
             **result_notes(result),
             **cache_notes(self.sources.caches, self.inputs.teachers),
         }
         cost = training_cost(self.student, self.rows, result, objective)
-        if self.method.recipe == "lora":
-            merge_adapters(self.student.model)
+        self.recipe.finish(self.student)
         return self._save({**cost, "shared": shared, "notes": {**notes, **cost["notes"]}})
-
-    def _recipe_notes(self) -> dict[str, Any]:
-        """Return what the record says of adapters; nothing where every weight was trained."""
-        if self.method.recipe == "full":
-            return {}
-        return {"recipe": self.method.recipe, "adapter_weights": self.adapter_weights}
 
     def _new_student(self, seed: int) -> LanguageModel:
         job = self.job
         student = student_of(
-            job.student, job.student_base, seed=seed, device=job.device, dtype="float32"
+            job.student,
+            job.student_base,
+            seed=seed,
+            device=job.device,
+            dtype=self.recipe.opened_as,
         )
         if self.method.start == "random":
             student = random_weights(student, seed=seed)
-        self.parameters = sum(weight.numel() for weight in student.model.parameters())
-        if self.method.recipe == "lora":
-            cut = parse_student_cut(job.student)
-            if cut is not None and cut.draws_weights:
-                raise CellFailed(
-                    f"recipe=lora freezes the weights that --student {job.student} draws; use "
-                    "recipe=full"
-                )
-            self.adapter_weights = add_adapters(
-                student.model,
-                rank=self.method.lora_rank,
-                alpha=self.method.lora_alpha,
-                seed=seed,
-                label=f"{type(self.method).__name__}[recipe=lora]",
-            )
+        self.parameters = sum(weight_counts(student.model).values())
+        self.recipe.prepare(student, seed)
         return student
 
     def _read(self, pairs: Iterable[tuple[Any, ...]]) -> None:
@@ -140,13 +126,14 @@ class Trainer:
         )
 
     def _loop_settings(self) -> LoopSettings:
-        recipe = parse_student_cut(self.job.student)
-        scratch = self.method.start == "random" or (recipe is not None and recipe.draws_weights)
+        cut = parse_student_cut(self.job.student)
+        scratch = self.method.start == "random" or (cut is not None and cut.draws_weights)
         return self.method.loop_settings(self.parameters, scratch=scratch)
 
     def _training(self) -> Training:
         job = self.job
-        precision: Literal["no", "bf16"] = "bf16" if job.dtype == "bfloat16" else "no"
+        mixed = job.dtype == "bfloat16" and self.recipe.mixes_precision
+        precision: Literal["no", "bf16"] = "bf16" if mixed else "no"
         return Training(
             seen_tokens=self.budget,
             seed=job.seed,
@@ -178,14 +165,12 @@ class Trainer:
         return (self.job.teacher,) if self.inputs.shared else ()
 
     def _save(self, cost: Mapping[str, Any]) -> Checkpoint:
-        base = self.job.student_base
-        parents = (base.digest, *(teacher.digest for teacher in self._teachers()))
-        student = save_student(
-            self.student,
-            self.job.workdir / "student",
-            name=type(self.method).__name__,
-            dtype=stored_dtype(base),
-            parents=tuple(dict.fromkeys(parents)),
+        parents = (
+            self.job.student_base.digest,
+            *(teacher.digest for teacher in self._teachers()),
+        )
+        student = self.recipe.save(
+            self.student, self.job.workdir / "student", parents=tuple(dict.fromkeys(parents))
         )
         write_atomically(self.job.workdir / "cost.json", json.dumps(cost, indent=1))
         return student

@@ -130,6 +130,24 @@ def test_sums_are_those_of_a_plain_forward_pass_for_any_batch(embedded, monkeypa
             ), name
 
 
+@pytest.mark.parametrize("normalized", [False, True])
+def test_second_moments_of_many_inputs_are_summed_in_parts(monkeypatch, normalized):
+    from methods.compression import calibration
+
+    torch.manual_seed(5)
+    batches, sums = [torch.randn(3, 7, 20) for _ in range(2)], []
+    for at_once in (2_048, 8):  # all at once; three columns of X^T X at a time, and two left over
+        monkeypatch.setattr(calibration, "_INPUTS_AT_ONCE", at_once)
+        flow = InputStatistics("gram", normalized)
+        for batch in batches:
+            flow.add("x", batch)
+        sums.append(flow.sums["x"])
+    assert torch.allclose(*sums, atol=1e-5)
+    rows = torch.cat([batch.reshape(-1, 20) for batch in batches])
+    rows = torch.nn.functional.normalize(rows, dim=-1) if normalized else rows
+    assert torch.allclose(sums[0], rows.T @ rows, atol=1e-4)
+
+
 def test_tokens_count_alike_whatever_their_size():
     torch.manual_seed(3)
     rows = torch.randn(40, 6)

@@ -109,6 +109,14 @@ def test_zeros_of_a_pruned_student_are_not_filled():
         add_adapters(model, rank=4, alpha=8, seed=1, label="x")
 
 
+def test_a_packed_student_that_was_pruned_is_told_what_works(monkeypatch):
+    monkeypatch.setattr("methods.training.lora.is_plain", lambda model: False)
+    model = random_family("Llama")
+    mark_pruned(model.config)
+    with pytest.raises(CellFailed, match="train it with recipe=full before it is packed"):
+        add_adapters(model, rank=4, alpha=8, seed=1, label="x")
+
+
 def test_a_missing_peft_is_skipped_with_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(Skipped, match=r"pip install 'compression-harness\[lora\]'"):

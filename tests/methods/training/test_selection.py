@@ -47,7 +47,9 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
         batch,
     )
     selection = Selection(0.4, score, 7)
-    chosen, scores = selection.mask(positions, 2), selection._scores(positions, 2)
+    kept, scores = selection.kept_positions(positions, 2), selection._scores(positions, 2)
+    assert torch.equal(kept, kept.sort().values)
+    chosen = torch.zeros_like(positions.labels_N, dtype=torch.bool).index_fill(0, kept, True)
     start = 0
     for row in rows:
         row_mask, row_scores = (
@@ -65,8 +67,8 @@ def test_exactly_the_counted_tokens_of_each_row_are_chosen_and_they_score_highes
         )
         start += row.trained_tokens
     if score == "random":
-        assert torch.equal(chosen, selection.mask(positions, 2)) and not torch.equal(
-            chosen, selection.mask(positions, 3)
+        assert torch.equal(kept, selection.kept_positions(positions, 2)) and not torch.equal(
+            kept, selection.kept_positions(positions, 3)
         )
 
 

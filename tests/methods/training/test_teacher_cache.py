@@ -5,6 +5,7 @@ nothing damaged is used.
 import hashlib
 import json
 import random
+import re
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -24,6 +25,7 @@ from harness.data.source import LocalOrHubData
 from harness.errors import CellFailed
 from harness.files.lines import signed_line
 from harness.files.writing import write_signed
+from harness.models.artefacts import cache_entries, entry_note
 from harness.models.language_model import open_model
 from harness.models.resolve import resolve
 from methods.response import ResponseDistillation
@@ -272,7 +274,9 @@ def test_a_cache_is_judged_as_finely_as_the_teacher_computes(monkeypatch, dtype,
     live_log_p = torch.full((40, 500), -6.0)
     cached_log_p = live_log_p.clone()
     cached_log_p.flatten()[: int(share * cached_log_p.numel())] += gap
-    cache = SimpleNamespace(dense=True, logits=lambda rows, device: cached_log_p)
+    cache = SimpleNamespace(
+        dense=True, logits=lambda rows, device: cached_log_p, steps=lambda row: torch.zeros(1, 1)
+    )
     teacher = SimpleNamespace(top_k=lambda rows, k, width: iter([caching.TopK(None, live_log_p)]))
     opened = SimpleNamespace(device="cpu", model=SimpleNamespace(dtype=dtype))
 
@@ -309,6 +313,48 @@ def test_it_says_how_much_of_the_probability_it_kept(job, teacher, rows, embedde
     assert (
         cache.meta["kept_mass"] == pytest.approx(float(top_mass.mean()), abs=1e-4)
         and cache.meta["kept_mass"] < 1
+    )
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_forms_keep_what_they_say_and_have_caches_of_their_own(
+    job, teacher, rows, monkeypatch, dense
+):
+    monkeypatch.setattr(caching, "MAX_DENSE_VOCABULARY", 2_048 if dense else 16)
+    caches = {
+        form: teacher_cache(job[0], teacher, rows, k=50, width=1024, dtype=form)
+        for form in ("float32", "float16", "int8")
+    }
+    assert len({cache.key for cache in caches.values()}) == 3
+    exact = caches["float32"].logits(rows, "cpu")
+    # what is read again is what the teacher computed, bit by bit
+    longest_first = sorted(
+        {row_key(row): row for row in rows}.values(), key=lambda row: len(row.ids), reverse=True
+    )
+    requests = [caching.likelihood_request(row) for row in longest_first]
+    reader = caching.teacher_reader(open_model(teacher))
+    computed = [top.log_p_NK for top in reader.top_k(requests, k=None if dense else 50, width=1024)]
+    kept = caches["float32"].logits(longest_first, "cpu")
+    assert kept.numpy().tobytes() == torch.cat(computed).numpy().tobytes()
+    assert torch.equal(exact.half().float(), caches["float16"].logits(rows, "cpu"))
+    assert caches["float32"].meta["rounding_kl"] == 0
+    assert 0 < caches["float16"].meta["rounding_kl"] < caches["int8"].meta["rounding_kl"] < 1e-3
+    if not dense:
+        ids = [cache.top(rows[:3], "cpu").ids_NK for cache in caches.values()]
+        assert torch.equal(ids[0], ids[1]) and torch.equal(ids[0], ids[2])
+    folder = job[0].cache / "teachers" / caches["int8"].key
+    size = sum(np.load(path, mmap_mode="r").nbytes for path in folder.glob("*.npy"))
+    meta = caches["int8"].meta
+    assert size == meta["positions"] * meta["position_bytes"]
+
+
+def test_a_list_of_the_cache_says_how_exact_each_one_is(job, teacher, rows):
+    for form in ("float32", "int8"):
+        teacher_cache(job[0], teacher, rows, k=8, width=1024, dtype=form)
+    notes = sorted(map(entry_note, cache_entries(job[0].cache)))
+    assert notes[0] == "all of 1,024 tokens in float32, 4,096 bytes a position, exact"
+    assert re.fullmatch(
+        r"all of 1,024 tokens in int8, 1,032 bytes a position, at a KL of [\d.e-]+ nats", notes[1]
     )
 
 
