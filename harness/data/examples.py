@@ -19,13 +19,13 @@ def examples_of(
     They are interleaved, in a fixed order. Tasks that measure perplexity have no training items.
     Raises `NoSplit` where no task can be trained on.
     """
-    return [source.render(example) for example in _plain_examples(tasks, split, source, rows=rows)]
+    return [source.render(example) for example in plain_examples(tasks, split, source, rows=rows)]
 
 
-def _plain_examples(
+def plain_examples(
     tasks: Mapping[str, Task], split: Split, source: DataSource, *, rows: int
 ) -> list[Example]:
-    """Return the items of `examples_of`, not rendered yet."""
+    """Return the items of `examples_of` as their tasks have them, not rendered yet."""
     trainable = [task for task in tasks.values() if task.kind != "perplexity"]
     if not trainable:
         raise NoSplit(
@@ -98,7 +98,7 @@ def interleaved(parts: Sequence[Sequence[Any]]) -> Iterator[Any]:
 
 def training_examples(tasks: Mapping[str, Task], source: DataSource, *, rows: int) -> list[Example]:
     """Return the training items; raises `HarnessError` where one is an evaluation item."""
-    examples = _plain_examples(tasks, "train", source, rows=rows)
+    examples = plain_examples(tasks, "train", source, rows=rows)
     prompts = {identity_of(example) for example in examples}
     for name, task in tasks.items():
         shared = sorted(prompts & held_out_prompts(task, source))

@@ -10,11 +10,16 @@ _SECONDS = 10.0  # that the Hub may take to answer
 def dataset_revision(name: str) -> str:
     """Return the commit of a data set: the Hub's, else that of the local copy, else "".
 
+    Of `NAME@REVISION` it is the revision, and nobody is asked.
+
     `datasets` asks the Hub for the newest commit wherever it can, and takes its copy of that
     commit where it has one; without a network it takes the copy it loaded last.
     """
     from huggingface_hub import HfApi, constants
 
+    name, _, pinned = name.partition("@")
+    if pinned:
+        return pinned
     if not constants.HF_HUB_OFFLINE:
         try:
             return str(HfApi().dataset_info(name, timeout=_SECONDS).sha or "")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,7 +47,7 @@ class TrainingSet:
     evaluated: Mapping[str, Task] = field(default_factory=dict, compare=False)
     overlap: Literal["drop", "refuse"] = "drop"
     # texts that another set holds out for validation
-    held_out_elsewhere: frozenset[str] = field(default=frozenset(), compare=False)
+    held_out_elsewhere: Container[str] = field(default=frozenset(), compare=False)
 
     # What a task declares (harness.contract.Task); nothing of a set is scored.
     version = "1"
@@ -71,9 +71,14 @@ class TrainingSet:
     def _found(self) -> dict[str, Mapping[int, str]]:
         return {}  # what was looked for once
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """The sha256 of every example in order: what keys and records hold of a set."""
+        """What keys and records hold of a set: the digest of its contents."""
+        return self.content_digest
+
+    @cached_property
+    def content_digest(self) -> str:
+        """The sha256 of every example in order."""
         total = hashlib.sha256()
         for example in self._examples:
             fields = (example.prompt, example.completion, example.answer, example.conversation)
@@ -133,9 +138,9 @@ class TrainingSet:
                 example = self._examples[index]
                 text = " ".join((example.prompt or example.completion).split())
                 raise HarnessError(
-                    f"{len(items):,} of {len(self):,} examples of {self.place} hold evaluation "
-                    f"items, the first one of {task}: {text[:80]!r}; remove them, or type "
-                    "--overlap drop"
+                    f"{len(items):,} of {len(self._examples):,} examples of {self.place} hold "
+                    f"evaluation items, the first one of {task}: {text[:80]!r}; remove them, or "
+                    "type --overlap drop"
                 )
             self._found["dropped"] = items
         return self._found["dropped"]
@@ -145,7 +150,7 @@ class TrainingSet:
         dropped = self._dropped(source)
         held_out = len(self._held_out - set(dropped))
         return {
-            "train": len(self) - held_out - len(dropped),
+            "train": len(self._examples) - held_out - len(dropped),
             "validation": held_out,
             "dropped_for_evaluation_text": len(dropped),
         }
@@ -182,48 +187,6 @@ class TrainingSet:
             f"{self.name} says of no answer whether it is right; use a method that needs no grader "
             "(sft, response, cot-unfiltered)"
         )
-
-
-def parse_training_sets(
-    texts: Iterable[str], *, option: str = "--train-data"
-) -> tuple[TrainingSet, ...]:
-    """Read `FILE`, `FILE=WEIGHT`, `ORG/NAME` or `ORG/NAME:SPLIT=WEIGHT`, one for each set.
-
-    Raises `HarnessError` for a file that is not there, a weight that is none, and a set that is
-    named twice.
-    """
-    sets = [_parsed_set(text, option) for text in texts]
-    for index, training_set in enumerate(sets):
-        if training_set.place in {other.place for other in sets[:index]}:
-            raise HarnessError(f"--train-data names {training_set.place} twice; name it once")
-    names = [training_set.name for training_set in sets]
-    if double := next((name for name in names if names.count(name) > 1), ""):
-        raise HarnessError(
-            f"two files of --train-data are called {double.removeprefix(PREFIX)}; rename one, so "
-            "that records can tell them apart"
-        )
-    return tuple(sets)
-
-
-def _parsed_set(text: str, option: str) -> TrainingSet:
-    place, _, weight = text.rpartition("=") if "=" in text else (text, "", "1")
-    if Path(text).exists():  # a file whose name holds an equals sign
-        place, weight = text, "1"
-    try:
-        value = float(weight)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise HarnessError(
-            f"{option} {text}: {weight!r} is no weight; write FILE=0.7, or leave it out"
-        )
-    training_set = TrainingSet(place, value)
-    if training_set.is_file and not Path(place).is_file():
-        raise HarnessError(
-            f"{option} {place}: there is no such file; give a file of JSON lines "
-            f"({FORMS}), or a data set of the Hub as ORG/NAME"
-        )
-    return training_set
 
 
 def _file_rows(path: Path) -> Iterator[NumberedRow]:

@@ -25,6 +25,7 @@ from harness.measuring.measure import (
     measurement_of,
     seconds_per_problem,
 )
+from harness.measuring.rounds import rounds_on
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
 from harness.models.shape import parameters_on_disk
@@ -85,33 +86,52 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
 
     The student is closed at the end: the caller has the memory for other models.
     """
-    from harness.models.language_model import open_model
     from harness.scoring.items import write_rows
 
-    job, conditions = loaded.job, loaded.job.conditions
-    with _open_backend(job, student, conditions.dtype) as backend:
+    job = loaded.job
+    with _open_backend(job, student, job.conditions.dtype) as backend:
         scores, rows = _score_tasks(loaded, backend)
-    if job.work.backend == "transformers":
-        opened = backend.opened
-    else:
-        opened = open_model(student, device=conditions.device, dtype=conditions.dtype)
     write_rows(job.cell_folder / "samples.jsonl", rows)
     # of training and scoring; read before another model is opened beside the student
     peak = process_bytes("VmHWM")
-    parameters = _count_parameters(job, opened)
-    fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
-    text_distances = text_measurements(loaded, opened, rows)
-    if job.cell.is_teacher:
-        _save_teacher_reads(loaded, opened, rows)
-        save_text_reads(loaded, opened, rows)
+    opened = backend.opened if job.work.backend == "transformers" else _opened_again(job, student)
+    fidelity: tuple[Fidelity, ...] = ()
+    further: tuple[Measurement, ...]
+    if isinstance(opened, Measurement):
+        parameters, further = parameters_on_disk(student.path), (opened,)
+    else:
+        parameters = _count_parameters(job, opened)
+        fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
+        further = (*text_measurements(loaded, opened, rows), *remarks)
+        if job.cell.is_teacher:
+            _save_teacher_reads(loaded, opened, rows)
+            save_text_reads(loaded, opened, rows)
     return Evaluation(
         backend.path,
         parameters,
         tuple(scores),
         tuple(rows),
         fidelity,
-        (*seconds_per_problem(scores), *text_distances, *remarks),
+        (*seconds_per_problem(scores), *further),
     ), peak
+
+
+def _opened_again(job: CellJob, student: Checkpoint) -> "LanguageModel | Measurement":
+    """Open with transformers what vLLM scored; where that fails, return the remark of it.
+
+    Distances to the teacher and the teacher's own distributions are read so. Neither may fail a
+    row that has its scores.
+    """
+    from harness.models.language_model import open_model
+
+    device, dtype = job.conditions.device, job.conditions.dtype
+    try:
+        return open_model(student, device=device, dtype=dtype)
+    except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
+        traceback.print_exc()
+        remark = _skipped_fidelity(failure_of(job, problem).reason)
+    release_memory(device)
+    return remark
 
 
 def score_again(job: CellJob) -> "list[TaskScore]":
@@ -148,7 +168,9 @@ def _open_backend(
         return
     from harness.scoring.vllm_backend import VllmBackend
 
-    engine = VllmBackend(checkpoint, dtype=dtype, device=job.conditions.device)
+    engine = VllmBackend(
+        checkpoint, dtype=dtype, device=job.conditions.device, rows_at_once=batch_size
+    )
     try:
         yield engine
     finally:
@@ -173,10 +195,9 @@ def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore
     rows: list[ItemRow] = []
     for task in loaded.tasks.values():
         score, items = score_task(
-            backend.opened,
+            backend,
             task,
             loaded.source,
-            backend=backend,
             limit=limit_for(job.conditions.limit, task.name),
             progress=loaded.progress,
             cache=cache,
@@ -198,7 +219,7 @@ def _measure_student(
     release_memory(conditions.device)
     settings = TimingSettings(
         grid=parse_grid(job.work.grid or ""),
-        rounds=job.work.rounds,
+        rounds=rounds_on(conditions.device, job.work.rounds),
         device=conditions.device,
         dtype=conditions.dtype,
         threads=threads,
@@ -211,11 +232,14 @@ def _measure_student(
             folder=job.cell_folder,
             progress=loaded.progress,
         )
-    except (CellFailed, HarnessError) as problem:  # the row keeps its scores
+        write_atomically(
+            job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
+        )
+    except (CellFailed, HarnessError) as problem:
         return (_skipped_timing(str(problem)),)
-    write_atomically(
-        job.cell_folder / "timings.json", json.dumps({**result.raw, "skipped": result.skipped})
-    )
+    except Exception as problem:  # noqa: BLE001  nothing optional may fail a scored row
+        traceback.print_exc()
+        return (_skipped_timing(failure_of(job, problem).reason),)
     skipped = tuple(_skipped_timing(reason) for reason in result.skipped)
     return result.measurements + skipped
 
@@ -251,6 +275,7 @@ def _save_teacher_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list
             f"{failure_of(loaded.job, problem).reason}",
             file=sys.stderr,
         )
+    release_memory(loaded.job.conditions.device)
 
 
 def _compare_with_teacher(
@@ -258,18 +283,21 @@ def _compare_with_teacher(
 ) -> tuple[tuple[Fidelity, ...], tuple[Measurement, ...]]:
     """Return the distances to the teacher, or a remark why they could not be measured.
 
-    Distances that are not finite raise `CellFailed`, as everywhere: they fail the row.
+    Distances that are not finite raise `CellFailed`, as everywhere: they fail the row. Whatever
+    else goes wrong is the remark.
     """
     job = loaded.job
     if job.teacher_samples is not None and not job.teacher_samples.exists():
         return (), (_skipped_fidelity(NO_TEACHER_ANSWERS),)
     try:
         return _distances_to_teacher(loaded, student, rows), ()
-    except (CellFailed, HarnessError):
+    except CellFailed:
         raise
     except Exception as problem:  # noqa: BLE001  out of memory beside the teacher, most likely
         traceback.print_exc()
-        return (), (_skipped_fidelity(failure_of(job, problem).reason),)
+        remark = _skipped_fidelity(failure_of(job, problem).reason)
+    release_memory(job.conditions.device)
+    return (), (remark,)
 
 
 def _skipped_fidelity(reason: str) -> Measurement:
@@ -375,9 +403,9 @@ class _TeacherReader:
 def _noise_floor(loaded: LoadedJob, rows: "tuple[ItemRow, ...]") -> tuple[Measurement, ...]:
     """Score the teacher twice on a sample: how many answers change by rounding alone.
 
-    The second scoring never takes more memory than the first: a float32 teacher is scored in
-    bfloat16, any other in its own dtype with few rows at once, which sums in another order. If it
-    fails, the row keeps its scores and gets a remark.
+    The second scoring never takes more memory than the first, with either backend: a float32
+    teacher is scored in bfloat16, any other in its own dtype with few rows at once, which sums in
+    another order. If it fails, the row keeps its scores and gets a remark.
     """
     job = loaded.job
     measured: list[Measurement] = []
@@ -410,22 +438,19 @@ def _flip_measurements(
     from harness.scoring.score import score_task
 
     job = loaded.job
-    noise, is_float32 = job.work.noise, job.conditions.dtype == "float32"
-    with_transformers = job.work.backend == "transformers"
-    dtype = "bfloat16" if is_float32 or with_transformers else "float32"
-    if is_float32 or not with_transformers:
-        batch_size = None
-        condition = f"{dtype} against {job.conditions.dtype}"
+    noise, dtype, batch_size = job.work.noise, "bfloat16", None
+    if job.conditions.dtype == "float32":
+        condition = f"{dtype} against float32"
     else:
+        dtype = job.conditions.dtype
         batch_size = 1 if job.work.batch_size == NOISE_BATCH_SIZE else NOISE_BATCH_SIZE
         condition = f"{dtype}, {batch_size} rows at once"
     with _open_backend(job, loaded.teachers[0], dtype, batch_size=batch_size) as backend:
         for name, task in tasks.items():
             score, second_rows = score_task(
-                backend.opened,
+                backend,
                 task,
                 loaded.source,
-                backend=backend,
                 limit=min(noise, limit_for(job.conditions.limit, name) or noise),
                 progress=loaded.progress,
                 prompting=job.conditions.prompting,

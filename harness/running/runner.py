@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from harness.contract import Progress
-from harness.data.training_sets import parse_training_sets
+from harness.data.typed_sets import parse_training_sets
 from harness.errors import CRASHES, HarnessError, how_it_ended
 from harness.files.lines import read_signed_lines
 from harness.files.places import make_folder
@@ -285,7 +285,7 @@ def _cell_job(
         conditions=plan.conditions_of(cell),
         teachers=plan.teachers,
         student_base=plan.student_base,
-        work=config.work.model_copy(update={"grid": plan.grid}),
+        work=config.work.model_copy(update={"grid": plan.grid, "rounds": plan.rounds}),
         measure=bool(plan.grid) and suites_have_timing and not cell.simulated,
         include_path=config.include_path.resolve() if config.include_path else None,
         num_fewshot=config.num_fewshot,

@@ -22,7 +22,7 @@ from harness.files.writing import read_signed, write_signed
 from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
-from harness.records.record import BadRecord, Cost, StageRecord, read_record
+from harness.records.record import BadRecord, Cost, SharedCost, StageRecord, read_record
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
 
@@ -55,11 +55,19 @@ def student_of_cell(loaded: LoadedJob) -> Student:
 
 
 def with_data_notes(loaded: LoadedJob, cost: Cost) -> Cost:
-    """Return the cost with a note of the user's own data, or of tasks without training items."""
+    """Return the cost with notes on the row's data and recipes.
+
+    They name the user's own data, or tasks without training items, and say why a plan chose
+    another recipe than the first.
+    """
     if not loaded.job.cell.trains:
         return cost
+    if recipes := loaded.job.cell.recipe_notes:
+        cost = cost.model_copy(update={"notes": {**cost.notes, "recipe_chosen": dict(recipes)}})
     if own_data := loaded.own_data_notes():
-        return cost.model_copy(update={"notes": {**cost.notes, "train_data": own_data}})
+        notes = {**cost.notes, "train_data": own_data}
+        writing = (SharedCost(**fields) for fields in loaded.writing_costs())
+        return cost.model_copy(update={"notes": notes, "shared": (*cost.shared, *writing)})
     if names := untrained_tasks(loaded.tasks, loaded.source):
         return cost.model_copy(update={"notes": {**cost.notes, "tasks_without_split": names}})
     return cost
@@ -283,17 +291,21 @@ def _refuse_too_large(
             f"{stage.method} cannot be trained here: {workload.bytes_per_weight:g} bytes x "
             f"{parameters:,.0f} parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this "
             f"{device} has {memory / GIB:,.1f} GiB; give {advice}"
-            + _lora_advice(stage.method, method, needed - memory, parameters)
+            + _recipe_advice(stage.method, method, needed - memory, parameters)
         )
 
 
-def _lora_advice(name: str, method: Any, missing: float, parameters: float) -> str:
-    """Say how to train adapters in place of every weight, where that would fit."""
-    if getattr(method, "recipe", "") != "full" or method.discards_weights:
-        return ""
-    with_adapters = replace(method, recipe="lora").training_bytes_per_weight
-    saved = (method.training_bytes_per_weight - with_adapters) * parameters
-    return f", or type --set {name}.recipe=lora" if saved >= missing else ""
+def _recipe_advice(name: str, method: Any, missing: float, parameters: float) -> str:
+    """Name the smallest recipe, where it would need so many bytes less."""
+    recipe = getattr(method, "recipe", "")
+    smaller = method.recipes[method.recipes.index(recipe) + 1 :] if recipe in method.recipes else ()
+    for candidate in reversed(smaller):
+        if candidate == "lora" and method.discards_weights:
+            continue
+        with_candidate = replace(method, recipe=candidate).training_bytes_per_weight
+        if (method.training_bytes_per_weight - with_candidate) * parameters >= missing:
+            return f", or type --set {name}.recipe={candidate}"
+    return ""
 
 
 def _reset_peak_memory(device: str) -> None:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from harness.contract import Task
 from harness.data.contamination import documents_of
-from harness.errors import CellFailed, HarnessError
 from harness.measuring.measure import measurement_of
 from harness.records import columns
 from harness.records.record import Measurement
@@ -55,30 +54,42 @@ def save_text_reads(loaded: LoadedJob, teacher: "LanguageModel", rows: "list[Ite
 def text_measurements(
     loaded: LoadedJob, student: "LanguageModel", rows: "list[ItemRow]"
 ) -> tuple[Measurement, ...]:
-    """Return a student's distances to its teacher on texts; a remark where there are none."""
+    """Return a student's distances to its teacher on texts; a remark where there are none.
+
+    Raises `NotANumber` where the student's own logits are none.
+    """
     from harness.models.language_model import student_tokenizer
+    from harness.scoring.text_divergence import NotANumber
 
     if loaded.job.teacher_samples is None or not _text_tasks(loaded):
         return ()
-    if student.tokenizer.get_vocab() != student_tokenizer(loaded.teachers[0]).get_vocab():
-        return ()
     measured: list[Measurement] = []
     try:
+        if student.tokenizer.get_vocab() != student_tokenizer(loaded.teachers[0]).get_vocab():
+            return ()
         for name, task in _text_tasks(loaded):
             divergence = _compare(loaded, name, task, student, rows)
-            if divergence is not None:
+            if divergence is None:
+                measured.append(_skipped(f"teacher and student read {name} in other windows"))
+            else:
                 measured += _measurements_of(divergence, name)
-    except (CellFailed, HarnessError):
+    except NotANumber:  # the row itself is wrong
         raise
-    except Exception as problem:  # noqa: BLE001  out of memory beside the teacher, most likely
+    except Exception as problem:  # noqa: BLE001  nothing else may fail a row that was scored
         traceback.print_exc()
-        reason = failure_of(loaded.job, problem).reason
-        remark = f"its distance to the teacher on texts was not measured: {reason}"
-        skipped = Measurement(
-            name="skipped_text_distance", value=0, unit="", higher_is_better=False, remark=remark
-        )
-        return (*measured, skipped)
+        measured.append(_skipped(failure_of(loaded.job, problem).reason))
     return tuple(measured)
+
+
+def _skipped(reason: str) -> Measurement:
+    """Return the remark of a row whose distance to its teacher was not measured."""
+    return Measurement(
+        name="skipped_text_distance",
+        value=0,
+        unit="",
+        higher_is_better=False,
+        remark=f"its distance to the teacher on texts was not measured: {reason}",
+    )
 
 
 def _text_tasks(loaded: LoadedJob) -> list[tuple[str, Task]]:
@@ -107,7 +118,7 @@ def _compare(
     windows = _windows(loaded, task, student, rows)
     texts = list(chain.from_iterable(windows))
     readings = _teacher_readings(loaded, name, texts, width=student.vocabulary)
-    return compare_texts(readings, distribution_reader(student, 1), list(map(len, windows)))
+    return compare_texts(readings, distribution_reader(student, 1), windows)
 
 
 def _teacher_readings(

@@ -5,15 +5,18 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import date, time
 from pathlib import Path
 from typing import Any
 
 from harness.contract import Task
 from harness.data.source import LocalOrHubData, manifest_rows
 from harness.errors import HarnessError
+from harness.files.untrusted import MODEL_LIMITS, read_object
 from harness.files.writing import replace_file, write_atomically
 
 MANIFEST = "MANIFEST.md"
+REVISION_FILE = "revision.json"  # beside files of the Hub: which revision of the data set they are
 _HEADER = "| file | rows | source |\n|:--|--:|:--|\n"
 
 
@@ -28,8 +31,20 @@ class HubFile:
 
 
 def json_lines(rows: Iterable[Mapping[str, Any]]) -> Iterator[str]:
-    """Yield rows as lines of JSON."""
-    return (json.dumps(dict(row), ensure_ascii=False) for row in rows)
+    """Yield rows as lines of JSON; dates as ISO 8601 has them.
+
+    Raises `HarnessError` for a value that JSON has no form for, such as bytes.
+    """
+    return (json.dumps(dict(row), ensure_ascii=False, default=_as_json) for row in rows)
+
+
+def _as_json(value: Any) -> str:
+    if isinstance(value, date | time):
+        return value.isoformat()
+    raise HarnessError(
+        f"a row holds {type(value).__name__}, which JSON lines cannot hold; copy the data set's "
+        "Parquet files to hub/DATA SET/CONFIGURATION/SPLIT.parquet"
+    )
 
 
 def hub_files_of(task: Task) -> list[HubFile]:
@@ -72,7 +87,10 @@ def _whole_rows(folder: Path, relative: str) -> int | None:
 def _write(folder: Path, file: HubFile) -> int:
     """Write a file, its line in the manifest, and the revision beside it; return its rows."""
     rows = 0
+    path = folder / file.relative
     revision = file.revision() if file.revision is not None else ""
+    if revision:
+        _refuse_mixed_revisions(path, revision)
 
     def write(fresh: Path) -> None:
         nonlocal rows
@@ -82,13 +100,25 @@ def _write(folder: Path, file: HubFile) -> int:
                 packed.write(f"{line}\n".encode())
                 rows += 1
 
-    path = folder / file.relative
     replace_file(path, write)
     if revision:
         text = json.dumps({"dataset": file.source.split()[0], "revision": revision}, indent=1)
-        write_atomically(path.with_name("revision.json"), text + "\n")
+        write_atomically(path.with_name(REVISION_FILE), text + "\n")
     _list_in_manifest(folder, file, rows)
     return rows
+
+
+def _refuse_mixed_revisions(path: Path, revision: str) -> None:
+    """Raise `HarnessError` where other files of this file's folder are of another revision."""
+    note = path.with_name(REVISION_FILE)
+    if not note.is_file() or not any(other not in (note, path) for other in path.parent.iterdir()):
+        return
+    copied = read_object(note, MODEL_LIMITS).get("revision")
+    if copied != revision:
+        raise HarnessError(
+            f"{path.parent} holds files of revision {copied}, and the Hub has {revision} now; "
+            "remove that folder, then type the command again"
+        )
 
 
 def _list_in_manifest(folder: Path, file: HubFile, rows: int) -> None:

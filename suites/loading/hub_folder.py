@@ -5,21 +5,23 @@ A task that names such a data set reads it there, without a network. A split is 
 be missing; one that it scores may not.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from harness.data.source import LocalOrHubData
+from harness.data.source import LocalOrHubData, manifest_rows
 from harness.errors import HarnessError
+from harness.files.digests import digest_of
 from harness.files.untrusted import MODEL_LIMITS, read_object
+from suites.loading.fetching import REVISION_FILE
 
 ROOT = "hub"
 DEFAULT_CONFIGURATION = "default"
-REVISION_FILE = "revision.json"  # which revision of the data set was copied
 _FORMS = (".jsonl", ".jsonl.gz", ".parquet")
 SPLIT_KEYS = ("training_split", "validation_split", "test_split", "fewshot_split")
+_SHOTS_KEYS = ("training_split", "validation_split", "test_split")  # lm-eval's order
 
 
 @dataclass(frozen=True)
@@ -95,9 +97,18 @@ class HubFolder:
             raise HarnessError(
                 f"{file} is cut short or no Parquet file; copy the file again"
             ) from problem
-        if len(dataset) == 0:
-            raise HarnessError(f"{file} holds no row; copy the file again")
+        self._refuse_lost_rows(split, len(dataset))
         return dataset
+
+    def _refuse_lost_rows(self, split: str, count: int) -> None:
+        """Raise `HarnessError` for fewer rows than the data folder's MANIFEST.md lists."""
+        file = self.files[split]
+        listed = manifest_rows(self.data_folder).get(file, 0)
+        if count < listed:
+            raise HarnessError(
+                f"{self.data_folder / file}: {count:,} rows found and {listed:,} expected by the "
+                "data folder's MANIFEST.md; copy the file again, or correct the manifest"
+            )
 
 
 @dataclass(frozen=True)
@@ -128,23 +139,18 @@ def local_files(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(file for part in splits if isinstance(part, LocalSplits) for file in part.files)
 
 
-def find_hub_folder(
-    data_folder: Path | None, dataset: object, configuration: object
-) -> HubFolder | None:
-    """Return the copy of a configuration of a data set; None where the data folder has none.
+def find_hub_folder(data_folder: Path | None, settings: Mapping[str, Any]) -> HubFolder | None:
+    """Return the copy of what a task's `settings` read of the Hub; None where there is none.
 
-    A data set without named configurations lies in `default`. Raises `HarnessError` where the data
-    set is there and this configuration is not.
+    Raises `HarnessError` where the data set is there and this configuration is not.
     """
+    dataset = settings.get("dataset_path")
     if data_folder is None or not isinstance(dataset, str) or not dataset:
         return None
+    folder = HubFolder(data_folder, dataset, configuration_folder(settings))
     parent = data_folder / ROOT / dataset
-    folder = HubFolder(data_folder, dataset, str(configuration or DEFAULT_CONFIGURATION))
-    root = (data_folder / ROOT).resolve()
-    if not parent.is_dir() or not all(
-        root in path.resolve().parents for path in (parent, folder.path)
-    ):
-        return None  # a name that leads out of the folder
+    if _leads_out(dataset) or _leads_out(folder.configuration) or not parent.is_dir():
+        return None
     if not folder.path.is_dir():
         present = ", ".join(sorted(path.name for path in parent.iterdir() if path.is_dir()))
         raise HarnessError(
@@ -154,19 +160,35 @@ def find_hub_folder(
     return folder
 
 
+def configuration_folder(settings: Mapping[str, Any]) -> str:
+    """Return the name of the folder that holds a task's configuration of a data set.
+
+    A data set without named configurations lies in `default`. What a task reads of certain files of
+    a data set lies beside its other configurations, under a digest of their names.
+    """
+    name = str(settings.get("dataset_name") or DEFAULT_CONFIGURATION)
+    options = settings.get("dataset_kwargs") or {}
+    files = {key: options[key] for key in ("data_dir", "data_files") if options.get(key)}
+    return f"{name}-{digest_of(files)[:8]}" if files else name
+
+
+def _leads_out(name: str) -> bool:
+    """Tell whether a name is a path that leaves its folder."""
+    parts = name.replace("\\", "/").split("/")
+    return any(part in ("", ".", "..") for part in parts) or ":" in parts[0]
+
+
 def with_local_splits(
     name: str, settings: Mapping[str, Any], data_folder: Path | None
 ) -> dict[str, Any]:
     """Return a task's settings with its data set read from the data folder, where it lies there.
 
-    `name` is the task's, for errors. Raises `HarnessError` for a scored split that is missing, for
-    shots that only the scored split could give, and for a copy of another revision.
+    `name` is the task's, for errors. Raises `HarnessError` for a missing split that is scored or
+    gives the shots, and for a copy of another revision.
     """
     if settings.get("custom_dataset") is not None:
         return dict(settings)
-    folder = find_hub_folder(
-        data_folder, settings.get("dataset_path"), settings.get("dataset_name")
-    )
+    folder = find_hub_folder(data_folder, settings)
     if folder is None:
         return dict(settings)
     options = dict(settings.get("dataset_kwargs") or {})
@@ -178,34 +200,54 @@ def with_local_splits(
             f"{', '.join(folder.files) or 'no split'}; type: harness data fetch {name} --to "
             f"{folder.data_folder}"
         )
-    named = {key: settings[key] for key in SPLIT_KEYS if settings.get(key)}
-    present = {key: split for key, split in named.items() if split in folder.files}
-    _refuse_missing_shots(name, settings, present, folder)
-    splits = LocalSplits(folder, tuple(dict.fromkeys(present.values())), str(scored))
-    without_source = {
+    _refuse_missing_shots(name, settings, folder)
+    present = tuple(split for split in named_splits(settings) if split in folder.files)
+    left_out = {key for key in SPLIT_KEYS if settings.get(key) and settings[key] not in present}
+    local = {
         key: value
         for key, value in settings.items()
-        if key not in {"dataset_path", "dataset_name", "dataset_kwargs", *named}
+        if key not in {"dataset_path", "dataset_name", "dataset_kwargs", *left_out}
     }
-    return without_source | present | {"custom_dataset": splits}
+    shots = _shots_options(settings)
+    if shots.get("split") and shots["split"] not in present:  # no example is shown
+        local["fewshot_config"] = {key: shots[key] for key in shots if key != "split"}
+    return local | {"custom_dataset": LocalSplits(folder, present, str(scored))}
 
 
-def _refuse_missing_shots(
-    name: str,
-    settings: Mapping[str, Any],
-    present: Mapping[str, str],
-    folder: HubFolder,
-) -> None:
-    """Refuse shots where every split that may give them is missing, or is the scored one."""
-    shots = settings.get("num_fewshot") or 0
-    own_samples = (settings.get("fewshot_config") or {}).get("samples")
-    if not shots or own_samples is not None:
-        return
-    scored_key = "test_split" if "test_split" in present else "validation_split"
-    sources: Iterable[str] = [key for key in present if key != scored_key]
-    if not any(present[key] != present[scored_key] for key in sources):
+def named_splits(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the splits that a task names, each once."""
+    named = (*(settings.get(key) for key in SPLIT_KEYS), _shots_options(settings).get("split"))
+    return tuple(dict.fromkeys(str(split) for split in named if split))
+
+
+def _shots_options(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what a task states under `fewshot_config`."""
+    options = settings.get("fewshot_config")
+    return options if isinstance(options, Mapping) else {}
+
+
+def _refuse_missing_shots(name: str, settings: Mapping[str, Any], folder: HubFolder) -> None:
+    """Raise `HarnessError` where the split that a task's shots come from is missing.
+
+    lm-eval would take them from another split, and prompts would not be those of other machines.
+    """
+    shots, source = settings.get("num_fewshot") or 0, shots_split(settings)
+    if shots and source is not None and source not in folder.files:
         raise HarnessError(
-            f"{name} shows {shots} examples before each item, and {folder.path} has only the split "
-            f"that is scored, {present[scored_key]}; add its other splits, or type: harness data "
-            f"fetch {name} --to {folder.data_folder}"
+            f"{name} takes its {shots} examples from the split {source}, and {folder.path} has "
+            f"{', '.join(folder.files)}; type: harness data fetch {name} --to {folder.data_folder}"
         )
+
+
+def shots_split(settings: Mapping[str, Any]) -> str | None:
+    """Return the split that lm-eval takes a task's shots from; None where it states its own.
+
+    It is the one stated for shots, which wins over stated examples; else the first of train,
+    validation and test that the task has.
+    """
+    options = _shots_options(settings)
+    if split := options.get("split", settings.get("fewshot_split")):
+        return str(split)
+    if options.get("samples") is not None:
+        return None
+    return next((str(settings[key]) for key in _SHOTS_KEYS if settings.get(key)), None)

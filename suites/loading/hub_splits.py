@@ -1,12 +1,12 @@
 """The splits of a data set of the Hub as files of a data folder, for tasks of lm-eval."""
 
 from collections.abc import Iterator, Mapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from suites.loading.definition import reads_local_files
 from suites.loading.fetching import HubFile, json_lines
-from suites.loading.hub_folder import DEFAULT_CONFIGURATION, ROOT, SPLIT_KEYS
+from suites.loading.hub_folder import ROOT, configuration_folder, named_splits
 from suites.loading.lm_eval import explaining_hub_errors
 
 _REMEDY = "type it where there is a network, or set HF_HUB_OFFLINE=0"
@@ -20,17 +20,16 @@ def hub_files(name: str, settings: Mapping[str, Any]) -> Iterator[HubFile]:
     """
     if reads_local_files(settings) or settings.get("custom_dataset") is not None:
         return
-    dataset, configuration = str(settings["dataset_path"]), settings.get("dataset_name")
-    folder = f"{ROOT}/{dataset}/{configuration or DEFAULT_CONFIGURATION}"
-    named = dict.fromkeys(split for key in SPLIT_KEYS if (split := settings.get(key)))
+    dataset, configuration = str(settings["dataset_path"]), configuration_folder(settings)
+    folder = f"{ROOT}/{dataset}/{configuration}"
     scored = settings.get("test_split") or settings.get("validation_split")
     with explaining_hub_errors(name, _REMEDY):
         present = _splits_of_hub(settings)
-    for split in named:
+    for split in named_splits(settings):
         if split in present or split == scored:
             yield HubFile(
                 f"{folder}/{split}.jsonl.gz",
-                f"{dataset} {configuration or DEFAULT_CONFIGURATION} {split}",
+                f"{dataset} {configuration} {split}",
                 partial(_lines, name, settings, split),
                 partial(_revision, name, settings),
             )
@@ -56,22 +55,28 @@ def _load_options(settings: Mapping[str, Any]) -> dict[str, Any]:
 def _lines(name: str, settings: Mapping[str, Any], split: str) -> Iterator[str]:
     from datasets import load_dataset
 
+    # what is read is of the revision that is written beside it, whatever comes in between
+    revision = {"revision": commit} if (commit := _revision(name, settings)) else {}
     with explaining_hub_errors(name, _REMEDY):
         rows = load_dataset(
             settings["dataset_path"],
             settings.get("dataset_name"),
             split=split,
-            **_load_options(settings),
+            **(_load_options(settings) | revision),
         )
     return json_lines(rows)
 
 
 def _revision(name: str, settings: Mapping[str, Any]) -> str:
     """Return the commit of the data set on the Hub; "" where the Hub does not say."""
-    from huggingface_hub import HfApi
-
-    options = _load_options(settings)
-    if isinstance(stated := options.get("revision"), str):
+    if isinstance(stated := _load_options(settings).get("revision"), str):
         return stated
     with explaining_hub_errors(name, _REMEDY):
-        return str(HfApi().dataset_info(str(settings["dataset_path"])).sha or "")
+        return _newest_commit(str(settings["dataset_path"]))
+
+
+@lru_cache(maxsize=64)  # all splits of one command are of one commit
+def _newest_commit(dataset: str) -> str:
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(dataset).sha or "")

@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from suites.loading.definition import TaskDefinition
+from suites.loading.hub_folder import shots_split
 
 
 def with_shots(definition: TaskDefinition, num_fewshot: int | None) -> TaskDefinition:
@@ -24,17 +25,11 @@ def states_no_shots(settings: Mapping[str, Any]) -> bool:
 
 
 def refuse_shots_from_scored_split(name: str, settings: Mapping[str, Any]) -> None:
-    """Raise `HarnessError` where the examples before items would be scored items themselves.
-
-    lm-eval takes the first of these splits that a task has: for shots, train, validation, test.
-    """
-    own_samples = (settings.get("fewshot_config") or {}).get("samples")
-    if not settings.get("num_fewshot") or own_samples is not None:
+    """Raise `HarnessError` where the examples before items would be scored items themselves."""
+    if not settings.get("num_fewshot"):
         return
-    keys = ("fewshot_split", "training_split", "validation_split", "test_split")
-    source = next((settings[key] for key in keys if settings.get(key)), None)
     scored = settings.get("test_split") or settings.get("validation_split")
-    if source == scored:
+    if shots_split(settings) == scored:
         raise HarnessError(
             f"--num-fewshot {settings['num_fewshot']}: {name} has no split but {scored} to take "
             "examples from, and that one is scored; leave --num-fewshot out"

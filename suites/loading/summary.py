@@ -112,10 +112,11 @@ def summarize_task(
 
 
 def _hub_datasets(settings: Sequence[TaskSettings]) -> tuple[str, ...]:
-    """Return the names of the data sets that tasks read from the Hub."""
+    """Return the data sets that tasks read from the Hub: a name, or `NAME@REVISION` if pinned."""
     on_hub = [
-        str(values["dataset_path"])
+        f"{values['dataset_path']}@{revision}" if revision else str(values["dataset_path"])
         for values in settings
+        for revision in [(values.get("dataset_kwargs") or {}).get("revision")]
         if values.get("dataset_path") and not reads_local_files(values)
     ]
     return tuple(dict.fromkeys(on_hub))

@@ -66,3 +66,35 @@ def test_another_revision_is_another_key_and_a_local_folder_has_none(hub, tmp_pa
     write_all(tmp_path / "data")
     monkeypatch.setattr("harness.data.hub_revisions.dataset_revision", lambda name: 1 / 0)
     assert _data_digest(tasks, LocalOrHubData(folder=tmp_path / "data"))
+
+
+def test_a_pinned_revision_is_taken_as_it_stands(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: 1 / 0)
+    assert dataset_revision("someone/science@b2") == "b2"
+
+
+def test_a_pinned_revision_is_in_the_digest_and_nobody_is_asked(hub, tmp_path, monkeypatch):
+    import huggingface_hub
+    from hub_tasks import write_tasks
+
+    import suites
+    from harness.api import _data_digest
+    from harness.data.source import LocalOrHubData
+
+    yaml = write_tasks(tmp_path / "tasks") / "science.yaml"
+    plain = yaml.read_text()
+
+    def digest():
+        dataset_revision.cache_clear()
+        task = suites.load("lm-eval:science", include_path=yaml.parent)
+        return _data_digest({"science": task}, LocalOrHubData())
+
+    hub["someone/science"] = "a1"
+    digests = [digest()]
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: 1 / 0)
+    for revision in ("b2", "c3", "b2"):
+        yaml.write_text(f"{plain}dataset_kwargs: {{revision: {revision}}}\n")
+        digests.append(digest())
+    assert len(set(digests)) == 3 and digests[1] == digests[3] and "" not in digests

@@ -9,7 +9,8 @@ import suites
 from harness.data.contamination import evaluation_items
 from harness.data.examples import examples_of, shares_of, training_examples
 from harness.data.source import LocalOrHubData, NoSplit
-from harness.data.training_sets import examples_of_row, parse_training_sets
+from harness.data.training_sets import examples_of_row
+from harness.data.typed_sets import parse_training_sets
 from harness.errors import HarnessError
 
 SOURCE = LocalOrHubData()

@@ -170,17 +170,14 @@ def test_parts_that_are_not_as_they_were_written_are_not_believed(tmp_path, monk
     assert recomputation_lines(plan(), store) == []
 
 
-def test_a_dry_run_says_it_too(tmp_path, monkeypatch, capsys):
-    from harness.cli.app import _print_plan
+def test_a_dry_run_says_it_too(tmp_path, monkeypatch):
+    from harness.cli.dry_run import plan_lines
 
     altered(monkeypatch, "for_scores", "harness/scoring/lm_eval_model.py")
     stored(plan(out=tmp_path), Store(tmp_path))
     monkeypatch.undo()
-    _print_plan(plan(out=tmp_path))
-    assert (
-        "cells are computed again: code changed (harness/scoring/lm_eval_model.py)"
-        in capsys.readouterr().out
-    )
+    text = "\n".join(plan_lines(plan(out=tmp_path)))
+    assert "cells are computed again: code changed (harness/scoring/lm_eval_model.py)" in text
 
 
 def test_a_store_of_thousands_of_cells_is_looked_through_quickly(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Copies of tasks' data: read back equal, kept where whole, made again where cut."""
 
+import datetime
 import gzip
 import json
 
@@ -9,6 +10,7 @@ from task_data import gsm8k_rows, mmlu_rows, refused
 import suites
 from harness.data.source import LocalOrHubData
 from suites import gsm8k, mmlu, wikitext
+from suites.loading.fetching import json_lines
 
 
 @pytest.fixture
@@ -117,3 +119,38 @@ def test_where_the_hub_cannot_be_reached_it_is_one_line_and_nothing_is_left(monk
     monkeypatch.setattr(gsm8k, "hub_rows", fail)
     refused(lambda: fetched("gsm8k", tmp_path), "Hub could not be reached")
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def copy(folder, split, revision):
+    from suites.loading.fetching import HubFile, _write
+
+    relative = f"hub/a/b/default/{split}.jsonl.gz"
+    file = HubFile(relative, f"a/b default {split}", lambda: ['{"x": 1}'], lambda: revision)
+    return _write(folder, file)
+
+
+def test_files_of_two_revisions_are_never_mixed(tmp_path):
+    copy(tmp_path, "train", "a1")
+    copy(tmp_path, "test", "a1")
+    refused(lambda: copy(tmp_path, "test", "b2"), "files of revision a1", "the Hub has b2 now")
+    (tmp_path / "hub/a/b/default/train.jsonl.gz").unlink()
+    copy(tmp_path, "test", "b2")  # it was the only file
+    note = json.loads((tmp_path / "hub/a/b/default/revision.json").read_text())
+    assert note["revision"] == "b2"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (datetime.date(2026, 1, 2), "2026-01-02"),
+        (datetime.datetime(2026, 1, 2, 3, 4), "2026-01-02T03:04:00"),
+        (datetime.time(3, 4), "03:04:00"),
+    ],
+)
+def test_dates_are_iso_8601(value, text):
+    assert list(json_lines([{"when": value}])) == [f'{{"when": "{text}"}}']
+
+
+@pytest.mark.parametrize("value", [b"picture", {1, 2}, 1j])
+def test_what_json_lines_cannot_hold_is_one_line(value):
+    refused(lambda: list(json_lines([{"x": value}])), "which JSON lines cannot hold", "parquet")

@@ -5,6 +5,7 @@ refused in one line.
 import gzip
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from task_data import refused, write_rows
 
 import suites
 from harness.data.source import LocalOrHubData
+from harness.errors import HarnessError
 
 
 @pytest.fixture
@@ -146,15 +148,157 @@ def test_a_copy_of_another_revision_is_refused(tasks, tmp_path):
     assert load("science", tasks, data).count() == 12
 
 
-def test_shots_from_the_scored_split_are_refused(tasks, tmp_path):
+def test_shots_come_from_the_split_that_lm_eval_takes_or_the_task_is_refused(tasks, tmp_path):
     yaml = tasks / "science.yaml"
     yaml.write_text(yaml.read_text() + "num_fewshot: 2\n")
     data = write_hub(tmp_path / "data")
-    refused(lambda: load("science", tasks, data), "shows 2 examples before", "only the split")
+    refused(
+        lambda: load("science", tasks, data),
+        "takes its 2 examples from the split train",
+        "harness data fetch lm-eval:science --to",
+    )
+    # a split that is there is no substitute: prompts would be others than elsewhere
+    other = write_hub(tmp_path / "other", splits=("validation", "test"))
+    refused(lambda: load("science", tasks, other), "from the split train", "has test, validation")
     whole = write_hub(tmp_path / "whole", splits=("train", "test"))
     [built] = load("science", tasks, whole).lm_eval_tasks(LocalOrHubData()).values()
     shown = built.fewshot_context(built.eval_docs[0], num_fewshot=2)
     assert shown.count("Which train thing") == 2 and shown.count("Which test thing") == 1
+
+
+@pytest.mark.parametrize("stated", ["fewshot_split: test", "fewshot_config: {split: test}"])
+def test_a_definition_that_takes_its_shots_from_the_scored_split_is_scored_as_with_a_network(
+    stated, tasks, tmp_path
+):
+    yaml = tasks / "science.yaml"
+    yaml.write_text(yaml.read_text() + f"num_fewshot: 2\n{stated}\n")
+    [built] = (
+        load("science", tasks, write_hub(tmp_path / "data"))
+        .lm_eval_tasks(LocalOrHubData())
+        .values()
+    )
+    shown = built.fewshot_context(built.eval_docs[0], num_fewshot=2)
+    assert shown.count("Which test thing") == 3
+
+
+SAMPLES = f"fewshot_config: {{samples: {json.dumps(science_rows('own', 3))}}}"
+# what is added to the definition, and the split that lm-eval then takes shots from
+SHOTS_FROM = {
+    "": "train",
+    "fewshot_split: validation": "validation",
+    "fewshot_config: {split: validation}": "validation",
+    "fewshot_split: train\nfewshot_config: {split: validation}": "validation",
+    "fewshot_split: validation\nfewshot_config: {split: null}": "train",
+    f"fewshot_split: validation\n{SAMPLES}": "validation",
+    "fewshot_config: {split: dev}": "dev",
+    "training_split: null": "validation",
+}
+
+
+def prompt_of(task):
+    [built] = task.lm_eval_tasks(LocalOrHubData()).values()
+    built.set_fewshot_seed(1)
+    return built.fewshot_context(built.eval_docs[0], num_fewshot=2)
+
+
+def add_to(tasks, text):
+    yaml, key = tasks / "science.yaml", text.partition(":")[0]
+    kept = [line for line in yaml.read_text().splitlines() if not key or not line.startswith(key)]
+    yaml.write_text("\n".join([*kept, text]) + "\n")
+
+
+@pytest.mark.parametrize(("stated", "source"), SHOTS_FROM.items())
+def test_shots_are_those_of_a_run_with_a_network(stated, source, tasks, tmp_path, monkeypatch):
+    import datasets
+
+    names = ("train", "validation", "dev", "test")
+    online = {name: datasets.Dataset.from_list(science_rows(name, 12)) for name in names}
+    monkeypatch.setattr(datasets, "load_dataset", lambda **_: online)
+    add_to(tasks, stated)
+    add_to(tasks, "num_fewshot: 2")
+    whole = write_hub(tmp_path / "whole", splits=names)
+    prompt = prompt_of(load("science", tasks, whole))
+    assert prompt == prompt_of(load("science", tasks, None))
+    assert prompt.count(f"Which {source} thing") == 2
+    lacking = write_hub(tmp_path / "lacking", splits=[name for name in names if name != source])
+    refused(
+        lambda: load("science", tasks, lacking),
+        f"takes its 2 examples from the split {source}",
+        f"harness data fetch lm-eval:science --to {lacking}",
+    )
+
+
+@pytest.mark.parametrize("stated", SHOTS_FROM)
+def test_without_shots_their_split_may_be_missing(stated, tasks, tmp_path):
+    add_to(tasks, stated)
+    task = load("science", tasks, write_hub(tmp_path / "data"))
+    [built] = task.lm_eval_tasks(LocalOrHubData()).values()
+    assert len(built.eval_docs) == 12
+
+
+def test_examples_that_a_definition_states_need_no_split(tasks, tmp_path):
+    add_to(tasks, SAMPLES)
+    add_to(tasks, "num_fewshot: 2")
+    prompt = prompt_of(load("science", tasks, write_hub(tmp_path / "data")))
+    assert prompt.count("Which own thing") == 2
+
+
+@pytest.mark.parametrize(
+    ("rows", "listed", "text"),
+    [
+        (12, 13, "12 rows found and 13 expected by the data folder's MANIFEST.md"),
+        (1, 12, "1 rows found and 12 expected by the data folder's MANIFEST.md"),
+        (0, 12, "copy the file again"),
+        (0, 0, "copy the file again"),
+    ],
+)
+def test_a_parquet_file_that_lost_rows_is_found(rows, listed, text, tasks, tmp_path):
+    from datasets import Dataset
+
+    data = write_hub(tmp_path / "data")
+    folder = data / "hub" / "someone" / "science" / "Easy"
+    (folder / "test.jsonl.gz").unlink()
+    kept = Dataset.from_list(science_rows("test", 12)).select(range(rows))
+    kept.to_parquet(str(folder / "test.parquet"))
+    (data / "MANIFEST.md").write_text(
+        f"| file | rows |\n|---|--:|\n| hub/someone/science/Easy/test.parquet | {listed} |\n"
+    )
+    refused(lambda: load("science", tasks, data).count(), text)
+
+
+@pytest.mark.parametrize(
+    "linked", ["hub", "hub/someone", "hub/someone/science", "hub/someone/science/Easy"]
+)
+def test_a_data_set_may_be_a_link(linked, tasks, tmp_path):
+    data = write_hub(tmp_path / "data")
+    (data / linked).rename(tmp_path / "elsewhere")
+    (data / linked).symlink_to(tmp_path / "elsewhere")
+    assert load("science", tasks, data).count() == 12
+
+
+def test_certain_files_of_a_data_set_have_a_folder_of_their_own(tasks, tmp_path):
+    yaml = tasks / "science.yaml"
+    plain = yaml.read_text()
+    data = write_hub(tmp_path / "data")
+    folder = data / "hub" / "someone" / "science"
+    names = set()
+    for options in ("data_dir: easy", "data_files: {test: a.json}", "data_files: {test: b.json}"):
+        yaml.write_text(plain + f"dataset_kwargs: {{{options}}}\n")
+        with pytest.raises(HarnessError) as problem:
+            load("science", tasks, data)
+        name = re.search(r"has no folder (\S+)", str(problem.value))[1]
+        names.add(name)
+        (folder / "Easy").rename(folder / name)
+        assert load("science", tasks, data).count() == 12
+        (folder / name).rename(folder / "Easy")
+    assert len(names) == 3 and all(name.startswith("Easy-") for name in names)
+
+
+def test_a_pinned_revision_is_in_the_name_of_the_data_set(tasks):
+    yaml = tasks / "science.yaml"
+    assert load("science", tasks, None).hub_datasets == ("someone/science",)
+    yaml.write_text(yaml.read_text() + "dataset_kwargs: {revision: b2}\n")
+    assert load("science", tasks, None).hub_datasets == ("someone/science@b2",)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from task_data import refused
 
 import suites
 from harness.data.source import LocalOrHubData
+from suites.loading.hub_splits import _newest_commit
 
 SPLITS = {
     "someone/science": {"test": science_rows("test", 5), "train": science_rows("train", 7)},
@@ -17,11 +18,17 @@ SPLITS = {
 
 @pytest.fixture
 def hub(monkeypatch):
-    """A Hub with two data sets; science lacks the validation split that its task names."""
+    """A Hub with two data sets; science lacks the validation split that its task names.
+
+    Returns the options of every loading.
+    """
     import datasets
     import huggingface_hub
 
-    def load_dataset(path, name=None, *, split, **_):
+    asked = []
+
+    def load_dataset(path, name=None, *, split, **options):
+        asked.append(options)
         return datasets.Dataset.from_list(SPLITS[path][split])
 
     class Api:
@@ -31,6 +38,49 @@ def hub(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr(datasets, "get_dataset_split_names", lambda path, *_, **__: SPLITS[path])
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
+    _newest_commit.cache_clear()
+    yield asked
+    _newest_commit.cache_clear()
+
+
+def fetch_science(tasks, data, stated):
+    """Fetch science with `stated` in its definition; return the folder of its files."""
+    yaml = write_tasks(tasks) / "science.yaml"
+    yaml.write_text(f"{yaml.read_text()}{stated}\n")
+    suites.fetch("lm-eval:science", data, include_path=tasks, say=lambda _: None)
+    task = suites.load("lm-eval:science", include_path=tasks, data_folder=data)
+    assert task.count() == 5 and not task.needs_hub
+    return (data / task.files[-1]).parent
+
+
+@pytest.mark.parametrize(
+    ("stated", "revision"),
+    [
+        ("", "commit of someone/science"),
+        ("dataset_kwargs: {revision: b2}", "b2"),
+        ("dataset_kwargs: {revision: c3, data_dir: easy}", "c3"),
+        ("dataset_kwargs: {data_dir: easy}", "commit of someone/science"),
+    ],
+)
+def test_what_is_loaded_is_of_the_revision_that_is_reported(stated, revision, hub, tmp_path):
+    folder = fetch_science(tmp_path / "tasks", tmp_path / "data", stated)
+    assert json.loads((folder / "revision.json").read_text())["revision"] == revision
+    assert [options["revision"] for options in hub] == [revision] * 2  # train and test
+
+
+def test_certain_files_of_a_data_set_are_fetched_to_where_their_task_reads_them(hub, tmp_path):
+    options = ("", "data_dir: easy", "data_files: {test: a.json}", "data_files: {test: b.json}")
+    stated = [f"dataset_kwargs: {{{option}}}" for option in options]
+    folders = [fetch_science(tmp_path / "tasks", tmp_path / "data", text) for text in stated]
+    assert len(set(folders)) == 4 and folders[0].name == "Easy"
+
+
+@pytest.mark.parametrize("key", ["fewshot_split: dev", "fewshot_config: {split: dev}"])
+def test_the_split_that_shots_come_from_is_fetched(key, hub, tmp_path, monkeypatch):
+    splits = SPLITS["someone/science"] | {"dev": science_rows("dev", 6)}
+    monkeypatch.setitem(SPLITS, "someone/science", splits)
+    folder = fetch_science(tmp_path / "tasks", tmp_path / "data", f"num_fewshot: 2\n{key}")
+    assert (folder / "dev.jsonl.gz").is_file()
 
 
 def test_what_is_fetched_is_scored_without_a_network(hub, tmp_path, no_network):

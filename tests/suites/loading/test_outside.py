@@ -295,7 +295,7 @@ def test_groups_are_flattened_and_odd_tasks_refused(tmp_path, monkeypatch, no_ne
         lambda: far.lm_eval_tasks(LocalOrHubData()),
         "lm-eval:far",
         "Hub could not be reached",
-        "--include-path",
+        "--data-dir",
     )
     refused(
         lambda: suites.load("lm-eval:x", include_path=place / "nowhere"),

@@ -60,10 +60,27 @@ def test_a_definition_that_states_none_keeps_them_and_says_so(tasks, tmp_path):
     assert any("its definition states 0" in note for note in task.notes)
 
 
-@pytest.mark.parametrize("name", ["science", "endings"])
-def test_scored_items_are_never_shown_as_examples(name, tasks, tmp_path):
-    data = write_hub(tmp_path / "data")
-    refused(lambda: load(name, tasks, data, 2), "2", "scored")
+@pytest.mark.parametrize(
+    ("name", "stated"),
+    [
+        ("endings", ""),
+        ("science", "fewshot_split: test"),
+        ("science", "fewshot_config: {split: test}"),
+        ("science", "fewshot_split: test\nfewshot_config: {samples: [{}]}"),
+    ],
+)
+@pytest.mark.parametrize("copied", [True, False])
+def test_scored_items_are_never_shown_as_examples(name, stated, copied, tasks, tmp_path):
+    yaml = tasks / f"{name}.yaml"
+    yaml.write_text(f"{yaml.read_text()}{stated}\n")
+    data = write_hub(tmp_path / "data", splits=ALL) if copied else None
+    refused(lambda: load(name, tasks, data, 2), "--num-fewshot 2", "that one is scored")
+
+
+def test_a_number_of_shots_needs_the_split_that_lm_eval_takes_them_from(tasks, tmp_path):
+    data = write_hub(tmp_path / "data", splits=("validation", "test"))
+    refused(lambda: load("science", tasks, data, 2), "takes its 2 examples from the split train")
+    assert load("science", tasks, data, None).count() == 12
 
 
 def test_tasks_with_fixed_examples_refuse_a_number(tasks):
