@@ -2,8 +2,13 @@
 
 import contextlib
 import os
+import time
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
+
+# Share of the time between two samples for which a GPU may be held back before that is said. A card
+# at its power limit is held back for moments of any heavy work; so short they change no figure.
+HELD_BACK_SHARE = 0.05
 
 
 class GpuSample(NamedTuple):
@@ -11,6 +16,7 @@ class GpuSample(NamedTuple):
 
     throttled: dict[str, int]  # nanoseconds since boot, by cause
     processes: frozenset[int]  # ids of the processes on it
+    steady: float = 0.0  # seconds of the steady clock
 
 
 class NvmlReader:
@@ -23,10 +29,13 @@ class NvmlReader:
 
     @classmethod
     def open(cls) -> "NvmlReader | None":
-        """Return a reader of NVML, None where its package or a GPU is missing."""
+        """Return a reader of NVML, None where its package or a GPU is missing, or it fails.
+
+        Whatever it raises, no row fails for a reading that nobody needs for its scores.
+        """
         try:
             import pynvml as library
-        except ImportError:
+        except Exception:  # noqa: BLE001  a package for another system may raise anything
             return None
         try:
             library.nvmlInit()
@@ -37,7 +46,7 @@ class NvmlReader:
                 if by_name
                 else library.nvmlDeviceGetHandleByIndex(int(visible))
             )
-        except library.NVMLError:
+        except Exception:  # noqa: BLE001  so may a driver that was exchanged under it
             return None
         return cls(library, handle)
 
@@ -55,35 +64,53 @@ class NvmlReader:
         }
         identity: dict[str, str] = {}
         for name, reading in readings.items():
-            with contextlib.suppress(self.library.NVMLError, AttributeError):
+            with contextlib.suppress(Exception):
                 value = reading()
                 identity[name] = value.decode() if isinstance(value, bytes) else str(value)
         return identity
+
+    def memory_bytes(self) -> int | None:
+        """Return the GPU's memory; None of a GPU in parts (MIG), and where NVML does not tell."""
+        try:
+            parted = self.library.nvmlDeviceGetMigMode(self.handle)[0]
+        except (self.library.NVMLError, AttributeError):
+            parted = 0  # a GPU that cannot be parted
+        if parted:
+            return None
+        try:
+            return int(self.library.nvmlDeviceGetMemoryInfo(self.handle).total)
+        except (self.library.NVMLError, AttributeError):
+            return None
 
     def sample(self) -> GpuSample:
         """Return for how long the GPU was throttled so far, and which processes are on it."""
         throttled: dict[str, int] = {}
         for cause, name in self._VIOLATIONS.items():
-            with contextlib.suppress(self.library.NVMLError, AttributeError):
+            with contextlib.suppress(Exception):
                 policy = getattr(self.library, name)
                 status = self.library.nvmlDeviceGetViolationStatus(self.handle, policy)
                 throttled[cause] = int(status.violationTime)
         processes: frozenset[int] = frozenset()
-        with contextlib.suppress(self.library.NVMLError):
+        with contextlib.suppress(Exception):
             running = self.library.nvmlDeviceGetComputeRunningProcesses(self.handle)
             processes = frozenset(process.pid for process in running)
-        return GpuSample(throttled, processes)
+        return GpuSample(throttled, processes, time.monotonic())
 
     @staticmethod
     def interference(before: GpuSample, after: GpuSample, our_pids: set[int]) -> list[str]:
         """Return what disturbed our processes on the GPU between two samples.
 
-        In a container NVML may name processes by the host's ids. Then they are only counted.
+        Being held back counts from a twentieth of the time between them (`HELD_BACK_SHARE`). In a
+        container NVML may name processes by the host's ids. Then they are only counted.
         """
-        reasons = [
-            f"{cause} held the GPU back for {(after.throttled[cause] - nanoseconds) / 1e9:.1f} s"
+        held_back = {
+            cause: (after.throttled.get(cause, nanoseconds) - nanoseconds) / 1e9
             for cause, nanoseconds in before.throttled.items()
-            if after.throttled.get(cause, nanoseconds) > nanoseconds
+        }
+        reasons = [
+            f"{cause} held the GPU back for {seconds:.1f} s"
+            for cause, seconds in held_back.items()
+            if seconds > HELD_BACK_SHARE * (after.steady - before.steady)
         ]
         processes = before.processes | after.processes
         if processes & our_pids:
@@ -99,7 +126,7 @@ class NvmlReader:
         """Return the GPU's energy since its driver was loaded, None if it does not count it."""
         try:
             return float(self.library.nvmlDeviceGetTotalEnergyConsumption(self.handle)) / 1000
-        except self.library.NVMLError:
+        except Exception:  # noqa: BLE001  the counter is missing, or what reads it is broken
             return None
 
 

@@ -220,6 +220,16 @@ def default_dtype(device: str, *, say: Callable[[str], None] = lambda line: None
     return "bfloat16"
 
 
+def refuse_missing_bf16(device: str, dtype: str) -> None:
+    """Raise `HarnessError` where bfloat16 is typed for a GPU without bf16 arithmetic."""
+    gpu = gpu_of(device)
+    if dtype == "bfloat16" and gpu is not None and not has_bf16(gpu):
+        raise HarnessError(
+            f"--dtype bfloat16: {gpu.name} (capability {gpu.capability}) has no bf16 arithmetic, "
+            f"which begins at {'.'.join(map(str, BF16_SINCE))}; type --dtype float32"
+        )
+
+
 def has_bf16(gpu: Gpu) -> bool:
     """Tell whether a GPU multiplies bf16 in hardware; AMD's and unknown ones are assumed to."""
     if gpu.cuda.startswith("rocm") or not gpu.capability:

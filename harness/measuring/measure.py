@@ -2,7 +2,8 @@
 
 The rules (docs/measuring.md says what each guards against): the same token ids for every model, EOS
 off, full-length warm-up until stable, rounds in the order base, student, student, base, one ratio a
-round, an interval by bootstrap over the rounds, raw values kept. Memory is counted by storages and
+round, an interval over the rounds, raw values kept; on a GPU decoding steps that are captured, with
+those launched one by one beside them. Memory is counted by storages and
 compared with what the configuration says. Definitions: TTFT is the prefill and the first token;
 TPOT = (end to end - TTFT) / (new tokens - 1); decode tokens/s = batch (new tokens - 1) / (end to
 end - TTFT), as MLPerf and vLLM count them. Tokenising is not in any of them.
@@ -16,27 +17,28 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from types import TracebackType
 from typing import Any, Self
 
 from harness.contract import Checkpoint, Progress
-from harness.errors import CellFailed, HarnessError, how_it_ended
+from harness.errors import CellFailed, how_it_ended
 from harness.machine.load import users_environment
 from harness.machine.memory import free_bytes
-from harness.machine.monitor import InterferenceMonitor
 from harness.machine.process import tail_of
 from harness.measuring import worker
+from harness.measuring.ratios import Runs, speed_ratios, token_gaps
+from harness.measuring.ratios import lower_quartile as lower_quartile
+from harness.measuring.rounds import RoundsRule
 from harness.measuring.scenario import VISIT_SECONDS, Scenario
+from harness.measuring.turns import time_alternately
 from harness.measuring.worker import TimingJob
 from harness.models.checkpoint import weight_files
 from harness.models.shape import DTYPE_BYTES, Shape, weight_bytes
 from harness.records import columns
 from harness.records.columns import Quantity
 from harness.records.record import Measurement, TaskScore
-from harness.statistics.intervals import ratio_of_rounds
 
 ROUNDS = 10
 MEMORY_TOLERANCE = 0.02  # share by which count and arithmetic may differ without a remark
@@ -51,6 +53,8 @@ _LIBRARIES_INCLUDED = (
     "be tried before"
 )
 _MIN_PERCENTILE_VALUES = 30  # for a 90th percentile
+_BUSY_LIMIT = f"{100 * columns.BUSY_SHARE:.0f} % of the time"
+_BOUND = f"bound by launches: the GPU worked for less than {_BUSY_LIMIT}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,7 @@ class TimingSettings:
     """How to measure: the grid, the rounds, and the conditions that every process shares."""
 
     grid: tuple[Scenario, ...]
-    rounds: int = ROUNDS
+    rounds: int | str = ROUNDS  # as `RoundsRule.parse` reads it
     visit_seconds: float = VISIT_SECONDS
     device: str = "cpu"
     dtype: str = "float32"
@@ -89,31 +93,42 @@ class Stopwatch:
         """Start the process; it opens the model and waits for orders on its standard input."""
         self.name = name
         self.log = folder / f"stopwatch-{name}.txt"
-        path = folder / f"stopwatch-{name}.json"
-        path.write_text(worker.job_json(job), encoding="utf-8")
-        environment = {
+        self._job_file = folder / f"stopwatch-{name}.json"
+        self._job_file.write_text(worker.job_json(job), encoding="utf-8")
+        self._environment = {
             **users_environment(os.environ),
             "OMP_NUM_THREADS": str(job.threads),
             "TRANSFORMERS_VERBOSITY": "error",
             "HF_HUB_OFFLINE": "1",
         }
+        self.process = self._start()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        command = [
+            sys.executable,
+            "-P",
+            "-m",
+            "harness.measuring.worker",
+            str(self._job_file.resolve()),
+            str(os.getpid()),  # it ends when this process does
+        ]
         with self.log.open("wb") as errors:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-P",
-                    "-m",
-                    "harness.measuring.worker",
-                    str(path.resolve()),
-                    str(os.getpid()),  # it ends when this process does
-                ],
+            return subprocess.Popen(
+                command,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 encoding="utf-8",
-                env=environment,
+                env=self._environment,
             )
+
+    def restart(self) -> None:
+        """End the process and start another one, which has not opened the model yet."""
+        self.process.kill()
+        self._close()
+        self.process = self._start()
+        self.wait_until_ready()
 
     def __enter__(self) -> Self:
         return self
@@ -124,9 +139,12 @@ class Stopwatch:
         problem: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        assert self.process.stdin is not None
         if kind is not None:
             self.process.kill()
+        self._close()
+
+    def _close(self) -> None:
+        assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
@@ -170,10 +188,7 @@ def measure(
     Job files and logs go to `folder`. Scenarios that cannot fit (context, memory) are skipped, with
     the numbers. Raises `CellFailed` when a process fails.
     """
-    if settings.rounds < 1:
-        raise HarnessError(
-            f"--rounds {settings.rounds}: at least one round is needed; 10 give an interval"
-        )
+    rule = RoundsRule.parse(settings.rounds)
     folder.mkdir(parents=True, exist_ok=True)
     models = {"student": student} if base is None else {"student": student, "base": base}
     shapes = {
@@ -194,7 +209,7 @@ def measure(
             process.wait_until_ready()
         opened = {role: process.ask("open") for role, process in processes.items()}
         session = _TimingSession(
-            processes, opened, student.checkpoint, shapes["student"], settings, progress
+            processes, opened, student.checkpoint, shapes["student"], settings, rule, progress
         )
         return session.measure_grid(grid, disk_measurements, skipped)
 
@@ -223,7 +238,10 @@ class _TimingSession:
     checkpoint: Checkpoint
     shape: Shape
     settings: TimingSettings
+    rule: RoundsRule
     progress: Callable[[Progress], None]
+    # why a model's steps are not captured: asked once, and not again in the next scenario
+    not_captured: dict[str, str] = field(default_factory=dict)
 
     def measure_grid(
         self, grid: Sequence[Scenario], on_disk: Sequence[Measurement], skipped: Sequence[str]
@@ -244,9 +262,27 @@ class _TimingSession:
                 continue
             timings[str(scenario)] = timing
             measurements += self._measurements(timing, scenario, is_first=is_first)
+        if self._on_gpu:  # when all is timed: what watches a GPU's kernels may slow what follows
+            for scenario in (point for point in grid if str(point) in timings):
+                timings[str(scenario)]["busy"] = self._busy_shares(scenario)
+                measurements += _launch_measurements(timings[str(scenario)], scenario)
         settings = asdict(self.settings) | {"grid": [str(point) for point in self.settings.grid]}
         raw = {"settings": settings, "scenarios": timings, "open": self.opened}
         return MeasurementResult(tuple(measurements), raw, tuple(left_out))
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.settings.device.startswith("cuda")
+
+    def _busy_shares(self, scenario: Scenario) -> dict[str, Any]:
+        """Return the shares of time in which the GPU works for the student; None if nothing tells.
+
+        Nothing optional may fail a timed row: a driver may refuse to be watched.
+        """
+        try:
+            return self.processes["student"].ask("busy", scenario=asdict(scenario))
+        except CellFailed:
+            return {"prefill": None, "decode": None}
 
     def _any_ended(self) -> bool:
         """Tell whether a timing process has ended."""
@@ -254,13 +290,20 @@ class _TimingSession:
 
     def _time_scenario(self, scenario: Scenario, position: int, *, count: int) -> dict[str, Any]:
         """Return the raw times of one scenario, and the student's memory."""
-        steps = self.settings.rounds + 1  # of each scenario
+        steps = self.rule.most + 1  # of each scenario
 
         def report_rounds(rounds: int) -> None:
             done = position * steps + rounds
             self.progress(Progress(stage="measure", done=done, total=count * steps, unit="rounds"))
 
-        timing = _time_alternately(self.processes, scenario, self.settings, report_rounds)
+        timing = time_alternately(
+            self.processes,
+            scenario,
+            self.rule,
+            report_rounds,
+            visit_seconds=self.settings.visit_seconds,
+            not_captured=self.not_captured if self._on_gpu else None,
+        )
         timing["weighed"] = self.processes["student"].ask("weigh", scenario=asdict(scenario))
         return timing
 
@@ -269,7 +312,7 @@ class _TimingSession:
     ) -> list[Measurement]:
         """Turn a scenario's raw times into measurements; the first has weights and loading too."""
         opened = self.opened["student"]
-        measurements = _speed_measurements(timing, scenario)
+        measurements = _speed_measurements(timing, scenario, self.rule)
         measurements += _memory_measurements(
             timing["weighed"],
             self.checkpoint,
@@ -296,13 +339,14 @@ def _fitting_scenarios(
     for scenario in settings.grid:
         tokens = scenario.prompt_tokens + scenario.new_tokens
         too_short = next((shape for shape in shapes.values() if tokens > shape.context), None)
+        on_gpu = settings.device.startswith("cuda")
+        caches = 2 if on_gpu else 1  # that of captured steps stays beside the other
         running_bytes = [
-            shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item)
+            caches * shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item)
             + working_bytes(shape, scenario, item)
             for shape in shapes.values()
         ]
         # An idle process gives a CPU's memory back; a GPU's allocator keeps what it once reserved.
-        on_gpu = settings.device.startswith("cuda")
         needed = weights + (sum(running_bytes) if on_gpu else max(running_bytes))
         if too_short is not None:
             skipped.append(
@@ -331,66 +375,6 @@ def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
     return block + scenario.batch * shape.vocabulary * 4
 
 
-def _time_alternately(
-    stopwatches: Mapping[str, Stopwatch],
-    scenario: Scenario,
-    settings: TimingSettings,
-    report_rounds: Callable[[int], None],
-) -> dict[str, Any]:
-    """Warm up every model and visit them in turns; return the raw times and what disturbed them."""
-    fields = asdict(scenario)
-    warm = {
-        role: stopwatch.ask("warm", scenario=fields, visit_seconds=settings.visit_seconds)
-        for role, stopwatch in stopwatches.items()
-    }
-    pids = [stopwatch.process.pid for stopwatch in stopwatches.values()]
-    monitor = InterferenceMonitor(pids, gpu=settings.device.startswith("cuda"))
-    # of each model: its visits, the runs of each visit, the times of each run's tokens
-    visits: dict[str, list[list[list[float]]]] = {role: [] for role in stopwatches}
-    with_base = "base" in stopwatches
-    order = ("base", "student", "student", "base") if with_base else ("student", "student")
-    report_rounds(0)
-    monitor.begin()
-    for number in range(settings.rounds):
-        for role in order:
-            counts = {name: warm[role][name] for name in ("runs", "prefills")}
-            answer = stopwatches[role].ask("visit", scenario=fields, **counts)
-            visits[role].append(answer["stamps"])
-        report_rounds(number + 1)
-    remarks = list(monitor.end())
-    runs = [times for model_visits in visits.values() for visit in model_visits for times in visit]
-    if any(later <= earlier for times in runs for earlier, later in pairwise(times)):
-        remarks.append("the clock stood still or ran backwards")
-    return {"warm": warm, "visits": visits, "dirty": remarks}
-
-
-def lower_quartile(values: Sequence[float]) -> float:
-    """Return the lower quartile (linear between ranks): what a run takes when nothing disturbs it.
-
-    Others on the machine only ever add time, so low quantiles repeat where means do not (Chen and
-    Revels, 2016, "Robust benchmarking in noisy environments", take the least); the least of all
-    would rest on one lucky value.
-    """
-    ordered = sorted(values)
-    position = 0.25 * (len(ordered) - 1)
-    rank = int(position)
-    lower, upper = ordered[rank], ordered[min(rank + 1, len(ordered) - 1)]
-    return lower + (position - rank) * (upper - lower)
-
-
-def _token_gaps(runs: Sequence[Sequence[float]]) -> list[float]:
-    """Return the seconds between tokens after the first one, over all runs."""
-    return [later - earlier for times in runs for earlier, later in pairwise(times[1:])]
-
-
-def _round_seconds(runs: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Return a model's seconds in one round: lower quartiles over the runs of its visits."""
-    prefill = lower_quartile([times[1] for times in runs])
-    steps = max(len(times) for times in runs) - 2
-    decode = lower_quartile(_token_gaps(runs)) * steps
-    return {"prefill": prefill, "decode": decode, "end_to_end": prefill + decode}
-
-
 def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any) -> Measurement:
     """Return a measurement of a quantity, or of one part of it (a task, a kind of memory).
 
@@ -406,29 +390,55 @@ def measurement_of(quantity: Quantity, value: float, part: str = "", **rest: Any
     )
 
 
-# By the names of `_round_seconds`.
+# By the names of `speed_ratios`.
 _SPEEDUPS = {
     "prefill": columns.PREFILL_X,
     "decode": columns.DECODE_X,
     "end_to_end": columns.END_TO_END_X,
 }
+_BUSY = {"prefill": columns.PREFILL_BUSY, "decode": columns.DECODE_BUSY}
 _PEAKS = {"prefill": columns.PREFILL_PEAK, "decode": columns.PEAK}
 
 
-def _speed_measurements(timing: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
-    """Turn raw times into seconds, tokens per second, and ratios to the base, one a round."""
-    visits = timing["visits"]
+def _speed_measurements(
+    timing: Mapping[str, Any], scenario: Scenario, rule: RoundsRule
+) -> list[Measurement]:
+    """Turn raw times into seconds, tokens per second, and ratios to the base, one a round.
+
+    Steps that were captured count, and those launched one by one stand beside them.
+    """
+    visits, captured = timing["visits"], timing.get("captured")
     shared = {"condition": str(scenario), "remark": "; ".join(timing["dirty"])}
+    eager_runs = [times for visit in visits["student"] for times in visit]
     # Of a prefill alone there are two times: its start and its token.
-    runs = [times for visit in visits["student"] for times in visit]
-    full_runs = [times for times in runs if len(times) > 2]
+    full_runs = [
+        times for visit in (captured or visits)["student"] for times in visit if len(times) > 2
+    ]
+    measurements = _rate_measurements(eager_runs, full_runs, scenario, shared)
+    ratios = speed_ratios(visits, captured)
+    quantities = {name: _SPEEDUPS[name] for name in ratios}
+    measurements += [
+        _speedup(quantities[name], values, rule, shared) for name, values in ratios.items()
+    ]
+    if captured:
+        measurements.append(_eager_step(eager_runs, shared))
+        if ratios:
+            eager = speed_ratios(visits)["decode"]
+            measurements.append(_speedup(columns.EAGER_DECODE_X, eager, rule, shared))
+    return measurements
+
+
+def _rate_measurements(
+    eager_runs: Runs, full_runs: Runs, scenario: Scenario, shared: Mapping[str, str]
+) -> list[Measurement]:
+    """Return the seconds and rates of prefills (by `eager_runs`) and of whole runs."""
     steps = scenario.new_tokens - 1
     prompt_tokens = scenario.batch * scenario.prompt_tokens
     values = {
-        columns.TTFT: [times[1] for times in runs],
+        columns.TTFT: [times[1] for times in eager_runs],
         columns.TPOT: [(times[-1] - times[1]) / steps for times in full_runs],
         columns.END_TO_END: [times[-1] for times in full_runs],
-        columns.PREFILL_RATE: [prompt_tokens / times[1] for times in runs],
+        columns.PREFILL_RATE: [prompt_tokens / times[1] for times in eager_runs],
         columns.DECODE_RATE: [
             scenario.batch * steps / (times[-1] - times[1]) for times in full_runs
         ],
@@ -437,43 +447,81 @@ def _speed_measurements(timing: Mapping[str, Any], scenario: Scenario) -> list[M
         measurement_of(quantity, median(numbers), values=tuple(numbers), **shared)
         for quantity, numbers in values.items()
     ]
-    gaps = sorted(_token_gaps(full_runs))
+    gaps = sorted(token_gaps(full_runs))
     # pooled over the runs: averaging each run's own percentile would hide the spikes
     if len(gaps) >= _MIN_PERCENTILE_VALUES:
         percentile = gaps[math.ceil(0.9 * len(gaps)) - 1]
         measurements.append(measurement_of(columns.GAP_P90, percentile, **shared))
-    if "base" in visits:
-        measurements += _speedups(visits, shared)
     return measurements
 
 
-def _speedups(
-    visits: Mapping[str, Sequence[Sequence[Sequence[float]]]], shared: Mapping[str, str]
-) -> list[Measurement]:
-    """Return how many times faster than the base the student is, one ratio a round."""
-    rounds = {
-        role: [
-            _round_seconds([*model_visits[index], *model_visits[index + 1]])
-            for index in range(0, len(model_visits), 2)
-        ]
-        for role, model_visits in visits.items()
+def _speedup(
+    quantity: Quantity, ratios: Sequence[float], rule: RoundsRule, shared: Mapping[str, str]
+) -> Measurement:
+    """Return how many times faster than the base the student is, with its interval."""
+    interval = rule.interval(ratios, spread=START_SPREAD)
+    assert interval.value is not None
+    return measurement_of(
+        quantity,
+        interval.value,
+        values=tuple(ratios),
+        low=interval.low,
+        high=interval.high,
+        **shared,
+    )
+
+
+def _eager_step(eager_runs: Runs, shared: Mapping[str, str]) -> Measurement:
+    """Return the seconds of a step that is launched kernel by kernel."""
+    steps = [(times[-1] - times[1]) / (len(times) - 2) for times in eager_runs if len(times) > 2]
+    return measurement_of(columns.EAGER_TPOT, median(steps), values=tuple(steps), **shared)
+
+
+def _launch_measurements(timing: Mapping[str, Any], scenario: Scenario) -> list[Measurement]:
+    """Return which share of a prefill and of eager decoding the GPU works, and what follows.
+
+    A remark says that steps were not captured and why, and what is bound by launches.
+    """
+    condition, busy = str(scenario), timing["busy"]
+    remarks = {
+        "skipped_prefill_capture": f"reading the prompt is {_BOUND}"
+        if _is_bound(busy["prefill"])
+        else "",
+        columns.NOT_CAPTURED: _not_captured_remark(timing["not_captured"], busy["decode"]),
     }
-    measurements = []
-    for name, quantity in _SPEEDUPS.items():
-        pairs = zip(rounds["base"], rounds["student"], strict=True)
-        ratios = tuple(base[name] / student[name] for base, student in pairs)
-        interval = ratio_of_rounds(ratios, spread=START_SPREAD)
-        assert interval.value is not None
-        speedup = measurement_of(
-            quantity,
-            interval.value,
-            values=ratios,
-            low=interval.low,
-            high=interval.high,
-            **shared,
+    shares = [
+        measurement_of(quantity, busy[phase], condition=condition)
+        for phase, quantity in _BUSY.items()
+        if busy[phase] is not None
+    ]
+    remarked = [
+        Measurement(
+            name=name, value=0, unit="", higher_is_better=False, condition=condition, remark=remark
         )
-        measurements.append(speedup)
-    return measurements
+        for name, remark in remarks.items()
+        if remark
+    ]
+    return shares + remarked
+
+
+def _is_bound(share: float | None) -> bool:
+    return share is not None and share < columns.BUSY_SHARE
+
+
+def _not_captured_remark(reasons: Mapping[str, str], share: float | None) -> str:
+    """Return why the decoding was launched step by step, and what its times are times of."""
+    if not reasons:
+        return ""
+    role = "student" if "student" in reasons else "base"
+    whose = "" if role == "student" else "the base's step could not be: "
+    verdict = (
+        "whether launches bound it could not be measured"
+        if share is None
+        else _BOUND
+        if _is_bound(share)
+        else f"the GPU worked for {_BUSY_LIMIT} or more"
+    )
+    return f"decoding is eager, not captured in a graph ({whose}{reasons[role]}); {verdict}"
 
 
 def _disk_measurements(checkpoint: Checkpoint) -> list[Measurement]:

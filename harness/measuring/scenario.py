@@ -6,9 +6,14 @@ from itertools import product
 
 from harness.errors import HarnessError
 
-GRIDS = {"cpu": "128x1x32", "cuda": "128,512,2048x1,8,32x128"}
+# By device. A GPU's are one that reads a long prompt for one user and one that writes for many: the
+# full grid takes some ten minutes a row, which its user can ask for.
+GRIDS = {"cpu": "128x1x32", "cuda": "2048x1x32 128x32x64"}
+FULL = "full"
+FULL_GRID = "128,512,2048x1,8,32x128"
 VISIT_SECONDS = 0.15  # of one visit to a model: short runs are repeated until it is filled
 MIN_WARMUP_SECONDS = 1.0
+EAGER_TOKENS = 17  # of a run launched kernel by kernel, where captured steps are timed beside it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +33,12 @@ class Scenario:
 def parse_grid(text: str) -> tuple[Scenario, ...]:
     """Parse `PROMPT_TOKENSxBATCHxNEW_TOKENS`, each a comma list, all combined.
 
-    Several of these are separated by spaces or semicolons. Raises `HarnessError` for anything else.
+    Several of these are separated by spaces or semicolons; `full` is all of the large grid. Raises
+    `HarnessError` for anything else.
     """
     scenarios: list[Scenario] = []
+    if text.strip().lower() == FULL:
+        text = FULL_GRID
     for part in filter(None, re.split(r"[;\s]+", text.strip())):
         lists = part.lower().split("x")
         if len(lists) != 3 or not all(

@@ -20,17 +20,25 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from harness.machine.memory import baseline_bytes, process_bytes, synchronise
+from harness.machine.memory import baseline_bytes, release_memory, synchronise
 from harness.machine.memory import reset_peak as reset_peak
 from harness.machine.process import end_with_parent
-from harness.measuring.scenario import MIN_WARMUP_SECONDS, Scenario
+from harness.measuring.runs import captured_times
+from harness.measuring.runs import generate_greedily as generate_greedily
+from harness.measuring.runs import token_times as token_times
+from harness.measuring.scenario import EAGER_TOKENS, MIN_WARMUP_SECONDS, Scenario
+from harness.measuring.weighing import cache_bytes as cache_bytes
+from harness.measuring.weighing import memory_peaks, weigh_model
+from harness.measuring.weighing import resident_bytes as resident_bytes
 from harness.models.checkpoint import model_class
-from harness.models.states import cache_arguments, cache_tensors, forward_arguments
+
+if TYPE_CHECKING:
+    from harness.measuring.captured import StaticDecoder
 
 MIN_WARMUP_RUNS, MAX_WARMUP_RUNS = 3, 12  # of full length
 WARMUP_TOLERANCE = 0.05  # stable: two runs in a row differ by no more than this share
@@ -83,6 +91,7 @@ class TimingWorker:
         self.job = job
         self.model: Any = None
         self.baseline: dict[str, int] = {}
+        self.captured: StaticDecoder | None = None  # of the scenario that is being timed
 
     def open(self) -> dict[str, Any]:
         """Open the model; return its seconds (without imports) and the peak of memory."""
@@ -100,7 +109,7 @@ class TimingWorker:
         synchronise(self.job.device)
         return {
             "seconds": time.perf_counter() - start,
-            "peak": self._peaks(),
+            "peak": memory_peaks(self.job.device, self.baseline),
             "libraries_loaded": libraries_loaded,
         }
 
@@ -109,6 +118,8 @@ class TimingWorker:
 
         `runs` and `prefills` are how many of each fill a visit of `visit_seconds`.
         """
+        if self.captured is not None:  # of the scenario before
+            self.release()
         point = Scenario(**scenario)
         seconds: list[float] = []  # of each run
         prefill_seconds: list[float] = []
@@ -122,68 +133,84 @@ class TimingWorker:
         prefills = math.ceil(0.25 * visit_seconds / min(prefill_seconds[1:])) - runs
         return {"seconds": seconds, "runs": runs, "prefills": max(0, min(50, prefills))}
 
-    def visit(self, scenario: dict[str, int], runs: int, prefills: int) -> dict[str, Any]:
+    def busy(self, scenario: dict[str, int]) -> dict[str, Any]:
+        """Return the shares of a prefill and of decoding in which the GPU computes."""
+        from harness.measuring.launches import busy_seconds, busy_shares
+
+        point = Scenario(**scenario)
+        ids, tokens = self._ids(point), min(point.new_tokens, EAGER_TOKENS)
+        shares = busy_shares(
+            lambda count: busy_seconds(lambda: generate_greedily(self.model, ids, count)),
+            lambda count: token_times(self.model, ids, count, self.job.device),
+            tokens,
+        )
+        return dict(shares)
+
+    def capture(self, scenario: dict[str, int], visit_seconds: float) -> dict[str, Any]:
+        """Capture the scenario's decoding steps, show them right, and warm them up.
+
+        `runs` is how many fill a visit. Raises `NotCaptured`, or whatever a capture raises; this
+        process should then time nothing more.
+        """
+        from harness.measuring.captured import capture_on_cuda, captured_decoder
+
+        point = Scenario(**scenario)
+        self.captured = captured_decoder(
+            self.model,
+            self._ids(point),
+            point.new_tokens,
+            capture=capture_on_cuda,
+            dtype=self.job.dtype,
+        )
+        runs = [captured_times(self.captured, self.job.device) for _ in range(MIN_WARMUP_RUNS)]
+        seconds = [times[-1] - times[0] for times in runs]
+        count = max(1, min(50, math.ceil(visit_seconds / min(seconds[1:]))))
+        return {"seconds": seconds, "runs": count}
+
+    def release(self) -> dict[str, Any]:
+        """Give back what was captured: its cache and its graphs."""
+        self.captured = None
+        release_memory(self.job.device)
+        return {}
+
+    def visit(
+        self, scenario: dict[str, int], runs: int, prefills: int, captured: int = 0
+    ) -> dict[str, Any]:
         """Time forced runs, then prefills alone, without garbage collection; return their times.
 
         The times of a run are those of its tokens, in seconds from its start. A prefill is so much
-        shorter than a run that a visit needs more of them to time it well.
+        shorter than a run that a visit needs more of them to time it well. With `captured`, so many
+        runs of captured steps are timed too, and the others are short: they stand beside.
         """
         point = Scenario(**scenario)
         ids = self._ids(point)
+        new_tokens = min(point.new_tokens, EAGER_TOKENS) if captured else point.new_tokens
         gc.collect()
         gc.disable()
         try:
-            lengths = [point.new_tokens] * runs + [1] * prefills
+            lengths = [new_tokens] * runs + [1] * prefills
             clocks = [token_times(self.model, ids, length, self.job.device) for length in lengths]
+            captured_clocks = [self._captured_run() for _ in range(captured)]
         finally:
             gc.enable()
-        return {"stamps": [[reading - readings[0] for reading in readings] for readings in clocks]}
+        answer = {"stamps": [_from_start(readings) for readings in clocks]}
+        if captured:
+            answer["captured"] = [_from_start(readings) for readings in captured_clocks]
+        return answer
+
+    def _captured_run(self) -> list[float]:
+        assert self.captured is not None, "visit() with captured runs before capture()"
+        return captured_times(self.captured, self.job.device)
 
     def weigh(self, scenario: dict[str, int]) -> dict[str, Any]:
         """Return the bytes of weights and cache, and the peaks of a prefill and of a full run."""
-        import torch
-
+        if self.captured is not None:
+            self.release()
         point = Scenario(**scenario)
-        ids = self._ids(point)
-        on_gpu = self.job.device.startswith("cuda")
-        peaks: dict[str, Any] = {}
-        kv = None
-        for phase, new_tokens in (("prefill", 1), ("decode", point.new_tokens)):
-            gc.collect()
-            if on_gpu:
-                torch.cuda.empty_cache()
-                torch.cuda.reset_peak_memory_stats()
-            has_fresh_peak = on_gpu or reset_peak()
-            output = generate_greedily(self.model, ids, new_tokens)
-            synchronise(self.job.device)
-            peaks[phase] = self._peaks() if has_fresh_peak else None
-            kv = cache_bytes(output)
-            del output
-        return {
-            "weights": resident_bytes(self.model),
-            "kv": kv,
-            "peaks": peaks,
-            "kv_tokens": point.prompt_tokens + point.new_tokens - 1,
-        }
-
-    def _peaks(self) -> dict[str, int] | None:
-        """Return the peak of memory above the baseline, in bytes; None where it cannot be read.
-
-        On a GPU by what tensors took and what the allocator reserved, else by the process's memory.
-        """
-        if self.job.device.startswith("cuda"):
-            import torch
-
-            current = {
-                "allocated": torch.cuda.max_memory_allocated(),
-                "reserved": torch.cuda.max_memory_reserved(),
-            }
-        else:
-            peak = process_bytes("VmHWM")
-            if peak is None:
-                return None
-            current = {"resident": peak}
-        return {kind: max(0, value - self.baseline[kind]) for kind, value in current.items()}
+        weighed = weigh_model(
+            self.model, self._ids(point), point.new_tokens, self.job.device, self.baseline
+        )
+        return {**weighed, "kv_tokens": point.prompt_tokens + point.new_tokens - 1}
 
     def _ids(self, scenario: Scenario) -> Any:
         """Return the token ids of a scenario's prompts, (B, T), the same for every model."""
@@ -238,117 +265,8 @@ def preload_libraries(job: TimingJob) -> bool:
     return False
 
 
-def generate_greedily(
-    model: Any, ids_BT: Any, new_tokens: int, stamp: Callable[[], None] = lambda: None
-) -> Any:
-    """Read the prompts and write `new_tokens` greedy tokens; return the last output with its cache.
-
-    EOS does not end the writing. `stamp` is called before the first forward pass and after each
-    token is chosen. A model that returns no cache reads the whole text at every step, as in
-    scoring.
-    """
-    import torch
-
-    names = forward_arguments(model)
-    options = {
-        name: value
-        for name, value in (("use_cache", True), ("logits_to_keep", 1))
-        if names is None or {name, "kwargs"} & names
-    }
-    with torch.inference_mode():
-        stamp()
-        output = model(input_ids=ids_BT, **options)
-        chosen = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-        stamp()
-        for _ in range(new_tokens - 1):
-            cache = cache_arguments(output, names)
-            if not cache:
-                ids_BT = torch.cat([ids_BT, chosen], dim=1)
-            output = model(input_ids=chosen if cache else ids_BT, **cache, **options)
-            chosen = output.logits[:, -1].argmax(dim=-1, keepdim=True)
-            stamp()
-    return output
-
-
-def token_times(model: Any, ids_BT: Any, new_tokens: int, device: str) -> list[float]:
-    """Return the time of the start and of each token, in seconds.
-
-    By the CPU's steady clock, or by events on a GPU, which are read after one synchronisation at
-    the end: none inside the run.
-    """
-    if not device.startswith("cuda"):
-        nanoseconds: list[int] = []
-        generate_greedily(
-            model, ids_BT, new_tokens, lambda: nanoseconds.append(time.perf_counter_ns())
-        )
-        return [reading / 1e9 for reading in nanoseconds]
-    import torch
-
-    events: list[Any] = []
-
-    def record() -> None:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        events.append(event)
-
-    torch.cuda.synchronize()
-    generate_greedily(model, ids_BT, new_tokens, record)
-    torch.cuda.synchronize()
-    return [events[0].elapsed_time(event) / 1000 for event in events]
-
-
-def _storages_of(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield (address, bytes) of the storages of a tensor; a packed one has several."""
-    if hasattr(tensor, "__tensor_flatten__"):
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
-            yield from _storages_of(getattr(tensor, name))
-    else:
-        yield from _attached_storages(tensor)
-        storage = tensor.untyped_storage()
-        yield storage.data_ptr(), storage.nbytes()
-
-
-def _attached_storages(tensor: Any) -> Iterator[tuple[int, int]]:
-    """Yield the storages that bitsandbytes attaches to its parameters as attributes.
-
-    No list of parameters or buffers names them.
-    """
-    state = getattr(tensor, "quant_state", None)
-    attached = [getattr(tensor, "SCB", None)]
-    while state is not None:
-        attached += [state.absmax, state.code, getattr(state, "offset", None)]
-        state = getattr(state, "state2", None)
-    for value in attached:
-        if hasattr(value, "untyped_storage"):
-            yield from _storages_of(value)
-
-
-def _unique_bytes(tensors: Iterator[Any]) -> int:
-    """Return the bytes of tensors' storages, each storage once."""
-    storages = dict(pair for tensor in tensors for pair in _storages_of(tensor))
-    return sum(storages.values())
-
-
-def resident_bytes(model: Any) -> int:
-    """Return the bytes of a model's parameters and buffers, and of kernels' copies of them.
-
-    Each storage counts once, so tied weights do.
-    """
-    kernel_copies = sum(int(getattr(module, "kernel_bytes", 0)) for module in model.modules())
-    return kernel_copies + _unique_bytes(
-        tensor for tensors in (model.parameters(), model.buffers()) for tensor in tensors
-    )
-
-
-def cache_bytes(output: Any) -> int | None:
-    """Return the bytes of an output's cache, each storage once; None without a cache.
-
-    A single integer, which is a layer's count of its tokens, is left out.
-    """
-    tensors = cache_tensors(list(cache_arguments(output, None).values()))
-    counted = [tensor for tensor in tensors if tensor.numel() > 1 or tensor.is_floating_point()]
-    return _unique_bytes(iter(counted)) if counted else None
+def _from_start(readings: Sequence[float]) -> list[float]:
+    return [reading - readings[0] for reading in readings]
 
 
 def job_json(job: TimingJob) -> str:

@@ -138,3 +138,33 @@ def ratio_of_rounds(
     )
     below, above = math.hypot(below, Z95 * spread), math.hypot(above, Z95 * spread)
     return Interval(value, value * math.exp(-below), value * math.exp(above))
+
+
+# What all looks of a rule spend together. For independent rounds it could be 5 %; where a round
+# keeps three tenths of the one before, these looks hold the truth in 94 of 100 (timing-rounds).
+_LOOKS_ERROR = 0.03
+
+
+def tail_of_looks(looks: int) -> float:
+    """Return the error that each of so many looks may make on either side."""
+    return _LOOKS_ERROR / 2 / looks
+
+
+def ratio_after_looks(ratios: Sequence[float], *, looks: int, spread: float = 0.0) -> Interval:
+    """Return the geometric mean of rounds that a rule ended, with an interval that allows for it.
+
+    A rule that looks at its interval `looks` times, after numbers of rounds fixed beforehand, and
+    may stop at each, errs at any look with at most the sum of the looks' errors (Bonferroni; with
+    equal parts it is the simplest spending of error, Lan & DeMets, 1983, "Discrete sequential
+    boundaries for clinical trials"). So every look has Student's t of the logarithms at an equal
+    part of the error (`_LOOKS_ERROR`). `spread` is as in `ratio_of_rounds`. Fewer than three rounds
+    give no interval.
+    """
+    logs = np.log(np.asarray(ratios, dtype=np.float64))
+    count = len(logs)
+    value = float(np.exp(logs.mean()))
+    if count < 3:
+        return Interval(value, reason=f"{count} rounds give no interval")
+    error = float(logs.std(ddof=1)) / math.sqrt(count)
+    half = math.hypot(t_quantile(count - 1, tail_of_looks(looks)) * error, Z95 * spread)
+    return Interval(value, value * math.exp(-half), value * math.exp(half))

@@ -20,7 +20,9 @@ from harness.errors import CellFailed, HarnessError
 from harness.machine import energy, monitor, processor
 from harness.measuring import measure as measuring
 from harness.measuring.measure import TimedModel, TimingSettings, lower_quartile, measure
-from harness.measuring.scenario import Scenario, parse_grid
+from harness.measuring.rounds import RoundsRule
+from harness.measuring.scenario import FULL_GRID, GRIDS, Scenario, parse_grid
+from harness.measuring.turns import time_alternately
 from harness.measuring.worker import cache_bytes, generate_greedily, resident_bytes, token_times
 from harness.models.resolve import EMBEDDED
 from harness.models.shape import (
@@ -39,6 +41,14 @@ def test_a_grid_is_every_combination_once():
         Scenario(prompt_tokens=512, batch=1, new_tokens=32),
     )
     assert len(parse_grid("1,2x3,4x5,6")) == 8 and len(parse_grid("8x1x4 8x1x4;9x1x4")) == 2
+
+
+def test_a_gpu_is_timed_at_two_points_by_default_and_at_nine_on_request():
+    assert [str(scenario) for scenario in parse_grid(GRIDS["cuda"])] == [
+        "2048 prompt tokens, 32 new tokens, batch 1",
+        "128 prompt tokens, 64 new tokens, batch 32",
+    ]
+    assert parse_grid(" Full ") == parse_grid(FULL_GRID) and len(parse_grid("full")) == 9
 
 
 @pytest.mark.parametrize("text", ["", "128", "128x1", "128x1x1", "0x1x8", "ax1x8", "128 x 1 x 32"])
@@ -356,11 +366,12 @@ def test_a_clock_that_runs_backwards_makes_the_row_dirty():
             else {"stamps": [[0.0, 0.2, 0.1]]}
         ),
     )
-    timed = measuring._time_alternately(
+    timed = time_alternately(
         {"student": process},
         Scenario(new_tokens=2),
-        TimingSettings(grid=(), rounds=1),
+        RoundsRule.parse(1),
         lambda done: None,
+        visit_seconds=0.1,
     )
     assert "the clock stood still or ran backwards" in timed["dirty"]
 
@@ -458,6 +469,11 @@ def test_a_gpu_that_is_held_back_or_shared_makes_the_row_dirty(monkeypatch):
     reader = energy.NvmlReader.open()
     before = reader.sample()
     assert reader.interference(before, reader.sample(), {1, 2}) == [] and reader.joules() == 5.0
+    # a card at its limit is held back for moments: less than a twentieth of the time is not said
+    later = before._replace(steady=before.steady + 100)
+    for seconds, said in ((4, []), (6, ["power held the GPU back for 6.0 s"])):
+        held = {**later.throttled, "power": int(seconds * 1e9)}
+        assert reader.interference(before, later._replace(throttled=held), {1, 2}) == said
     processes.append(999)
     nanoseconds[1] += 2_500_000_000
     assert reader.interference(before, reader.sample(), {1, 2}) == [
