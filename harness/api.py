@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract import Progress, Suite, Task
 from harness.errors import HarnessError, unknown
-from harness.machine.gpu import choose_device, default_dtype
+from harness.files.closure import code_digest
+from harness.machine.gpu import choose_device, default_dtype, refuse_missing_bf16
 from harness.planning.cells import Plan
 from harness.planning.config import RunConfig, build_config
 from harness.planning.plan import make_plan
@@ -77,6 +78,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     """
     from harness import catalog
     from harness.data.source import LocalOrHubData
+    from harness.estimating.recipes import RecipesThatFit
     from harness.models.resolve import resolve
 
     _refuse_missing_packages(config)
@@ -102,9 +104,12 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         )
         for name in names
     }
-    if not config.train_data:
-        _refuse_training_on_nothing(config.methods, registry, tasks, source)
+    training_sets = _training_sets(config, tasks, source)
+    needs_items = not training_sets or any(_needs_prompts(data) for data in training_sets)
+    untrained = _untrained_tasks(tasks, source) if needs_items else {}
+    _refuse_training_on_nothing(config.methods, registry, tasks, untrained)
     device = choose_device(config.device, say=say)
+    refuse_missing_bf16(device, config.dtype)
     resolved = ResolvedNames(
         teachers=teachers,
         methods=registry,
@@ -113,12 +118,17 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         data=_data_digest(tasks, source),
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
-        training_sets=_training_sets(config, tasks, source),
+        training_sets=training_sets,
+        writing_code=code_digest(catalog.WRITER),
         calibration=_calibration_set(config, tasks, source),
         text=_text_digest(source),
     )
-    plan = make_plan(config, resolved)
-    return replace(plan, hub_data=any(_needs_hub(task, source) for task in tasks.values()))
+    plan = make_plan(config, resolved, RecipesThatFit.of)
+    return replace(
+        plan,
+        hub_data=any(_needs_hub(task, source) for task in tasks.values()),
+        untrained_tasks=untrained,
+    )
 
 
 def _refuse_missing_packages(config: RunConfig) -> None:
@@ -152,22 +162,31 @@ def _training_sets(
     """Return the data of `--train-data`.
 
     Raises `HarnessError` where it holds evaluation items that are to be refused. Where they are
-    dropped, each cell says how many.
+    dropped, each cell says how many. What a teacher writes is looked at when it is written.
     """
-    from harness.data.training_sets import parse_training_sets
+    from harness.data.teacher_sets import TeacherSet
+    from harness.data.typed_sets import parse_training_sets
 
     training_sets = parse_training_sets(config.train_data)
     if config.overlap == "refuse":
         for training_set in training_sets:
-            replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
+            if not isinstance(training_set, TeacherSet):
+                replace(training_set, evaluated=tasks, overlap="refuse").counts(source)
     return training_sets
+
+
+def _needs_prompts(data: "TrainingSet") -> bool:
+    """Tell whether a teacher answers the tasks' train prompts for this set."""
+    from harness.data.teacher_sets import TeacherSet
+
+    return isinstance(data, TeacherSet) and not data.recipe.free
 
 
 def _calibration_set(
     config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
 ) -> "TrainingSet | None":
     """Return the data of `--calibration`, refused as those of `--train-data` are."""
-    from harness.data.training_sets import parse_training_sets
+    from harness.data.typed_sets import parse_training_sets
 
     if config.calibration is None:
         return None
@@ -240,24 +259,30 @@ def _text_digest(source: "LocalOrHubData") -> str:
     return source.fingerprint([C4]) if has_text else ""
 
 
+def _untrained_tasks(tasks: Mapping[str, Task], source: "LocalOrHubData") -> dict[str, str]:
+    """Return the tasks without a training item and why, as far as their definitions tell."""
+    reasons = {
+        name: str(getattr(task, "no_training", lambda _: "")(source))
+        for name, task in tasks.items()
+    }
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
 def _refuse_training_on_nothing(
     methods: Sequence[str],
     registry: "Registry",
     tasks: Mapping[str, Task],
-    source: "LocalOrHubData",
+    untrained: Mapping[str, str],
 ) -> None:
-    """Refuse rows that train where no task has a training item, as far as its definition tells."""
+    """Refuse rows that train where no task has a training item."""
     from harness.planning.chain import split_chain
 
     names = [
         registry.canonical(parse_method(part)[0]) for spec in methods for part in split_chain(spec)
     ]
     trains = next((name for name in names if registry.load(name).trains), "")
-    reasons = {
-        name: getattr(task, "no_training", lambda _: "")(source) for name, task in tasks.items()
-    }
-    if trains and reasons and all(reasons.values()):
-        explanation = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    if trains and len(untrained) == len(tasks):
+        explanation = "; ".join(f"{name}: {reason}" for name, reason in untrained.items())
         raise HarnessError(
             f"{trains} has nothing to train on ({explanation}); add a suite with a train split, "
             "for example --suite math"
@@ -360,7 +385,7 @@ def measure_models(
     models: Sequence[str],
     *,
     grid: str | None = None,
-    rounds: int | None = None,
+    rounds: int | str | None = None,
     device: str = "auto",
     dtype: str = "auto",
     threads: int | None = None,
@@ -375,6 +400,7 @@ def measure_models(
     """
     from harness.machine.processor import thread_count
     from harness.measuring.measure import ROUNDS, TimedModel, TimingSettings
+    from harness.measuring.rounds import AUTO
     from harness.measuring.scenario import GRIDS, parse_grid
     from harness.models.artefacts import default_cache
     from harness.models.resolve import resolve
@@ -386,7 +412,7 @@ def measure_models(
     place = choose_device(device, say=say)
     settings = TimingSettings(
         grid=parse_grid(grid or GRIDS[place]),
-        rounds=ROUNDS if rounds is None else rounds,
+        rounds=(ROUNDS if place == "cpu" else AUTO) if rounds is None else rounds,
         device=place,
         dtype=dtype if dtype != "auto" else default_dtype(place, say=say),
         threads=threads or thread_count(),

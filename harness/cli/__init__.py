@@ -1,9 +1,9 @@
 """The command `harness`: options in, exit code out. No torch until a command computes.
 
 `app.main` is the console script. `check` holds the commands that judge and export, `data` the one
-that copies tasks' data, `options` what all commands share, `tables` what `harness report` writes.
-`console` shows progress, `ending` says how a command ended, and `pytest_plugin` turns rows into
-tests.
+that copies tasks' data, `options` what all commands share, `tables` what `harness report` writes,
+`dry_run` what a plan looks like. `console` shows progress, `ending` says how a command ended, and
+`pytest_plugin` turns rows into tests.
 """
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "check",
     "console",
     "data",
+    "dry_run",
     "ending",
     "options",
     "pytest_plugin",

@@ -21,7 +21,6 @@ from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
     from harness.api import Run
-    from harness.planning.cells import Plan
     from harness.records.record import RunRecord
 
 app = typer.Typer(
@@ -81,6 +80,7 @@ def run(
     """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
+    from harness.cli.dry_run import plan_lines
     from harness.planning.config import build_config, merge_values, read_run_file
     from harness.running.runner import failure_lines, run_plan
 
@@ -96,7 +96,9 @@ def run(
         check_places(config, say=say)
     plan = plan_run(config, say=say)
     if dry_run:
-        return _print_plan(plan)
+        for line in plan_lines(plan):
+            typer.echo(line)
+        return 0
     with Console() as console:
         results, path = run_plan(plan, callbacks=console.callbacks())
     _show_results(Run(plan, tuple(results), path))
@@ -108,50 +110,6 @@ def run(
         if all(result.record is not None and result.record.status != "failed" for result in results)
         else 1
     )
-
-
-def _print_plan(plan: "Plan") -> int:
-    from harness.api import estimate_cells
-    from harness.estimating.hardware import GIB
-    from harness.models.shape import parameters_on_disk
-    from harness.records.store import Store
-    from harness.running.recomputation import recomputation_lines
-
-    conditions, store = plan.conditions, Store(plan.config.out)
-    finished = {
-        cell.key for cell in plan.cells if not plan.config.force and store.finished(cell.key)
-    }
-    estimates = estimate_cells(plan, finished)
-    typer.echo(
-        f"teacher {plan.teachers[0].name} ({parameters_on_disk(plan.teachers[0].path):,} "
-        f"parameters), student {conditions.student_recipe}, "
-        f"{conditions.budget_tokens:,} seen tokens for each trained row, {conditions.device}, "
-        f"{conditions.dtype}; tasks: {', '.join(conditions.task_names)}"
-    )
-    for data in conditions.train_data:
-        typer.echo(
-            f"training data: {data.name}, {data.examples:,} examples, weight {data.weight:g}"
-        )
-    if (calibration := conditions.calibration_data) is not None:
-        typer.echo(f"calibration data: {calibration.name}, {calibration.examples:,} examples")
-    for cell, estimate in zip(plan.cells, estimates, strict=True):
-        is_finished = cell.key in finished
-        state = "finished" if is_finished else f"to compute, about {estimate.seconds:.0f} s"
-        if estimate.training_bytes and not is_finished:
-            state += (
-                f"; training states {estimate.training_bytes / GIB:,.2f} of "
-                f"{estimate.memory / GIB:,.1f} GiB: {estimate.verdict}"
-            )
-        seed = f" seed {cell.seed}" if cell.seed is not None else ""
-        typer.echo(f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}: {state}")
-    for line in () if plan.config.force else recomputation_lines(plan, store):
-        typer.echo(line)
-    minutes = sum(estimate.seconds for estimate in estimates) / 60
-    typer.echo(
-        f"{len(plan.cells)} cells, about {minutes:.0f} min to compute "
-        f"(by the formulas of harness plan, on this {conditions.device})"
-    )
-    return 0
 
 
 def _show_results(run: "Run") -> None:
@@ -299,12 +257,16 @@ def measure(
     grid: Annotated[
         str | None,
         typer.Option(
-            help="Prompt tokens x batch x new tokens, lists combined. [default: 128x1x32; GPU: "
-            "128,512,2048x1,8,32x128]"
+            help="Prompt tokens x batch x new tokens, lists combined, or full. [default: "
+            "128x1x32; GPU: 2048x1x32 128x32x64]"
         ),
     ] = None,
     rounds: Annotated[
-        int | None, typer.Option(help="Rounds of base, model, model, base. [default: 10]")
+        str | None,
+        typer.Option(
+            help="Rounds of base, model, model, base; auto:0.02:4-12 stops when intervals are "
+            "within 2 %, after 4 to 12. [default: 10; GPU: auto]"
+        ),
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto, float32 or bfloat16.")] = "auto",
@@ -469,6 +431,7 @@ def cache(
         cache_entries,
         default_cache,
         entry_damage,
+        entry_note,
         remove_entry,
     )
 
@@ -493,6 +456,8 @@ def cache(
             line += f"  deleted{f' ({damage})' if damage else ''}"
         elif what is CacheAction.verify:
             line += f"  DAMAGED: {damage}" if damage else "  whole"
+        elif note := entry_note(artefact):
+            line += f"  {note}"
         typer.echo(line)
     mebibytes = sum(artefact.bytes for artefact in artefacts) / 2**20
     typer.echo(f"{len(artefacts)} artefacts, {mebibytes:,.2f} MiB in {place}")

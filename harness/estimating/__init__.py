@@ -4,4 +4,4 @@
 stages of a `workload` on some `hardware`, and adds `advice` from records.
 """
 
-__all__ = ["advice", "estimate", "expect", "hardware", "workload"]
+__all__ = ["advice", "estimate", "expect", "hardware", "memory", "recipes", "requests", "workload"]

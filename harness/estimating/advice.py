@@ -13,6 +13,7 @@ from typing import Any
 from harness.estimating.hardware import Hardware
 from harness.estimating.workload import EstimateRequest, Workload
 from harness.files.digests import digest_of
+from harness.models.shape import MAX_DENSE_VOCABULARY
 from harness.records.conditions import EVERY_ROW, shared_conditions
 from harness.records.record import RunRecord, row_kinds
 
@@ -40,7 +41,13 @@ def advice(
     `workloads` are by the names of the chain's methods; `fits` tells whether all stages fit.
     """
     stages = [workloads[name] for name in request.chain]
-    reads_cache = any(stage.reads_teacher and not stage.reads_teacher_live for stage in stages)
+    has_cache = request.teacher.vocabulary <= MAX_DENSE_VOCABULARY
+    reads_cache = any(
+        stage.reads_teacher
+        and not stage.reads_teacher_live
+        and (has_cache or not stage.needs_all_probabilities)
+        for stage in stages
+    )
     lines = []
     if reads_cache:
         lines.append(_cache_advice(request))

@@ -3,41 +3,64 @@
 Everything is a formula over shapes (`harness/models/shape.py`) and rates. Rates come from this
 machine's own records if there are any, else from the data sheet of the hardware times a stated
 efficiency. No torch, no weights, no network. Formulas: training takes 6 N FLOPs per token and a
-forward pass 2 N (Kaplan et al., 2020); training states are 16 bytes per weight (fp32 weights,
-gradients and Adam's two moments; Rajbhandari et al., 2020); each decoding step reads all weights
-and the key-value cache.
+forward pass 2 N (Kaplan et al., 2020); each decoding step reads all weights and the key-value
+cache; memory is that of `harness/estimating/memory.py`.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from statistics import median
 from typing import NamedTuple
 
 from harness.estimating.advice import advice
-from harness.estimating.hardware import GIB, Hardware, records_of_this_machine
+from harness.estimating.hardware import GIB, Hardware, records_of
+from harness.estimating.memory import (
+    PROCESS_BYTES,
+    Parts,
+    Peak,
+    Precision,
+    activation_bytes,
+    available_memory,
+    compression_parts,
+    forward_bytes,
+    loss_bytes,
+    model_bytes,
+    peak_text,
+    reading_parts,
+    rows_written_at_once,
+    scoring_parts,
+    state_parts,
+    timing_parts,
+    training_precision,
+    writing_parts,
+)
 from harness.estimating.workload import (
     ITEM_TOKENS,
     OTHER_ITEM_TOKENS,
     TOP_K,
-    TOP_K_BYTES,
+    TOP_K_VALUE_BYTES,
     EstimateRequest,
+    Packed,
     Workload,
 )
-from harness.measuring.scenario import MIN_WARMUP_SECONDS, VISIT_SECONDS, Scenario, parse_grid
-from harness.models.shape import (
-    CPU_KV_BYTES,
-    MAX_BATCH_ROWS,
-    MAX_DENSE_VOCABULARY,
-    Shape,
+from harness.measuring.scenario import (
+    EAGER_TOKENS,
+    MIN_WARMUP_SECONDS,
+    VISIT_SECONDS,
+    Scenario,
+    parse_grid,
 )
+from harness.models.shape import MAX_DENSE_VOCABULARY, Shape
 from harness.records import columns
 from harness.records.record import RunRecord
 
-_USABLE = 0.92  # share of a GPU's memory: the rest is context, libraries, fragments
-_PROCESS_BYTES = {"cpu": 0.74 * GIB, "cuda": 0.6 * GIB}  # imports (CPU: resident; GPU: the context)
 _START_SECONDS = 14.0  # a cell's imports, opening, saving
 _STOPWATCH_SECONDS = 9.0  # starting two processes that open a model each
+# of one block's kernels on a GPU, launched from Python: 15 to 22 ms for 28 blocks, by estimate
+_LAUNCH_SECONDS = 6.5e-4
+_CAPTURE_RUNS = 4  # eager runs of showing that captured steps are right, and of the GPU's share
 _STEP_SECONDS = 2.5e-4  # Python and kernel starts, for each block and decoding step
 
 
@@ -53,6 +76,11 @@ class StageEstimate:
     fits: bool = True
     shared: bool = False  # computed once for all rows of the table
     note: str = ""
+    # what its memory is made of: `memory` is that of the largest
+    peaks: tuple[Peak, ...] = ()
+    # of a training: its memory with the settings that it has, and the most that there is for it
+    memory_as_set: float = 0.0
+    memory_limit: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,9 +122,11 @@ def estimate(
         )
     from_teacher = workloads[request.chain[0]].starts_from_teacher
     shape = request.teacher if from_teacher else request.student
+    packed: Packed | None = None
     for name in request.chain:
-        stages += student_stages(name, workloads[name], shape, request, hardware)
-        shape = workloads[name].student_shape(shape)
+        workload = replace(workloads[name], packed_start=packed)
+        stages += student_stages(name, workload, shape, request, hardware)
+        shape, packed = workload.student_shape(shape), workload.packed or packed
     stages.append(
         scoring_stage(
             "score and time the student",
@@ -105,6 +135,7 @@ def estimate(
             hardware,
             records,
             timing_base=request.teacher,
+            packed=packed,
         )
     )
     fits = all(stage.fits for stage in stages)
@@ -119,7 +150,7 @@ def student_stages(
 
     The teacher's part, which rows share, comes before the method's own.
     """
-    stages = [_traces_stage(request, hardware)] if workload.writes_traces else []
+    stages = [_traces_stage(workload, request, hardware)] if workload.writes_traces else []
     cached = _is_cached(workload, request)
     if cached:
         stages.append(_teacher_reading_stage(request, hardware))
@@ -131,49 +162,25 @@ def student_stages(
     return stages
 
 
-def _bytes_per_value(hardware: Hardware) -> int:
-    return 4 if hardware.kind == "cpu" else 2
-
-
-def _available_memory(hardware: Hardware) -> float:
-    """Return the bytes of a device that models and their data can use."""
-    usable = hardware.memory if hardware.kind == "cpu" else _USABLE * hardware.memory
-    return usable - _PROCESS_BYTES[hardware.kind]
-
-
 def _single_device(hardware: Hardware) -> str:
     return "one process" if hardware.kind == "cpu" else "one GPU"
-
-
-def activation_bytes(shape: Shape, tokens: float, item: int) -> float:
-    """Return the bytes that a forward pass keeps for the backward pass, with fused attention.
-
-    For each token and layer: inputs of the norms, input and output of attention and the residuals
-    (about 8 h), queries, keys and values, and gate, up, activation and product of the feed-forward
-    (4 intermediate). `item` is the bytes of a value.
-    """
-    block = 8 * shape.hidden + 2 * (shape.heads + shape.kv_heads) * shape.head_size
-    block += (4 if shape.gated else 2) * shape.intermediate
-    return tokens * shape.layers * block * item
-
-
-def logits_bytes(vocabulary: int, tokens: float, trained: float, *, teacher: bool) -> float:
-    """Return the bytes of the logits and of what the losses compute from them, in fp32.
-
-    For all `tokens` of the batch: logits and their gradient, with a teacher also its logits. For
-    the `trained` tokens: selected logits, log-softmax, product and gradient, with a teacher twice.
-    """
-    return 4.0 * vocabulary * ((3 if teacher else 2) * tokens + (8 if teacher else 4) * trained)
 
 
 def _is_cached(workload: Workload, request: EstimateRequest) -> bool:
     """Tell whether a method caches the teacher's distributions.
 
-    It does if it needs nothing else of the teacher, and the budget reads every row at least once.
+    It does if it needs nothing else of the teacher, the cache keeps as many tokens as it needs, and
+    the budget reads every row at least once.
     """
     all_tokens = request.rows * request.row_tokens.mean
     needs_only_logits = workload.reads_teacher and not workload.reads_teacher_live
-    return needs_only_logits and request.budget >= all_tokens
+    return needs_only_logits and _is_cacheable(workload, request) and request.budget >= all_tokens
+
+
+def _is_cacheable(workload: Workload, request: EstimateRequest) -> bool:
+    """Tell whether a cache can keep what a method needs of the teacher's distributions."""
+    keeps_all = request.teacher.vocabulary <= MAX_DENSE_VOCABULARY
+    return not workload.reads_teacher_live and (keeps_all or not workload.needs_all_probabilities)
 
 
 def _teacher_reading_stage(request: EstimateRequest, hardware: Hardware) -> StageEstimate:
@@ -184,19 +191,18 @@ def _teacher_reading_stage(request: EstimateRequest, hardware: Hardware) -> Stag
     row, teacher = request.row_tokens, request.teacher
     tokens = request.rows * row.mean
     seconds = tokens * teacher.forward_flops(row.mean) / (hardware.forward * hardware.count)
-    activations = activation_bytes(
-        replace(teacher, layers=1), row.in_longest_batch, _bytes_per_value(hardware)
-    )
-    placement = _place_model(teacher, hardware, 2.0**28 + activations)
+    parts = reading_parts(teacher, row.in_longest_batch, hardware.value_bytes)
+    placement = _place_model(parts, hardware)
     position_bytes = (
         teacher.vocabulary * 2
         if teacher.vocabulary <= MAX_DENSE_VOCABULARY
-        else TOP_K * TOP_K_BYTES
+        else TOP_K * (TOP_K_VALUE_BYTES + (teacher.vocabulary - 1).bit_length() / 8)
     )
     return StageEstimate(
         name="teacher reads the rows (once, cached)",
         seconds=seconds,
-        memory=_PROCESS_BYTES[hardware.kind] + placement.memory,
+        memory=placement.peak("teacher reads", hardware).total,
+        peaks=(placement.peak("teacher reads", hardware),),
         layout=placement.layout,
         tokens=float(tokens),
         fits=placement.fits,
@@ -217,7 +223,7 @@ def _training_stage(
     """Estimate the training of a student; `live`: the teacher runs beside it."""
     row = request.row_tokens
     needed = _training_memory(workload, student, request, hardware, live=live)
-    available = _available_memory(hardware)
+    available = available_memory(hardware)
     layout = _choose_layout(needed, student, available, hardware)
     flops = 3 * layout.compute * student.forward_flops(row.mean) * request.budget
     seconds = flops / (hardware.train * hardware.count)
@@ -229,10 +235,18 @@ def _training_stage(
         tokens = request.rows * row.mean if layout.cached else request.budget
         seconds += request.teacher.forward_flops(row.mean) * tokens / forward_rate
     fits = layout.memory <= available
+    peak = _with_process(f"train: {name}", layout.parts, hardware)
+    as_set = min(
+        layout.memory for layout in _layouts(needed, student, hardware) if not layout.settings
+    )
+    process = PROCESS_BYTES[hardware.kind]
     return StageEstimate(
         name=f"train: {name}",
         seconds=seconds + _START_SECONDS,
-        memory=_PROCESS_BYTES[hardware.kind] + layout.memory,
+        memory=peak.total,
+        memory_as_set=process + as_set,
+        memory_limit=process + available,
+        peaks=(peak,),
         layout=layout.name,
         tokens=float(request.budget),
         fits=fits,
@@ -242,15 +256,41 @@ def _training_stage(
     )
 
 
+def _with_process(name: str, parts: Parts, hardware: Hardware) -> Peak:
+    """Return a peak with what the process holds beside its models and their data."""
+    return Peak(name, {**parts, "process": PROCESS_BYTES[hardware.kind]})
+
+
 @dataclass(frozen=True, kw_only=True)
 class _TrainingMemory:
     """The bytes that training needs, by what needs them."""
 
-    states: float  # weights, gradients and moments of the student
+    rows: int  # of a micro-batch
+    states: Parts  # weights, gradients and moments of the student
     activations: float
     logits: float
+    whole_logits: float  # where they are not computed in parts, as over several devices
+    head: float  # the copy of the head's weight that makes them
     teacher: float
     cacheable: bool  # the teacher's log-probabilities could come from a cache
+
+    def parts(
+        self,
+        *,
+        teacher: float | None = None,
+        batch_share: float = 1.0,
+        kept_activations: float = 1.0,
+        whole_logits: bool = False,
+    ) -> Parts:
+        """Return the parts of a layout; a teacher of 0 bytes is left out."""
+        teacher_bytes = self.teacher if teacher is None else teacher
+        most = self.whole_logits * batch_share
+        parts = {
+            **self.states,
+            "activations": self.activations * kept_activations * batch_share,
+            "logits": self.head + (most if whole_logits else min(self.logits, most)),
+        }
+        return {**parts, "teacher": teacher_bytes} if teacher_bytes else parts
 
 
 def _training_memory(
@@ -261,20 +301,36 @@ def _training_memory(
     *,
     live: bool,
 ) -> _TrainingMemory:
-    row, value_bytes = request.row_tokens, _bytes_per_value(hardware)
+    row, item = request.row_tokens, hardware.value_bytes
     # a batch has rows of similar length: the longest batch decides the memory
     tokens = request.micro_batch_size * row.in_longest_batch
     vocabulary = student.vocabulary
     if workload.reads_teacher:
         vocabulary = max(vocabulary, request.teacher.vocabulary)
-    trained = tokens * row.trained_share
+    precision = training_precision(workload.recipe, item)
+    activations = activation_bytes(student, tokens, precision)
+    if workload.recomputes:
+        activations = _recomputed_activations(student, tokens, precision)
+    teacher = model_bytes(request.teacher, item) if live else 0.0
+    teacher += forward_bytes(request.teacher, tokens, item) if live else 0.0
+    head = 2.0 * student.embedding if precision == "mixed" else 0.0
+    losses = partial(loss_bytes, vocabulary, tokens * row.trained_share, teacher=live)
     return _TrainingMemory(
-        states=float(workload.bytes_per_weight * student.parameters),
-        activations=activation_bytes(student, tokens, value_bytes),
-        logits=logits_bytes(vocabulary, tokens, trained, teacher=workload.reads_teacher),
-        teacher=float(request.teacher.parameters * value_bytes) if live else 0.0,
-        cacheable=live and not workload.reads_teacher_live,
+        rows=request.micro_batch_size,
+        states=state_parts(workload, student, item),
+        activations=activations,
+        logits=losses(in_parts=workload.logits_in_parts),
+        whole_logits=losses(in_parts=False),
+        head=head,
+        teacher=teacher,
+        cacheable=live and _is_cacheable(workload, request),
     )
+
+
+def _recomputed_activations(student: Shape, tokens: float, precision: Precision) -> float:
+    """Return what is kept where activations are computed again: the blocks' inputs, one block."""
+    inputs = tokens * student.layers * student.hidden * (2.0 if precision == "bfloat16" else 4.0)
+    return inputs + activation_bytes(replace(student, layers=1), tokens, precision)
 
 
 @dataclass(frozen=True)
@@ -282,10 +338,15 @@ class _Layout:
     """One way to place training on the devices."""
 
     name: str
-    memory: float  # bytes of each device
+    parts: Parts  # bytes of each device
     settings: str = ""  # flags that it needs
     compute: float = 1.0  # cost of forward and backward passes, as a factor
     cached: bool = False  # the teacher's log-probabilities come from the cache
+
+    @property
+    def memory(self) -> float:
+        """The bytes of each device."""
+        return sum(self.parts.values())
 
 
 def _choose_layout(
@@ -300,52 +361,55 @@ def _choose_layout(
 def _layouts(needed: _TrainingMemory, student: Shape, hardware: Hardware) -> Iterator[_Layout]:
     """Yield the possible layouts of training, simpler ones first."""
     devices = hardware.count
-    batch = needed.activations + needed.logits
+    states = needed.states
     if devices == 1:
-        name, sharded_states = _single_device(hardware), needed.states
+        name = _single_device(hardware)
         with_teacher = ", teacher beside it" if needed.teacher else ""
-        yield _Layout(f"{name}{with_teacher}", needed.states + batch + needed.teacher)
+        yield _Layout(f"{name}{with_teacher}", needed.parts())
         yield _Layout(
             f"{name}{with_teacher}, micro_batch_size=1",
-            needed.states + batch / 16 + needed.teacher,
+            needed.parts(batch_share=1 / needed.rows),
             "--set METHOD.micro_batch_size=1",
         )
     else:
-        name, sharded_states = f"FSDP2 over {devices}", _sharded_states(needed, student, devices)
-        yield from _layouts_over(devices, needed, student, sharded_states)
+        name, states = f"FSDP2 over {devices}", _sharded_states(needed, student, devices)
+        yield from _layouts_over(devices, needed, student, states)
     if needed.cacheable:
         yield _Layout(
             f"{name}, teacher's log-probabilities from the cache",
-            sharded_states + batch,
+            {**needed.parts(teacher=0.0, whole_logits=devices > 1), **states},
             "--set METHOD.cache=on",
             cached=True,
         )
 
 
 def _layouts_over(
-    devices: int, needed: _TrainingMemory, student: Shape, sharded_states: float
+    devices: int, needed: _TrainingMemory, student: Shape, sharded_states: Parts
 ) -> Iterator[_Layout]:
-    """Yield the layouts over several devices that need no cache."""
-    batch = needed.activations + needed.logits
-    # checkpointing keeps each block's input; logits stay as they are
-    checkpointed_batch = 0.25 * needed.activations + needed.logits
-    # DDP copies gradients into buckets of its own
-    ddp_states = needed.states + 4.0 * student.parameters
-    with_teacher = ", teacher beside it" if needed.teacher else ""
-    yield _Layout(f"DDP over {devices}{with_teacher}", ddp_states + batch + needed.teacher)
+    """Yield the layouts over several devices that need no cache; logits are whole there."""
+    parts_with = partial(needed.parts, whole_logits=True)
     teacher_share = needed.teacher / devices
+    # DDP copies gradients into buckets of its own
+    buckets = {"buckets": 4.0 * student.parameters}
+    with_teacher = ", teacher beside it" if needed.teacher else ""
+    yield _Layout(f"DDP over {devices}{with_teacher}", {**parts_with(), **buckets})
     sharded = ", teacher sharded" if needed.teacher else ""
     if needed.teacher:
-        yield _Layout(f"DDP over {devices}{sharded}", ddp_states + batch + teacher_share)
-    yield _Layout(f"FSDP2 over {devices}{sharded}", sharded_states + batch + teacher_share)
+        yield _Layout(
+            f"DDP over {devices}{sharded}", {**parts_with(teacher=teacher_share), **buckets}
+        )
+    yield _Layout(
+        f"FSDP2 over {devices}{sharded}", {**parts_with(teacher=teacher_share), **sharded_states}
+    )
+    # checkpointing keeps each block's input; logits stay as they are
     yield _Layout(
         f"FSDP2 over {devices}{sharded}, activations recomputed",
-        sharded_states + checkpointed_batch + teacher_share,
+        {**parts_with(teacher=teacher_share, kept_activations=0.25), **sharded_states},
         compute=4 / 3,  # one more forward pass
     )
 
 
-def _sharded_states(needed: _TrainingMemory, student: Shape, devices: int) -> float:
+def _sharded_states(needed: _TrainingMemory, student: Shape, devices: int) -> Parts:
     """Return the bytes of states on each device under FSDP.
 
     At each moment a device also has the full weights and gradients of one unit: of the widest block
@@ -353,37 +417,42 @@ def _sharded_states(needed: _TrainingMemory, student: Shape, devices: int) -> fl
     """
     embeddings = student.embedding * (1 if student.tied else 2)
     unit_bytes = 4.0 * 2 * (student.body / student.layers + embeddings)
-    return needed.states / devices + unit_bytes
+    shares = {name: size / devices for name, size in needed.states.items()}
+    return {**shares, "gathered": unit_bytes}
 
 
 class _Placement(NamedTuple):
     """Where a model is that is only read."""
 
     layout: str
-    memory: float  # bytes of each device
+    parts: Parts  # bytes of each device
     fits: bool
 
+    def peak(self, name: str, hardware: Hardware) -> Peak:
+        """Return its peak under a name."""
+        return _with_process(name, self.parts, hardware)
 
-def _place_model(shape: Shape, hardware: Hardware, extra: float) -> _Placement:
+
+def _place_model(parts: Parts, hardware: Hardware) -> _Placement:
     """Place a model that is only read: a copy on each device, or split over devices.
 
-    `extra` is the bytes of its data on each device. The split is tensor parallel.
+    `parts` are its weights and its data on each device. The split is tensor parallel.
     """
-    available = _available_memory(hardware)
-    weights = float(shape.parameters * _bytes_per_value(hardware))
-    if weights + extra <= available or hardware.count == 1:
+    available = available_memory(hardware)
+    weights, total = parts["weights"], sum(parts.values())
+    if total <= available or hardware.count == 1:
         layout = (
             _single_device(hardware)
             if hardware.kind == "cpu" or hardware.count == 1
             else f"a copy on each of {hardware.count}"
         )
-        return _Placement(layout, weights + extra, weights + extra <= available)
+        return _Placement(layout, parts, total <= available)
     shards = 2
-    while shards < hardware.count and weights / shards + extra > available:
+    while shards < hardware.count and total - weights + weights / shards > available:
         shards *= 2
     shards = min(shards, hardware.count)
-    memory = weights / shards + extra
-    return _Placement(f"tensor parallel over {shards}", memory, memory <= available)
+    split = {**parts, "weights": weights / shards}
+    return _Placement(f"tensor parallel over {shards}", split, sum(split.values()) <= available)
 
 
 class _Decoding(NamedTuple):
@@ -393,15 +462,15 @@ class _Decoding(NamedTuple):
     batch: int  # rows decoded at once
 
 
-def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hardware) -> _Decoding:
+def _decoding(
+    shape: Shape, rows: int, prompt: int, written: int, longest: int, hardware: Hardware
+) -> _Decoding:
     """Estimate writing `written` tokens after a prompt of `prompt` tokens, for all rows.
 
-    All devices work on it together.
+    Room is kept for `longest` tokens of each row. All devices work on it together.
     """
-    value_bytes = _bytes_per_value(hardware)
-    cache = min(0.3 * hardware.memory, float(CPU_KV_BYTES) if hardware.kind == "cpu" else math.inf)
-    row_bytes = shape.kv_bytes(batch=1, tokens=prompt + written, item=value_bytes)
-    batch = int(max(1, min(rows, MAX_BATCH_ROWS[hardware.kind], cache // max(1, row_bytes))))
+    value_bytes = hardware.value_bytes
+    batch = rows_written_at_once(shape, rows, longest, hardware)
     steps = math.ceil(rows / batch) * written
     step_bytes = shape.decode_bytes(batch=batch, tokens=prompt + written // 2, item=value_bytes)
     reading = step_bytes / (hardware.bandwidth * hardware.count)
@@ -411,26 +480,57 @@ def _decoding(shape: Shape, rows: int, prompt: int, written: int, hardware: Hard
     return _Decoding(steps * step, batch)
 
 
-def _traces_stage(request: EstimateRequest, hardware: Hardware) -> StageEstimate:
+def _traces_stage(
+    workload: Workload, request: EstimateRequest, hardware: Hardware
+) -> StageEstimate:
     """Estimate the texts that the teacher writes for training."""
-    row, teacher = request.row_tokens, request.teacher
+    row = request.row_tokens
     prompt = round(row.mean * (1 - row.trained_share))
-    written = round(row.mean * row.trained_share)
-    count = request.rows * request.samples
-    decoding = _decoding(teacher, count, prompt, written, hardware)
+    return writing_stage(
+        "teacher writes traces (once, cached)",
+        request.teacher,
+        hardware,
+        texts=WrittenTexts(
+            number=request.rows * request.samples,
+            prompt=prompt,
+            written=round(row.mean * row.trained_share),
+            longest=prompt + workload.longest_answer,
+        ),
+    )
+
+
+class WrittenTexts(NamedTuple):
+    """Texts that a model writes."""
+
+    number: int
+    prompt: int  # tokens of each prompt
+    written: int  # tokens of each text
+    longest: int  # tokens of prompt and text for which room is kept
+
+
+def writing_stage(
+    name: str, teacher: Shape, hardware: Hardware, *, texts: WrittenTexts
+) -> StageEstimate:
+    """Estimate texts that a teacher writes once, for all rows of a table."""
+    count, prompt, written, longest = texts
+    decoding = _decoding(teacher, count, prompt, written, longest, hardware)
     prefill_flops = count * prompt * teacher.forward_flops(prompt)
     prefill = prefill_flops / (hardware.forward * hardware.count)
-    cache = teacher.kv_bytes(batch=decoding.batch, tokens=row.mean, item=_bytes_per_value(hardware))
-    placement = _place_model(teacher, hardware, float(cache))
+    parts = writing_parts(
+        teacher, decoding.batch, longest, hardware.value_bytes, kind=hardware.kind
+    )
+    placement = _place_model(parts, hardware)
+    peak = placement.peak("teacher writes", hardware)
     return StageEstimate(
-        name="teacher writes traces (once, cached)",
+        name=name,
         seconds=decoding.seconds + prefill,
-        memory=_PROCESS_BYTES[hardware.kind] + placement.memory,
+        memory=peak.total,
+        peaks=(peak,),
         layout=placement.layout,
         tokens=float(count * written),
         fits=placement.fits,
         shared=True,
-        note=f"{count * row.mean * 6 / 2**20:.1f} MiB of text",
+        note=f"{count * (prompt + written) * 6 / 2**20:.1f} MiB of text",
     )
 
 
@@ -441,7 +541,7 @@ def _posthoc_stage(
 
     A method that calibrates also runs two forward passes over its text.
     """
-    value_bytes = _bytes_per_value(hardware)
+    value_bytes = hardware.value_bytes
     seconds = 3 * shape.parameters * value_bytes / hardware.bandwidth + _START_SECONDS
     sequences, length = workload.calibrates
     if sequences:
@@ -449,8 +549,8 @@ def _posthoc_stage(
         seconds += flops / (hardware.forward * hardware.count) * 2
         # second-moment matrices and their factors
         seconds += 20 * shape.parameters * shape.hidden / hardware.train
-    activations = activation_bytes(replace(shape, layers=1), 2_048, value_bytes)
-    placement = _place_model(shape, hardware, activations + 4.0 * shape.hidden**2)
+    placement = _place_model(compression_parts(workload, shape, value_bytes), hardware)
+    peak = placement.peak(f"compress: {name}", hardware)
     note = ""
     if workload.bits:
         packed = shape.parameters * workload.bits / 8 / GIB
@@ -458,7 +558,8 @@ def _posthoc_stage(
     return StageEstimate(
         name=f"compress: {name}",
         seconds=seconds,
-        memory=_PROCESS_BYTES[hardware.kind] + placement.memory,
+        memory=peak.total,
+        peaks=(peak,),
         layout=placement.layout,
         fits=placement.fits,
         note=note,
@@ -471,22 +572,40 @@ def _timing_seconds(shapes: Sequence[Shape], request: EstimateRequest, hardware:
     if not request.grid:
         return 0.0
     total = _STOPWATCH_SECONDS
+    on_gpu = hardware.kind != "cpu"
     for scenario in parse_grid(request.grid):
         for shape in shapes:
             run = _scenario_seconds(scenario, shape, hardware)
-            visit = max(1.25 * run, 1.25 * VISIT_SECONDS)
-            total += max(3 * run, MIN_WARMUP_SECONDS) + request.rounds * 2 * visit
+            first, visit = 3 * run, max(1.25 * run, 1.25 * VISIT_SECONDS)
+            if on_gpu:  # steps are captured, and a short eager run stands beside them
+                captured = _scenario_seconds(scenario, shape, hardware, launches=False)
+                eager = replace(scenario, new_tokens=min(scenario.new_tokens, EAGER_TOKENS))
+                first += _CAPTURE_RUNS * run + 3 * captured
+                visit = captured + 1.25 * _scenario_seconds(eager, shape, hardware)
+                visit = max(visit, 2 * VISIT_SECONDS)
+            total += max(first, MIN_WARMUP_SECONDS) + request.rounds * 2 * visit
     return total
 
 
-def _scenario_seconds(scenario: Scenario, shape: Shape, hardware: Hardware) -> float:
-    """Return the seconds of one run of a timing scenario: prefill, then decoding."""
+def _scenario_seconds(
+    scenario: Scenario, shape: Shape, hardware: Hardware, *, launches: bool = True
+) -> float:
+    """Return the seconds of one run of a timing scenario: prefill, then decoding.
+
+    On a GPU launches run beside the kernels, so a step takes what is longer of both; a captured
+    step has none.
+    """
     batch, prompt = scenario.batch, scenario.prompt_tokens
     prefill = batch * prompt * shape.forward_flops(prompt) / hardware.forward
-    step_bytes = shape.decode_bytes(batch=batch, tokens=prompt, item=_bytes_per_value(hardware))
+    step_bytes = shape.decode_bytes(batch=batch, tokens=prompt, item=hardware.value_bytes)
     reading = step_bytes / hardware.bandwidth
     computing = batch * shape.forward_flops(prompt) / hardware.forward
-    step = max(reading, computing) + shape.layers * _STEP_SECONDS
+    step = max(reading, computing)
+    if hardware.kind == "cpu":
+        step += shape.layers * _STEP_SECONDS
+    else:
+        prefill = max(prefill, shape.layers * _LAUNCH_SECONDS)
+        step = max(step, shape.layers * _LAUNCH_SECONDS) if launches else step
     return prefill + scenario.new_tokens * step
 
 
@@ -505,25 +624,28 @@ def scoring_stage(
     hardware: Hardware,
     records: Sequence[RunRecord],
     timing_base: Shape | None = None,
+    packed: Packed | None = None,
 ) -> StageEstimate:
-    """Estimate scoring a model on every task, and timing it beside `timing_base`."""
+    """Estimate scoring a model, packed or not, on every task, and timing it by `timing_base`."""
     base = timing_base or shape
     scoring = _score_tasks(shape, request, hardware, records)
     timing = _START_SECONDS + _timing_seconds((shape, base), request, hardware)
-    value_bytes = _bytes_per_value(hardware)
-    cache_limit = float(CPU_KV_BYTES) if hardware.kind == "cpu" else 0.3 * hardware.memory
-    cache = min(cache_limit, decoding_cache_bytes(shape, request, value_bytes))
-    placement = _place_model(shape, hardware, cache)
+    placement = _place_model(scoring_parts(shape, request, hardware, packed), hardware)
     note = ""
     if scoring.measured_tasks:
         note = f"{scoring.measured_tasks} of {len(request.items)} tasks from this machine's records"
-    both_models = float(value_bytes * (shape.parameters + base.parameters))
-    if hardware.kind == "cuda" and both_models > _USABLE * hardware.memory:
-        note = "not timed on one GPU: base and model do not fit side by side"
+    peaks = [placement.peak("scoring", hardware)]
+    if request.grid:
+        beside = timing_parts(shape, base, request, hardware, packed)
+        if hardware.kind == "cuda" and sum(beside.values()) > available_memory(hardware):
+            note = "not timed on one GPU: base and model do not fit side by side"
+        else:
+            peaks.append(_with_process("timing", beside, hardware))
     return StageEstimate(
         name=name,
         seconds=timing + scoring.seconds,
-        memory=_PROCESS_BYTES[hardware.kind] + placement.memory,
+        memory=max(peak.total for peak in peaks),
+        peaks=tuple(peaks),
         layout=placement.layout,
         tokens=scoring.tokens,
         fits=placement.fits,
@@ -545,9 +667,7 @@ def _score_tasks(
     for task, count in request.items.items():
         item = ITEM_TOKENS.get(task, OTHER_ITEM_TOKENS)
         tokens += count * (item.prompt + item.written) + item.shared_prompt
-        recorded = None
-        if hardware.kind == "cpu":
-            recorded = _recorded_item_seconds(task, shape, records)
+        recorded = _recorded_item_seconds(task, shape, hardware, records)
         if recorded is not None:
             measured_tasks += 1
             seconds += count * recorded
@@ -556,29 +676,21 @@ def _score_tasks(
         flops = prompt_tokens * shape.forward_flops(item.prompt + item.shared_prompt / 57)
         seconds += flops / (hardware.forward * hardware.count)
         if item.written:
-            seconds += _decoding(shape, count, item.prompt, item.written, hardware).seconds
+            seconds += _decoding(
+                shape, count, item.prompt, item.written, item.longest, hardware
+            ).seconds
     return _TaskScoring(seconds, tokens, measured_tasks)
 
 
-def decoding_cache_bytes(shape: Shape, request: EstimateRequest, value_bytes: int) -> float:
-    """Return the bytes of keys and values of the task that needs most, all rows decoded at once."""
-    largest = 0.0
-    for task, count in request.items.items():
-        item = ITEM_TOKENS.get(task, OTHER_ITEM_TOKENS)
-        rows = min(count, MAX_BATCH_ROWS["cpu"])
-        items = shape.kv_bytes(batch=rows, tokens=item.prompt + item.written, item=value_bytes)
-        shared = shape.kv_bytes(batch=1, tokens=item.shared_prompt, item=value_bytes)
-        largest = max(largest, float(items + shared))
-    return largest
-
-
-def _recorded_item_seconds(task: str, shape: Shape, records: Sequence[RunRecord]) -> float | None:
-    """Return the seconds of an item by the records of this machine, scaled to the model size.
+def _recorded_item_seconds(
+    task: str, shape: Shape, hardware: Hardware, records: Sequence[RunRecord]
+) -> float | None:
+    """Return the seconds of an item by the records of the hardware, scaled to the model size.
 
     It is the median of the records nearest in size; None if none is within a factor of 4.
     """
     seconds_by_distance: list[tuple[float, float]] = []
-    for record in records_of_this_machine(records):
+    for record in records_of(hardware, records):
         score = record.score(task)
         size = record.student.parameters if record.student else None
         # answers from the cache count with the seconds that they took in an earlier run
@@ -615,7 +727,12 @@ def estimate_text(estimate: Estimate, *, price: float | None = None) -> str:
         money = estimate.seconds * hardware.count * price / 3600
         total += f", {money:,.2f} at {price:g} a device-hour"
     table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
-    lines = [f"- Rates: {hardware.source}.", *(f"- {line}" for line in estimate.advice)]
+    peaks = [peak_text(peak) for stage in estimate.stages for peak in stage.peaks]
+    lines = [
+        f"- Rates: {hardware.source}.",
+        *(f"- Peak: {line}." for line in peaks),
+        *(f"- {line}" for line in estimate.advice),
+    ]
     return "\n".join([title, "", table, "", f"{total}.", "", *lines])
 
 

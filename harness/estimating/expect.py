@@ -10,24 +10,32 @@ from pydantic import JsonValue
 
 from harness import catalog
 from harness.contract import Method
-from harness.data.sizes import ITEMS_BY_TASK
+from harness.data.teacher_sets import parse_teacher_set
 from harness.errors import HarnessError
 from harness.estimating.estimate import (
     Estimate,
     StageEstimate,
+    WrittenTexts,
     estimate,
     scoring_stage,
     student_stages,
+    writing_stage,
 )
 from harness.estimating.hardware import Hardware, parse_hardware, this_machine
+from harness.estimating.memory import Peak
+from harness.estimating.recipes import RecipesThatFit
+from harness.estimating.requests import are_generated, items_of, request_of_run
 from harness.estimating.workload import (
     EstimateRequest,
+    Packed,
     cut_parameters,
     is_size,
+    parameter_factor,
     parse_model,
     training_bytes,
     workload_of,
 )
+from harness.measuring.rounds import RoundsRule, rounds_on
 from harness.measuring.scenario import GRIDS
 from harness.models.artefacts import default_cache
 from harness.models.resolve import configuration_folder, is_embedded
@@ -36,27 +44,10 @@ from harness.models.shaping import parse_student_cut
 from harness.planning.cells import Plan, PlannedCell
 from harness.planning.chain import check_chain, split_chain
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET
-from harness.planning.spec import limit_for, parse_method
+from harness.planning.recipes import RecipeChooser, first_recipes
+from harness.planning.spec import parse_method
 from harness.records.record import TEACHER, RunRecord
 from harness.records.store import read_records
-
-_DEFAULT_ITEMS = 1_000  # of a task of unknown size
-_NO_LIMIT = 10**9
-
-
-def item_count(name: str, include_path: Path | None, data_folder: Path | None = None) -> int:
-    """Return how many items a task has: as published, by its data files, or 1,000 if unknown."""
-    if name in ITEMS_BY_TASK or not name.startswith(catalog.OUTSIDE):
-        return ITEMS_BY_TASK.get(name, _DEFAULT_ITEMS)
-    count: int | None = catalog.count_items(
-        name, include_path=include_path, data_folder=data_folder
-    )
-    return _DEFAULT_ITEMS if count is None else count
-
-
-def _are_generated(tasks: Sequence[str]) -> bool:
-    """Tell whether all tasks are the generated ones, which have short rows."""
-    return all(task.endswith("-mini") for task in tasks)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +75,7 @@ def estimates_of(methods: Sequence[str], request: ChainsRequest) -> list[Estimat
     common = _common_request(request, hardware)
     estimates: list[Estimate] = []
     for spec in methods:
-        chain = _Chain.of(spec)
+        chain = _Chain.of(spec).settled(RecipesThatFit(common, hardware))
         chain_request = replace(
             common,
             chain=chain.names,
@@ -92,15 +83,11 @@ def estimates_of(methods: Sequence[str], request: ChainsRequest) -> list[Estimat
             samples=chain.number("samples", 1),
         )
         workloads = dict(zip(chain.names, map(workload_of, chain.methods), strict=True))
-        estimates.append(
-            estimate(
-                chain_request,
-                workloads,
-                hardware,
-                request.records,
-                with_teacher=not estimates,
-            )
+        chain_estimate = estimate(
+            chain_request, workloads, hardware, request.records, with_teacher=not estimates
         )
+        advice = (*chain.recipe_lines, *chain_estimate.advice)
+        estimates.append(replace(chain_estimate, advice=advice))
     return estimates
 
 
@@ -114,11 +101,12 @@ def _common_request(request: ChainsRequest, hardware: Hardware) -> EstimateReque
         teacher=teacher,
         student=student,
         chain=(),
-        items={task: min(item_count(task, None), request.limit or _NO_LIMIT) for task in tasks},
+        items=items_of(tasks, None, request.limit),
         rows=request.rows,
-        mini=_are_generated(tasks),
+        mini=are_generated(tasks),
         budget=request.budget or (EMBEDDED_BUDGET if embedded else OUTSIDE_BUDGET),
         grid=GRIDS[hardware.kind],
+        rounds=RoundsRule.parse(rounds_on(hardware.kind, None)).expected,
     )
 
 
@@ -144,6 +132,7 @@ class _Chain:
     names: tuple[str, ...]
     methods: tuple[Method, ...]
     settings: Mapping[str, JsonValue]  # of all its methods
+    recipe_lines: tuple[str, ...] = ()  # how its stages train
 
     @classmethod
     def of(cls, spec: str) -> Self:
@@ -162,6 +151,27 @@ class _Chain:
             typed |= registry.current(name, settings)
         return cls(names, methods, typed)
 
+    def settled(self, fits: RecipesThatFit) -> Self:
+        """Return the chain with a recipe for each stage that trains.
+
+        It is the first recipe where none fits: the estimate says so.
+        """
+        stages = [*zip(self.names, self.methods, strict=True)]
+        # packages may be missing here and stand on the hardware that is planned for
+        chooser = RecipeChooser(fits, lacks_bf16=fits.lacks_bf16, has_package=lambda package: True)
+        try:
+            chosen = chooser.settle(stages)
+        except HarnessError as problem:
+            chosen = first_recipes(stages)._replace(notes={"": str(problem)})
+        methods = tuple(method for _, method in chosen.stages)
+        lines = [
+            f"{name} trains by {chosen.notes.get(name, f'recipe {method.recipe}')}."
+            for name, method in chosen.stages
+            if getattr(method, "recipe", "")
+        ]
+        unfit = [f"{reason}." for name, reason in chosen.notes.items() if not name]
+        return replace(self, methods=methods, recipe_lines=(*lines, *unfit))
+
     def number(self, setting: str, default: int) -> int:
         """Return an integer that was typed for any of the methods."""
         return int(str(self.settings.get(setting, default)))
@@ -174,8 +184,20 @@ class CellEstimate:
     seconds: float
     # bytes that its training needs whatever its batch size; 0 if nothing is trained
     training_bytes: float = 0.0
-    memory: float = 0.0  # bytes of the device
     verdict: str = ""  # whether its training fits, batches included
+    hardware: Hardware
+    recipes: tuple[str, ...] = ()  # of its trained stages
+    peaks: tuple[Peak, ...] = ()  # of all that is done for it, in order
+
+    @property
+    def memory(self) -> float:
+        """The bytes of the device."""
+        return self.hardware.memory
+
+    @property
+    def peak(self) -> Peak:
+        """The largest of its peaks."""
+        return max(self.peaks, key=lambda peak: peak.total)
 
 
 def estimate_cells(plan: Plan, finished: Container[str]) -> list[CellEstimate]:
@@ -187,6 +209,11 @@ def estimate_cells(plan: Plan, finished: Container[str]) -> list[CellEstimate]:
     return [estimator.estimate(cell, is_finished=cell.key in finished) for cell in plan.cells]
 
 
+def estimate_writing(plan: Plan) -> dict[str, StageEstimate]:
+    """Return what it takes to write each data set that the teacher writes, by its name."""
+    return _CellEstimator.of(plan).writing_stages()
+
+
 @dataclass
 class _StudentEstimate:
     """What making a cell's student needs, added up stage by stage."""
@@ -194,7 +221,10 @@ class _StudentEstimate:
     shape: Shape  # of the student of the last stage
     seconds: float = 0.0
     training_bytes: float = 0.0
+    packed: Packed | None = None
+    recipes: list[str] = field(default_factory=list)
     trainings: list[StageEstimate] = field(default_factory=list)
+    peaks: list[Peak] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -214,7 +244,8 @@ class _CellEstimator:
         """Look up what all cells share: shapes, items, and the rates of this machine."""
         records = _stored_records(plan.config.out)
         teachers = tuple(Shape.of_folder(model.path, name=model.name) for model in plan.teachers)
-        hardware = this_machine(plan.conditions.device, records)
+        conditions = plan.conditions
+        hardware = this_machine(conditions.device, records, dtype=conditions.dtype)
         return cls(plan, hardware, records, teachers, _request_of_plan(plan, teachers[0]))
 
     def estimate(self, cell: PlannedCell, *, is_finished: bool) -> CellEstimate:
@@ -223,13 +254,21 @@ class _CellEstimator:
         base = student.shape if cell.method == TEACHER else self.teachers[0]
         request = replace(self.request, grid="") if cell.simulated else self.request
         score = scoring_stage(
-            cell.label, student.shape, request, self.hardware, self.records, timing_base=base
+            cell.label,
+            student.shape,
+            request,
+            self.hardware,
+            self.records,
+            timing_base=base,
+            packed=student.packed,
         )
         return CellEstimate(
             seconds=0.0 if is_finished else student.seconds + score.seconds,
             training_bytes=student.training_bytes,
-            memory=self.hardware.memory,
             verdict=self._verdict(student),
+            hardware=self.hardware,
+            recipes=tuple(student.recipes),
+            peaks=(*student.peaks, *score.peaks),
         )
 
     def _student(self, cell: PlannedCell) -> _StudentEstimate:
@@ -244,15 +283,50 @@ class _CellEstimator:
             request = replace(
                 self.request, micro_batch_size=method.rows_at_once, samples=method.answers_per_row
             )
+            workload = replace(
+                workload,
+                parameter_factor=parameter_factor(folder),
+                packed_start=student.packed,
+            )
             stages = student_stages(name, workload, student.shape, request, self.hardware)
+            if method.trains or method.calibrates:
+                stages = [*self.writing_stages().values(), *stages]
+            student.peaks += [peak for stage in stages for peak in stage.peaks]
             student.seconds += self._uncounted_seconds(key, stages)
             if workload.trains:
                 parameters = cut_parameters(folder, student.shape)
                 needed = training_bytes(workload, parameters, teachers, self.plan.conditions.dtype)
                 student.training_bytes = max(student.training_bytes, needed)
                 student.trainings.append(stages[-1])
+                student.recipes += [workload.recipe] if workload.recipe else []
+            student.packed = workload.packed or student.packed
             student.shape = workload.student_shape(student.shape)
         return student
+
+    def writing_stages(self) -> dict[str, StageEstimate]:
+        """Return what the data takes that the teacher writes, by the names of the sets.
+
+        Each text is counted with all the tokens that it may have.
+        """
+        row = self.request.row_tokens
+        stages: dict[str, StageEstimate] = {}
+        for data in self.plan.conditions.train_data:
+            typed = parse_teacher_set(data.name)
+            if typed is None:
+                continue
+            recipe = typed.data.recipe
+            # in a chat template a teacher writes a question first, and answers it then
+            rounds = 2 if recipe.free and self.plan.conditions.chat else 1
+            prompt = 1 if recipe.free else round(row.mean * (1 - row.trained_share))
+            stages[data.name] = writing_stage(
+                f"teacher writes {data.name} (once, cached)",
+                self.teachers[0],
+                self.hardware,
+                texts=WrittenTexts(
+                    rounds * data.examples, prompt, recipe.longest, prompt + recipe.longest
+                ),
+            )
+        return stages
 
     def _methods_of(self, cell: PlannedCell) -> Iterator[tuple[str, str, Any]]:
         """Yield key, name and method of each stage of a cell."""
@@ -289,25 +363,13 @@ def _stored_records(out: Path) -> list[RunRecord]:
 
 def _request_of_plan(plan: Plan, teacher: Shape) -> EstimateRequest:
     """Return what all cells of a plan share, given the teacher's shape."""
-    conditions, config = plan.conditions, plan.config
-    recipe = parse_student_cut(config.student)
-    base = Shape.of_folder(plan.student_base.path, name=plan.student_base.name)
-    tasks = conditions.task_names
     has_timing = any(suite.measure for suite in plan.suites.values())
-    return EstimateRequest(
+    return request_of_run(
+        plan.config,
         teacher=teacher,
-        student=recipe.shape_of(base) if recipe else base,
-        chain=(),
-        budget=conditions.budget_tokens,
-        rows=conditions.budget_rows,
-        mini=_are_generated(tasks),
-        rounds=config.rounds,
-        items={
-            task: min(
-                item_count(task, config.include_path, config.data_dir),
-                limit_for(conditions.limit, task) or _NO_LIMIT,
-            )
-            for task in tasks
-        },
+        base=Shape.of_folder(plan.student_base.path, name=plan.student_base.name),
+        tasks=plan.conditions.task_names,
+        budget=plan.conditions.budget_tokens,
         grid=plan.grid if has_timing else "",
+        rounds=RoundsRule.parse(plan.rounds).expected,
     )

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from statistics import median
 from typing import NamedTuple
 
 from harness.errors import HarnessError, unknown
+from harness.machine.gpu import gpu_of
 from harness.machine.memory import device_bytes
 from harness.machine.processor import allowed_cpus, machine_label, thread_count
+from harness.models.shape import DTYPE_BYTES
 from harness.records.record import RunRecord
 
 GIB = 2**30
@@ -20,6 +23,7 @@ class DataSheet(NamedTuple):
     memory: float  # GiB
     teraflops: float  # dense, bf16 (V100, T4: fp16)
     bandwidth: float  # GB/s
+    bf16: bool = True  # it multiplies bf16 in hardware
 
 
 GPUS: Mapping[str, DataSheet] = {
@@ -34,8 +38,8 @@ GPUS: Mapping[str, DataSheet] = {
     "A6000": DataSheet(48, 155, 768),
     "RTX4090": DataSheet(24, 165, 1008),
     "RTX3090": DataSheet(24, 71, 936),
-    "V100-32GB": DataSheet(32, 125, 900),
-    "T4": DataSheet(16, 65, 320),
+    "V100-32GB": DataSheet(32, 125, 900, bf16=False),
+    "T4": DataSheet(16, 65, 320, bf16=False),
     "MI300X": DataSheet(192, 1307, 5300),
 }
 # shares of the data sheet that a plain PyTorch loop reaches
@@ -56,6 +60,9 @@ class Hardware:
     forward: float  # FLOP/s of each in forward passes
     bandwidth: float  # bytes/s of each when decoding
     source: str  # where the rates come from
+    value_bytes: int = 4  # of a weight or state, in the type that this hardware computes in
+    gpu: str = ""  # the name of this machine's own GPU, by which its records are known
+    measured: bool = False  # rates come from records of this hardware
 
 
 def parse_hardware(text: str, records: Sequence[RunRecord]) -> Hardware:
@@ -128,18 +135,74 @@ def _gpus(count: int, name: str, sheet: DataSheet) -> Hardware:
         train=_TRAIN_SHARE * sheet.teraflops * 1e12,
         forward=_FORWARD_SHARE * sheet.teraflops * 1e12,
         bandwidth=_BANDWIDTH_SHARE * sheet.bandwidth * 1e9,
+        value_bytes=2 if sheet.bf16 else 4,
         source=f"its data sheet ({sheet.teraflops:g} TFLOP/s, {sheet.bandwidth:g} GB/s) times "
         f"{_TRAIN_SHARE:.0%} in training, {_FORWARD_SHARE:.0%} in forward passes, "
-        f"{_BANDWIDTH_SHARE:.0%} of the bandwidth in decoding",
+        f"{_BANDWIDTH_SHARE:.0%} of the bandwidth in decoding, not measured on this card",
     )
 
 
-def this_machine(device: str, records: Sequence[RunRecord]) -> Hardware:
-    """Return this machine's CPU, or its GPU with the rates of the table's GPU of nearest memory."""
+def this_machine(device: str, records: Sequence[RunRecord], *, dtype: str = "") -> Hardware:
+    """Return this machine's CPU, or its GPU by its own name, computing in a dtype.
+
+    A GPU's rates are those of its records, else of its data sheet, else of that of the GPU of
+    nearest memory.
+    """
     if device == "cpu":
         return parse_hardware("cpu", records)
-    memory = float(device_bytes(device))
-    return replace(parse_hardware(f"1x{memory / GIB:.0f}GB", records), memory=memory)
+    gpu, memory = gpu_of(device), float(device_bytes(device))
+    assert gpu is not None
+    name = listed_gpu(gpu.name, memory)
+    if name:
+        listed = replace(_gpus(1, name, GPUS[name]), name=gpu.name)
+    else:
+        nearest = parse_hardware(f"1x{memory / GIB:.0f}GB", records)
+        listed = replace(nearest, name=f"{gpu.name} ({nearest.name.removeprefix('1 x ')})")
+    this_gpu = replace(listed, memory=memory, gpu=gpu.name)
+    if dtype:
+        this_gpu = replace(this_gpu, value_bytes=DTYPE_BYTES[dtype])
+    return _with_measured_rates(this_gpu, records)
+
+
+def listed_gpu(name: str, memory: float) -> str:
+    """Return the name in the table of a GPU as its driver names it, "" where it is not listed.
+
+    Of several sizes of one GPU it is the one of nearest memory (in bytes). Part of a GPU (MIG) is
+    no listed GPU.
+    """
+    words = re.findall(r"[A-Z0-9]+", name.upper())
+    if "MIG" in words:
+        return ""
+    words += [first + second for first, second in pairwise(words)]
+    named = [listed for listed in GPUS if listed.partition("-")[0].upper() in words]
+    return min(named, key=lambda listed: abs(GPUS[listed].memory - memory / GIB), default="")
+
+
+def smallest_gpu(needed: float, *, bf16: bool = False) -> str:
+    """Name the listed GPU of least memory on which work of `needed` bytes fits, "" if none does.
+
+    `bf16`: the work needs bf16 arithmetic.
+    """
+    sizes = {
+        name: sheet.memory
+        for name, sheet in GPUS.items()
+        if sheet.memory * GIB >= needed and (sheet.bf16 or not bf16)
+    }
+    return min(sizes, key=lambda name: sizes[name], default="")
+
+
+def records_of(hardware: Hardware, records: Iterable[RunRecord]) -> list[RunRecord]:
+    """Return the records that were made on some hardware: on this CPU, or on a GPU of its name."""
+    if hardware.kind == "cpu":
+        return records_of_this_machine(records)
+    return [
+        record
+        for record in records
+        if record.status == "success"
+        and record.environment is not None
+        and record.environment.gpu is not None
+        and record.environment.gpu.name == hardware.gpu
+    ]
 
 
 def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
@@ -160,8 +223,8 @@ def records_of_this_machine(records: Iterable[RunRecord]) -> list[RunRecord]:
 
 
 def _with_measured_rates(hardware: Hardware, records: Sequence[RunRecord]) -> Hardware:
-    """Replace the rates of a rule of thumb by the median rates of this machine's records."""
-    costs = [record.cost for record in records_of_this_machine(records)]
+    """Replace rates of a rule or a data sheet by the median rates of the hardware's records."""
+    costs = [record.cost for record in records_of(hardware, records)]
     train_rates = [
         cost.flops / (cost.seconds - cost.teacher_seconds)
         for cost in costs
@@ -177,6 +240,8 @@ def _with_measured_rates(hardware: Hardware, records: Sequence[RunRecord]) -> Ha
         hardware,
         train=rate,
         forward=median(forward_rates) if forward_rates else 1.2 * rate,
-        source=f"{len(train_rates)} trained rows measured on this machine "
-        f"({rate / 1e9:.0f} GFLOP/s in training)",
+        measured=True,
+        source=f"{len(train_rates)} trained rows measured on this "
+        f"{'machine' if hardware.kind == 'cpu' else 'card'} "
+        f"({rate / 1e9:,.0f} GFLOP/s in training)",
     )

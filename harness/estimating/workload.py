@@ -17,8 +17,9 @@ from harness.models.shape import (
 )
 from harness.planning.chain import can_be_stage
 
-# log-probabilities stored of a teacher's distribution: an fp16 value and an int32 id each
-TOP_K, TOP_K_BYTES = 64, 6
+# log-probabilities stored of a teacher's distribution: an fp16 value each, and an id in the fewest
+# bits that hold the vocabulary
+TOP_K, TOP_K_VALUE_BYTES = 64, 2
 
 
 class RowTokens(NamedTuple):
@@ -39,18 +40,20 @@ class ItemTokens(NamedTuple):
     prompt: int  # of the item alone
     shared_prompt: int  # read once for all items of a task or subject
     written: int
+    longest: int = 0  # of the longest prompt after the shared one, and what it may write
 
 
 ITEM_TOKENS: Mapping[str, ItemTokens] = {
-    "gsm8k": ItemTokens(75, 700, 130),
-    "gsm8k-cot": ItemTokens(75, 900, 110),
+    "gsm8k": ItemTokens(75, 700, 130, 250 + 512),
+    "gsm8k-cot": ItemTokens(75, 900, 110, 250 + 512),
     "mmlu": ItemTokens(105, 57 * 450, 0),
     "mmlu-cloze": ItemTokens(130, 57 * 450, 0),
-    "gsm8k-mini": ItemTokens(60, 0, 43),
+    "gsm8k-mini": ItemTokens(60, 0, 43, 90 + 128),
     "mmlu-mini": ItemTokens(60, 0, 0),
     "wikitext": ItemTokens(4_400, 0, 0),
 }
-OTHER_ITEM_TOKENS = ItemTokens(150, 0, 30)  # of a task that is not in the table
+# of a task that is not in the table; lm-eval's own limit of what is written is 256
+OTHER_ITEM_TOKENS = ItemTokens(150, 0, 30, 500 + 256)
 
 
 _SIZE = r"(\d{1,6}(?:\.\d{1,6})?)([MBT])"
@@ -90,11 +93,26 @@ def cut_parameters(folder: Path, shape: Shape) -> float:
 
     It is the stored number, scaled by the ratio of the parameters of both shapes.
     """
-    return parameters_on_disk(folder) * shape.parameters / Shape.of_folder(folder).parameters
+    return parameter_factor(folder) * shape.parameters
+
+
+def parameter_factor(folder: Path) -> float:
+    """Return how many parameters a stored model has for each one of its shape's formula.
+
+    It is near 1, and far above for a mixture of experts.
+    """
+    return parameters_on_disk(folder) / Shape.of_folder(folder).parameters
 
 
 def _same_shape(shape: Shape) -> Shape:
     return shape
+
+
+class Packed(NamedTuple):
+    """How many bits the weights of a packed model have, with their scales."""
+
+    bits: float  # in the blocks
+    table_bits: float | None  # of embedding and head; None where they stay floats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,13 +125,31 @@ class Workload:
     reads_teacher_live: bool = False
     several_teachers: bool = False  # all teachers are read
     writes_traces: bool = False
+    longest_answer: int = 256  # new tokens of a trace
     changes_weights: bool = False  # without training
     bits: float | None = None  # of each weight of its student
+    table_bits: float | None = None  # of embedding and head, where they are packed too
+    simulated: bool = False  # its weights are floats that stand for packed ones
+    by_block: bool = False  # the blocks stay in their files, but for the one at work
     calibrates: tuple[int, int] = (0, 0)  # sequences, and tokens of each, that are read first
     starts_from_teacher: bool = False  # if it is the first stage
     bytes_per_weight: float = TRAINING_BYTES_PER_WEIGHT  # of training states
+    parameter_factor: float = 1.0  # weights of the student for each one of its shape's formula
+    recipe: str = ""  # full, bf16 or lora; "" of a method that has none
+    adapter_rank: int = 0
+    packed_start: Packed | None = None  # the packed weights that adapters are trained beside
+    recomputes: bool = False  # activations, in the backward pass
+    logits_in_parts: bool = True  # those of a step are never all held
+    needs_all_probabilities: bool = False  # of a teacher, not only the likeliest tokens
     # the shape of its student, from the shape that it starts with
     student_shape: Callable[[Shape], Shape] = _same_shape
+
+    @property
+    def packed(self) -> Packed | None:
+        """How its student is packed, None where its weights are floats."""
+        if self.bits is None or self.simulated:
+            return None
+        return Packed(self.bits, self.table_bits)
 
 
 def workload_of(method: Method) -> Workload:
@@ -124,12 +160,21 @@ def workload_of(method: Method) -> Workload:
         reads_teacher_live=method.reads_teacher_live,
         several_teachers=method.needs_several_teachers,
         writes_traces=method.writes_traces,
+        longest_answer=getattr(method, "longest", 256),
         changes_weights=can_be_stage(method) and not method.trains,
         bits=method.bits_per_weight,
+        table_bits=method.bits_per_table_weight,
+        simulated=method.simulated,
+        by_block=method.works_by_block,
         calibrates=method.calibration_tokens() if method.calibrates else (0, 0),
         starts_from_teacher=method.starts_from == "teacher",
         student_shape=method.resulting_shape,
         bytes_per_weight=method.training_bytes_per_weight,
+        recipe=getattr(method, "recipe", ""),
+        adapter_rank=getattr(method, "lora_rank", 0),
+        recomputes=getattr(method, "gradient_checkpointing", False),
+        logits_in_parts=method.logits_in_parts,
+        needs_all_probabilities=method.needs_all_probabilities,
     )
 
 

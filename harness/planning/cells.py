@@ -84,6 +84,7 @@ class PlannedCell(BaseModel):
     controls: tuple[str, ...]
     inherited_settings: dict[str, JsonValue] = {}  # that its controls take over
     trains: bool
+    recipe_notes: dict[str, str] = {}  # method -> why it does not train by its first recipe
     # its packed weights are stored as floats: it is scored, but not weighed or timed
     simulated: bool = False
     seed: int | None
@@ -122,12 +123,15 @@ class Plan:
     teachers: tuple[PlannedModel, ...]  # the teachers of the conditions, with their paths
     student_base: PlannedModel
     grid: str
+    rounds: int | str
     cells: tuple[PlannedCell, ...]
     threads: int = 1  # of each cell
     # key -> its parts by name, to say why something is computed again
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     request: Mapping[str, object] = field(default_factory=dict)  # what identities are made of
     hub_data: bool = False  # items come from the Hub, so cells may contact it
+    # task -> why no row trains on it, as its definition tells; empty where own data is trained on
+    untrained_tasks: Mapping[str, str] = field(default_factory=dict)
 
     def conditions_of(self, cell: PlannedCell) -> Conditions:
         """Return the conditions of a cell: those of training and calibration only where it does."""

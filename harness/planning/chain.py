@@ -20,7 +20,7 @@ _REFUSED_ORDERS = {
     (
         "quantization",
         "distillation",
-    ): "packed weights take no gradient (quantisation-aware distillation is not in this version)",
+    ): "packed weights take no gradient (beside int8 and int4, recipe=lora trains adapters)",
     ("quantization", "pruning"): "packed weights cannot be cut",
     ("quantization", "low-rank"): "packed weights cannot be factorised",
     ("quantization", "quantization"): "the weights are packed already",
@@ -85,11 +85,18 @@ def _conflict(
             "or drop one of them"
         )
     else:
-        reason = _REFUSED_ORDERS.get((stage_kind(first), stage_kind(second)), "")
+        adapts = first.takes_adapters and second.trains_adapters
+        kinds = stage_kind(first), stage_kind(second)
+        reason = "" if adapts else _REFUSED_ORDERS.get(kinds, "")
     if first.zero_pattern != "unstructured" and second.drops_inputs:
         reason = (
             f"dropping channels would break its groups of pattern {first.zero_pattern}; put "
             f"{names[later]} first"
+        )
+    if second.trains_adapters and first.leaves_zeros:
+        reason = (
+            f"adapters would fill its zeros; train every weight ({names[later]}[recipe=full]), "
+            "before anything packs them"
         )
     if stage_kind(second) == "low-rank" and first.leaves_zeros:
         reason = (

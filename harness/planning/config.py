@@ -110,8 +110,9 @@ class RowSettings(_Settings):
     train_data: Names = Field(
         default=(),
         description="Train on your own data instead of the tasks' train splits: a FILE of JSON "
-        "lines (prompt and completion, messages, or text) or ORG/NAME of the Hub; several with "
-        "weights: a.jsonl=0.7,b.jsonl=0.3.",
+        "lines (prompt and completion, messages, or text), ORG/NAME of the Hub, or what the "
+        "teacher writes: teacher (answers to the tasks' train prompts), teacher:free (from "
+        "nothing); several with weights: a.jsonl=0.7,teacher=0.3.",
     )
     calibration: Path | None = Field(
         default=None,
@@ -215,11 +216,13 @@ class WorkSettings(_Settings):
     )
     grid: Annotated[str | None, Spelling(default="by device")] = Field(
         default=None,
-        description="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), or "
-        "none.",
+        description="Timing: prompt tokens x batch x new tokens: 128,512x1,8x32 (all combined), "
+        "full, or none.",
     )
-    rounds: Count = Field(
-        default=6, description="Timing: rounds of teacher, student, student, teacher."
+    rounds: Annotated[int | str | None, Spelling(default="6; auto on a GPU")] = Field(
+        default=None,
+        description="Timing: rounds of teacher, student, student, teacher; auto:0.02:4-12 stops "
+        "when intervals are within 2 %, after 4 to 12.",
     )
     track: Annotated[
         Literal["", "tensorboard", "wandb", "trackio"], Spelling(default="none", may_be_empty=True)

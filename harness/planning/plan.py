@@ -5,11 +5,11 @@ parts of all keys are put together here, each under its name.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.contract import Method, Prompting
 from harness.errors import HarnessError
-from harness.machine.gpu import device_label, gpu_of
+from harness.machine.gpu import device_label, gpu_of, has_bf16
 from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
@@ -21,6 +21,7 @@ from harness.planning.keys import (
     lm_eval_version,
     reads_items,
 )
+from harness.planning.recipes import NamedMethod, RecipeChooser, TrainingFits
 from harness.planning.rows import PlannedRow, build_rows, label_of
 from harness.planning.setup import (
     ResolvedNames,
@@ -31,13 +32,20 @@ from harness.planning.setup import (
     check_vocabularies,
 )
 from harness.records.record import TEACHER
+from harness.records.store import Store
 from harness.registry import settings_with_defaults
 
 
-def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
+def make_plan(
+    config: RunConfig,
+    resolved: ResolvedNames,
+    fits_of: Callable[[Setup], TrainingFits | None] = lambda setup: None,
+) -> Plan:
     """Plan models, rows, controls and seeds.
 
-    Raises `HarnessError` for everything that cannot work, before anything is computed.
+    `fits_of` returns what tells whether a training fits; where nothing does, rows that name no
+    recipe get the first one. Raises `HarnessError` for everything that cannot work, before anything
+    is computed.
     """
     if not config.methods:
         raise HarnessError(
@@ -50,8 +58,12 @@ def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
     check_vocabularies(rows, models)
     check_start(rows, models)
     setup = Setup.of(config, resolved, models)
+    code = CodeDigests(resolved.tasks)
+    if any(row.trains for row in rows) and (fits := fits_of(setup)) is not None:
+        chooser = _recipe_chooser(setup, code, fits)
+        rows = build_rows(config, resolved.methods, chooser.settle)
     key_builder = KeyBuilder(_user_request(setup))
-    planner = _Planner(setup, CodeDigests(resolved.tasks), key_builder)
+    planner = _Planner(setup, code, key_builder)
     return Plan(
         config=config,
         conditions=setup.conditions(),
@@ -59,11 +71,28 @@ def make_plan(config: RunConfig, resolved: ResolvedNames) -> Plan:
         teachers=models.teachers,
         student_base=models.base,
         grid=setup.grid,
+        rounds=setup.rounds,
         cells=(*planner.teacher_cells(), *(cell for row in rows for cell in planner.cells_of(row))),
         threads=setup.threads,
         parts=key_builder.parts,
         request=key_builder.request,
     )
+
+
+def _recipe_chooser(setup: Setup, code: CodeDigests, fits: TrainingFits) -> RecipeChooser:
+    """Return what chooses the recipes of rows, by what fits and what is stored."""
+    planner = _Planner(setup, code, KeyBuilder({}))
+    store = Store(setup.config.out)
+
+    def is_stored(stages: Sequence[NamedMethod]) -> bool:
+        if setup.config.force:
+            return False
+        keys = planner.student_keys(stages)
+        return any((store.student(key) / "done.json").exists() for key in keys)
+
+    gpu = gpu_of(setup.resolved.device)
+    lacks_bf16 = gpu.name if gpu is not None and not has_bf16(gpu) else ""
+    return RecipeChooser(fits, lacks_bf16, setup.models.draws_weights, is_stored)
 
 
 def _user_request(setup: Setup) -> dict[str, object]:
@@ -83,7 +112,7 @@ def _user_request(setup: Setup) -> dict[str, object]:
         "prompting": _prompt_parts(setup),
         "limit": config.limit,
         "noise": config.noise,
-        "grid": [setup.grid, config.rounds],
+        "grid": [setup.grid, setup.rounds],
         "weights": config.teacher_weights,
         "tune": config.tune,
         "backend": config.backend,
@@ -150,7 +179,7 @@ def _grid_parts(setup: Setup) -> object:
     """Return the timing scenarios and rounds; "none" if nothing is timed."""
     if not setup.grid:
         return "none"
-    return [[str(scenario) for scenario in parse_grid(setup.grid)], setup.config.rounds]
+    return [[str(scenario) for scenario in parse_grid(setup.grid)], setup.rounds]
 
 
 def _machine_parts(setup: Setup) -> list[str | int | None]:
@@ -208,9 +237,17 @@ class _Planner:
                 controls=row.controls,
                 inherited_settings=row.inherited_by_controls,
                 trains=row.trains,
+                recipe_notes=dict(row.recipe_notes),
                 simulated=any(method.simulated for method in row.methods),
                 seed=seed,
             )
+
+    def student_keys(self, stages: Sequence[NamedMethod]) -> list[str]:
+        """Return the keys of the students of some stages, one for each seed."""
+        names, methods = tuple(zip(*stages, strict=True))
+        row = PlannedRow("", names, methods, ())
+        seeds = range(1, self.setup.config.seeds + 1)
+        return [self._stages(row, seed)[-1].key for seed in seeds]
 
     def _is_random(self, method: Method, position: int = 0) -> bool:
         """Tell whether the student of a method depends on the seed.

@@ -4,7 +4,7 @@ A row's label names its methods, and in brackets their settings that differ from
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,11 +13,10 @@ from pydantic import JsonValue
 from harness.errors import HarnessError, unknown
 from harness.planning.chain import check_chain, companion_chains, split_chain, without_settings
 from harness.planning.config import RowSettings
+from harness.planning.recipes import AUTO, NamedMethod, SettledStages, first_recipes
 from harness.planning.spec import parse_method
 from harness.registry import Registry, settings_with_defaults
 from harness.renames.settings import current_settings, settings_of_class
-
-NamedMethod = tuple[str, Any]  # a method's name, and the method built from its settings
 
 
 @dataclass(frozen=True)
@@ -28,6 +27,7 @@ class PlannedRow:
     names: tuple[str, ...]
     methods: tuple[Any, ...]
     controls: tuple[str, ...]
+    recipe_notes: Mapping[str, str] = field(default_factory=dict)  # of methods that have one
 
     @property
     def name(self) -> str:
@@ -56,7 +56,7 @@ class PlannedRow:
 
     @property
     def inherited_by_controls(self) -> dict[str, JsonValue]:
-        """The settings that the row's controls inherit."""
+        """The settings that the row's controls inherit, but for the first of the recipes."""
         method = type(self.last)
         inherited = current_settings(
             method.__name__, self.last.control_settings(), settings_of_class(method)
@@ -64,6 +64,7 @@ class PlannedRow:
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in inherited.items()
+            if key != "recipe" or value not in self.last.recipes[:1]
         }
 
     @property
@@ -72,12 +73,19 @@ class PlannedRow:
         return any(method.trains for method in self.methods)
 
 
-def build_rows(config: RowSettings, methods: Registry) -> list[PlannedRow]:
-    """Build the row of every chain that is named, then the rows of their controls, each once."""
+def build_rows(
+    config: RowSettings,
+    methods: Registry,
+    settle: Callable[[Sequence[NamedMethod]], SettledStages] = first_recipes,
+) -> list[PlannedRow]:
+    """Build the row of every chain that is named, then the rows of their controls, each once.
+
+    `settle` chooses the recipes of stages that name none.
+    """
     for name in config.set:
         if name not in methods:
             raise unknown("method", name, methods.table, hint="(in --set)")
-    builder = _RowBuilder(config, methods)
+    builder = _RowBuilder(config, methods, settle)
     for spec in config.methods:
         builder.add([builder.stage(*parse_method(part)) for part in split_chain(spec)])
     if config.controls:
@@ -93,6 +101,7 @@ class _RowBuilder:
 
     config: RowSettings
     methods: Registry
+    settle: Callable[[Sequence[NamedMethod]], SettledStages]
     rows: dict[str, PlannedRow] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Mapping[str, JsonValue]) -> NamedMethod:
@@ -108,6 +117,7 @@ class _RowBuilder:
 
     def add(self, stages: Sequence[NamedMethod]) -> PlannedRow | None:
         """Add a row and return it; None if there is a row of the same label."""
+        stages, recipe_notes = self.settle(stages)
         names, methods = tuple(name for name, _ in stages), tuple(method for _, method in stages)
         parts = tuple(map(label_of, names, methods))
         controls = methods[-1].controls
@@ -115,7 +125,7 @@ class _RowBuilder:
             check_chain(names, methods)
             companions = companion_chains(parts, methods, self.methods.load)
             controls = tuple("+".join(map(without_settings, chain)) for chain in companions)
-        row = PlannedRow("+".join(parts), names, methods, controls)
+        row = PlannedRow("+".join(parts), names, methods, controls, recipe_notes)
         if row.label in self.rows:
             return None
         self.rows[row.label] = row
@@ -145,6 +155,8 @@ class _RowBuilder:
         """Build a control with those settings that it inherits from the row and has itself."""
         fields = {setting.name for setting in dataclasses.fields(self.methods.load(name))}
         inherited = self.methods.current(name, row.inherited_by_controls)
+        if recipe := getattr(row.last, "recipe", ""):
+            inherited["recipe"] = recipe
         return self.stage(name, {key: value for key, value in inherited.items() if key in fields})
 
 
@@ -158,12 +170,16 @@ def _refuse_unused_settings(config: RowSettings, rows: Iterable[PlannedRow]) -> 
 
 
 def label_of(name: str, method: Any) -> str:
-    """Return the label of one method, with the settings that differ from defaults in brackets."""
+    """Return the label of one method, with the settings that differ from defaults in brackets.
+
+    Of recipes, the first is not named: it is what every row trained by before there were others.
+    """
     defaults = settings_with_defaults(type(method)())
+    unnamed = {"recipe": (AUTO, *method.recipes[:1])} if method.recipes else {}
     differing = [
         f"{key}={_setting_text(value)}"
         for key, value in settings_with_defaults(method).items()
-        if value != defaults[key]
+        if value != defaults[key] and value not in unnamed.get(key, ())
     ]
     return f"{name}[{','.join(differing)}]" if differing else name
 

@@ -4,17 +4,22 @@ Combinations of models and rows that cannot work are refused here.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
+from harness.data.examples import shares_of
+from harness.data.teacher_sets import TeacherSet
 from harness.data.training_sets import TrainingSet
 from harness.errors import HarnessError, unknown
 from harness.files.untrusted import MODEL_LIMITS, Unreadable, read_object
+from harness.machine.gpu import device_label
 from harness.machine.load import threads_for
 from harness.machine.processor import thread_count
+from harness.measuring.rounds import rounds_on
 from harness.measuring.scenario import GRIDS
-from harness.models.resolve import is_embedded, quantized_by, resolve
+from harness.models.checkpoint import OWN_FORMAT
+from harness.models.resolve import is_embedded, packing_library, quantized_by, resolve
 from harness.models.shape import parameters_on_disk
 from harness.models.shaping import StudentCut, parse_student_cut
 from harness.models.vocabulary import common_vocabulary, token_map
@@ -39,6 +44,7 @@ class ResolvedNames:
     text: str = ""  # digest of free text for calibration
     training_sets: Sequence[TrainingSet] = ()  # the user's own, instead of the tasks' train splits
     calibration: TrainingSet | None = None
+    writing_code: str = ""  # digest of the code that lets a teacher write training data
 
 
 @dataclass(frozen=True)
@@ -101,21 +107,26 @@ def check_vocabularies(rows: Sequence[PlannedRow], models: RunModels) -> None:
 
 
 def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
-    """Refuse a base with packed weights if a row cuts or trains it."""
+    """Refuse a base with packed weights if a row cuts it, or trains more than adapters beside it.
+
+    Adapters are trained beside weights that are packed in our own format alone.
+    """
+    if (packed := quantized_by(models.base.path)) in ("", "float"):
+        return
     cuts = models.recipe is not None
-    label = next(
-        (
-            row.label
-            for row in rows
-            if row.methods[0].trains or (cuts and row.methods[0].starts_from == "student")
-        ),
-        "",
-    )
-    if label and (packed := quantized_by(models.base.path)) not in ("", "float"):
-        raise HarnessError(
-            f"{label} starts from {models.base.name}, which is quantized ({packed}) and can "
-            "neither be cut nor trained; give --student a model whose weights are floats"
-        )
+    is_ours = packing_library(models.base.path) == OWN_FORMAT
+    for row in rows:
+        first = row.methods[0]
+        cut = cuts and first.starts_from == "student"
+        if cut or (first.trains and not (first.trains_adapters and is_ours)):
+            advice = ""
+            if first.trains and is_ours and not cuts:
+                advice = f", or type --set {row.names[0]}.recipe=lora"
+            raise HarnessError(
+                f"{row.label} starts from {models.base.name}, which is quantized ({packed}) and "
+                "can neither be cut nor trained; give --student a model whose weights are floats"
+                f"{advice}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +140,7 @@ class Setup:
     prompting: Prompting
     threads: int
     grid: str  # scenarios of the timing; "" if nothing is timed
+    rounds: int | str  # of the timing, as `RoundsRule.parse` reads them
 
     @classmethod
     def of(cls, config: RunConfig, resolved: ResolvedNames, models: RunModels) -> "Setup":
@@ -140,14 +152,16 @@ class Setup:
         default_budget = EMBEDDED_BUDGET if is_embedded(config.teacher_names[0]) else OUTSIDE_BUDGET
         default_grid = GRIDS[resolved.device.partition(":")[0]]
         prompting = Prompting(chat=_uses_chat_template(config, models), system=config.system)
+        sets = _with_recipes(config, resolved, prompting)
         setup = cls(
             config=config,
-            resolved=resolved,
+            resolved=replace(resolved, training_sets=sets),
             models=models,
             budget=config.budget or default_budget,
             prompting=prompting,
             threads=_shared_threads(models, resolved.device),
             grid="" if config.grid == "none" else config.grid or default_grid,
+            rounds=rounds_on(resolved.device, config.rounds),
         )
         for name in config.limit if isinstance(config.limit, dict) else ():
             if name not in setup.versions:
@@ -190,6 +204,34 @@ class Setup:
             if self.resolved.calibration
             else None,
         )
+
+
+def _with_recipes(
+    config: RunConfig, resolved: ResolvedNames, prompting: Prompting
+) -> tuple[TrainingSet, ...]:
+    """Return the training sets; those that a teacher writes say how much, and by which recipe.
+
+    A recipe holds all that decides the texts: they are written later, by the first cell that reads
+    them.
+    """
+    sets = resolved.training_sets
+    shares = shares_of(config.rows, [data.weight for data in sets]) if sets else []
+    template = [prompting.chat, prompting.system]
+    versions = {name: task.version for name, task in resolved.tasks.items()}
+    prompts = [versions, resolved.data, config.num_fewshot, *template]
+    return tuple(
+        data.planned(
+            share,
+            resolved.writing_code,
+            resolved.teachers[0].digest,
+            resolved.dtype,
+            device_label(resolved.device),
+            template if data.recipe.free else prompts,
+        )
+        if isinstance(data, TeacherSet)
+        else data
+        for data, share in zip(sets, shares, strict=True)
+    )
 
 
 def _reference_of(training_set: TrainingSet) -> DataReference:

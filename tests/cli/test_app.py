@@ -169,6 +169,9 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         (["measure"], "no model is named"),
         (["measure", "tiny", "--grid", "8x1"], "--grid '8x1'"),
         (["measure", "tiny", "--rounds", "0"], "at least one round"),
+        (["measure", "tiny", "--rounds", "auto:2"], "write a number of rounds, or auto"),
+        (["run", "--rounds", "0"], "at least one round"),
+        (["run", "--rounds", "often"], "write a number of rounds, or auto"),
         (["measure", "tiny", "--device", "cuda"], "torch sees no GPU here"),
     ],
 )
@@ -214,9 +217,8 @@ def test_dry_run_prints_every_cell_and_computes_nothing(tmp_path):
     ):
         assert f"  {row}:" in done.stdout
     lines = {line.strip().partition(":")[0]: line for line in done.stdout.splitlines()}
-    assert (
-        "; training states 0.01 of " in lines["cot seed 1"] and "training" not in lines["teacher"]
-    )
+    assert "; recipe full; peak " in lines["cot seed 1"] and "recipe" not in lines["teacher"]
+    assert all("; peak " in lines[row] for row in ("teacher", "cot seed 1", "untouched (control)"))
     assert "10 cells" in done.stdout and not any(tmp_path.iterdir())
 
 

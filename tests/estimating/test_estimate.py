@@ -14,13 +14,22 @@ import suites
 from harness.api import estimate_plans, plan_run
 from harness.data.sizes import ITEMS_BY_TASK
 from harness.errors import HarnessError
-from harness.estimating.estimate import activation_bytes, duration, estimate_text
+from harness.estimating.estimate import (
+    _scenario_seconds,
+    _timing_seconds,
+    duration,
+    estimate_text,
+)
 from harness.estimating.expect import estimate_cells
 from harness.estimating.hardware import GIB, parse_hardware, this_machine
-from harness.estimating.workload import cut_parameters, workload_of
+from harness.estimating.memory import activation_bytes
+from harness.estimating.workload import EstimateRequest, cut_parameters, workload_of
+from harness.machine.gpu import Gpu
 from harness.machine.processor import machine_label, parse_processor, thread_count
+from harness.measuring.rounds import RoundsRule, rounds_on
+from harness.measuring.scenario import FULL, GRIDS, Scenario
 from harness.models.resolve import EMBEDDED
-from harness.models.shape import Shape
+from harness.models.shape import Shape, shape_of_size
 from harness.planning.config import build_config
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, RunRecord, TaskScore
@@ -99,10 +108,13 @@ def test_training_is_six_flops_a_weight_and_token_and_sixteen_bytes_a_weight():
     held_out = (2 + 10_000_000 // (2_000 * 190)) * 200 * 190 * forward / (0.45 * 989e12)
     assert training.seconds == pytest.approx(14 + 3 * forward * 1e7 / (0.35 * 989e12) + held_out)
     tokens = 16 * 380  # the longest batch
-    activations = tokens * 28 * (8 * 3072 + 2 * (24 + 8) * 128 + 4 * 8_192) * 2
-    logits = 4 * 128_256 * (2 * tokens + 4 * tokens * 0.6)
+    # fp32 streams beside bf16 products, and a bf16 copy of each matrix
+    activations = tokens * 28 * (26 * 3072 + 8 * (24 + 8) * 128 + 8 * 8_192)
+    copies = 2 * shape.body + 2 * 128_256 * 3072
+    logits = 4 * 128_256 * 4 * 65  # of 32 MiB at once
+    states = 16 * shape.parameters + copies
     assert (
-        training.memory == pytest.approx(0.6 * GIB + 16 * shape.parameters + activations + logits)
+        training.memory == pytest.approx(0.6 * GIB + states + activations + logits)
         and training.tokens == 1e7
     )
 
@@ -208,7 +220,29 @@ def test_the_teacher_costs_two_flops_a_weight_and_token_live_and_once_a_row_in_a
     assert "one pass of the teacher instead of 526.3" in next(
         line for line in kept.advice if "distributions" in line
     )
-    assert stage(kept, "teacher reads").note == f"{1.9e6 * 0.6 * 64 * 6 / GIB:.2f} GiB of cache"
+    assert teacher.vocabulary == 128_256  # an id takes 17 bits, a log-probability 16
+    cached_bytes = 1.9e6 * 0.6 * 64 * (17 + 16) / 8
+    assert stage(kept, "teacher reads").note == f"{cached_bytes / GIB:.2f} GiB of cache"
+
+
+def test_a_plan_says_how_its_stages_train_and_what_their_peaks_are_made_of():
+    request = {"teacher": "7B", "student": "1B", "budget": 10**7}
+    [large] = estimate_plans(["response"], hardware="1xH100", **request)
+    assert "response trains by recipe full." in large.advice
+    assert "- Peak: train: response " in (text := estimate_text(large))
+    assert "gradients" in text and "not measured on this card" in text
+    [small] = estimate_plans(["response"], hardware="1xL4", **request)
+    assert any(
+        line.startswith("response trains by recipe bf16: full needs ") for line in small.advice
+    )
+    # what compares the unlikely tokens too cannot be read from a cache of the likeliest
+    [whole] = estimate_plans(["response[divergence=jsd]"], hardware="1xH100", **request)
+    assert "teacher beside it" in stage(whole, "train").layout
+    assert not any(line.name.startswith("teacher reads") for line in whole.stages)
+    [typed] = estimate_plans(["response[recipe=full]"], hardware="1xL4", **request)
+    assert stage(typed, "train").note == "--set response.micro_batch_size=1"
+    [old] = estimate_plans(["response"], hardware="1xT4", **request)
+    assert not any("recipe bf16:" in line for line in old.advice)
 
 
 def test_a_price_is_device_hours():
@@ -369,8 +403,9 @@ def test_a_stage_behind_a_cut_has_the_size_that_is_left():
     cut_shape = replace(plain.request.teacher, intermediate=7_168, kv_heads=6, heads=24)
     assert stage(narrow, "train").memory - stage(plain, "train").memory == pytest.approx(
         16 * (cut_shape.parameters - plain.request.student.parameters)
-        + activation_bytes(cut_shape, 16 * 380, 2)
-        - activation_bytes(plain.request.student, 16 * 380, 2)
+        + 2 * (cut_shape.body - plain.request.student.body)  # bf16 copies of the matrices
+        + activation_bytes(cut_shape, 16 * 380, "mixed")
+        - activation_bytes(plain.request.student, 16 * 380, "mixed")
     )
     [uncut] = estimate_plans(["identity"], student="depth:0.5", **request)
     assert stage(uncut, "score and").memory == stage(uncut, "score the teacher").memory
@@ -415,6 +450,34 @@ def test_a_planned_cell_is_priced_at_its_own_size_and_with_its_timing(tmp_path):
     )
 
 
+def test_a_gpus_default_timing_takes_at_most_three_minutes_a_row():
+    hardware = parse_hardware("1xH100", [])
+    teacher, student = shape_of_size(7.6e9), shape_of_size(1.5e9)
+
+    def seconds(grid, rounds):
+        request = EstimateRequest(
+            teacher=teacher,
+            student=student,
+            chain=(),
+            budget=1,
+            rows=1,
+            items={},
+            grid=grid,
+            rounds=rounds,
+        )
+        # the dearest row: the teacher beside itself
+        return _timing_seconds((teacher, teacher), request, hardware)
+
+    rule = RoundsRule.parse(rounds_on("cuda", None))
+    assert seconds(GRIDS["cuda"], rule.expected) < seconds(GRIDS["cuda"], rule.most) <= 180
+    assert seconds(FULL, 6) > 600 and seconds("", 6) == 0
+    # a captured step is bound by the weights that it reads, an eager one by its launches
+    point = Scenario(prompt_tokens=128, batch=1, new_tokens=101)
+    eager = _scenario_seconds(point, student, hardware)
+    captured = _scenario_seconds(point, student, hardware, launches=False)
+    assert eager == pytest.approx(student.layers * 6.5e-4 * 102, rel=0.01) and eager > 3 * captured
+
+
 def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
     cells, keys = expected(["cot", "prune-depth", "prune-depth+sft"], seeds=2, out=tmp_path)
     seconds = {key: cell.seconds for key, cell in cells.items()}
@@ -433,7 +496,7 @@ def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
 
 def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
-    cells, _ = expected(["sft"], out=tmp_path)
+    cells, _ = expected(["sft[recipe=full]"], out=tmp_path)
     assert (
         cells["sft", 1].verdict
         == "DOES NOT FIT, give a smaller student or a device with more memory"
@@ -443,6 +506,8 @@ def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch
 
 def test_a_gpu_is_taken_for_the_listed_one_of_its_size(monkeypatch):
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 79.6 * GIB)
+    unlisted = Gpu(name="A card", driver="", cuda="13.0")
+    monkeypatch.setattr("harness.estimating.hardware.gpu_of", lambda device: unlisted)
     hardware = this_machine("cuda", [])
     assert (
         hardware.kind == "cuda"

@@ -28,6 +28,23 @@ def by_label(planned):
             r"response cannot follow int8: packed weights take no gradient .*; type response\+int8",
         ),
         (
+            "int8+response",
+            r"beside int8 and int4, recipe=lora trains adapters",
+        ),
+        ("int4+sft[recipe=bf16]", r"sft cannot follow int4: packed weights take no gradient"),
+        ("nf4+response[recipe=lora]", r"response cannot follow nf4: packed weights take no"),
+        ("fake-int4+response[recipe=lora]", r"response cannot follow fake-int4"),
+        ("int4+response[recipe=lora]+int8", r"int8 cannot follow int4: the weights are packed"),
+        (
+            "prune-wanda+response[recipe=lora]",
+            r"response cannot follow prune-wanda: adapters would fill its zeros; train every "
+            r"weight \(response\[recipe=full\]\)",
+        ),
+        (
+            "prune-wanda+int4+sft[recipe=lora]",
+            r"sft cannot follow prune-wanda: adapters would fill its zeros.*before anything packs",
+        ),
+        (
             "int4+prune-depth",
             r"prune-depth cannot follow int4: packed weights cannot be cut; type prune-depth\+int4",
         ),
@@ -80,6 +97,10 @@ def test_an_order_that_cannot_work_is_refused_before_anything_is_computed(chain,
         "response+prune-depth",
         "prune-depth+lowrank+response+int8-dynamic",
         "sft+response",
+        "int4+response[recipe=lora]",
+        "prune-depth+int8+response[recipe=lora]",
+        "lowrank+int8-dynamic+sft[recipe=lora]",
+        "int4-calibrated+sft[recipe=lora]+response[recipe=lora]",
     ],
 )
 def test_an_order_that_works_is_planned(chain):
@@ -108,6 +129,17 @@ def test_beside_a_chain_stand_its_beginning_its_end_and_what_it_would_be_without
         "teacher",
         "prune-depth+response+int8",
     ]
+
+
+def test_controls_of_adapters_beside_packed_weights_train_adapters_too():
+    cells = by_label(plan(["int4+response"], settings=["response.recipe=lora"]))
+    assert set(cells) == {
+        "teacher",
+        "int4+response[recipe=lora]",
+        "int4",
+        "int4+sft[recipe=lora]",
+    }
+    assert cells["int4+sft[recipe=lora]"].is_control
 
 
 def test_what_a_chain_begins_with_is_scored_before_it():

@@ -124,6 +124,18 @@ def test_what_changes_no_result_changes_no_key(changes):
     ]
 
 
+def test_rounds_are_the_devices_and_a_rule_is_another_result_than_a_number():
+    plain = plan(methods=("int8",))
+    assert (
+        plain.rounds == 6 and plain.cells[0].key == plan(methods=("int8",), rounds=6).cells[0].key
+    )
+    assert plan(methods=("int8",), rounds="6").cells[0].key == plain.cells[0].key
+    ruled = plan(methods=("int8",), rounds="auto:0.01")
+    assert ruled.rounds == "auto:0.01" and ruled.cells[0].key != plain.cells[0].key
+    # the key holds the number as it did when it could be nothing else
+    assert plain.request["grid"] == ["128x1x32", 6]
+
+
 def test_the_budget_is_no_part_of_a_row_that_does_not_train():
     assert (
         plan(methods=["untouched"], budget=1000).cells[1].key

@@ -1,0 +1,48 @@
+"""What all rows of a plan share: which starts a row may have."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+
+from harness.errors import HarnessError
+from harness.planning.setup import check_start
+from harness.testing import method_registry
+
+
+def row(name, settings=None):
+    method = method_registry().build(name, settings or {})
+    return SimpleNamespace(label=name, names=(name,), methods=(method,))
+
+
+def models(folder, *, library, recipe=None):
+    """Return the models of a run whose base is packed by a library."""
+    quantization = {"quant_method": library, "modules": {"m": {"kind": "int4", "shape": [2, 2]}}}
+    (folder / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    return SimpleNamespace(base=SimpleNamespace(path=folder, name="packed"), recipe=recipe)
+
+
+def test_a_packed_base_is_trained_by_adapters_alone(tmp_path):
+    ours = models(tmp_path, library="compression-harness")
+    check_start([row("response", {"recipe": "lora"}), row("sft", {"recipe": "lora"})], ours)
+    for recipe in ("full", "bf16"):
+        message = (
+            r"^response starts from packed, which is quantized \(int4\) and can neither be cut nor "
+            r"trained; .*floats, or type --set response\.recipe=lora$"
+        )
+        with pytest.raises(HarnessError, match=message):
+            check_start([row("response", {"recipe": recipe})], ours)
+
+
+def test_weights_that_another_library_packed_take_no_adapters(tmp_path):
+    theirs = models(tmp_path, library="bitsandbytes")
+    with pytest.raises(HarnessError, match=r"quantized \(bitsandbytes\) .* are floats$"):
+        check_start([row("response", {"recipe": "lora"})], theirs)
+
+
+def test_a_packed_base_is_not_cut(tmp_path):
+    ours = models(tmp_path, library="compression-harness", recipe=object())
+    with pytest.raises(HarnessError, match=r"can neither be cut nor trained; .* floats$"):
+        check_start([row("untouched")], ours)
+    with pytest.raises(HarnessError, match=r"can neither be cut nor trained; .* floats$"):
+        check_start([row("sft", {"recipe": "lora"})], ours)
