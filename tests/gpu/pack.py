@@ -1,6 +1,6 @@
 """Gathers into one folder what a machine with only torch and transformers lacks.
 
-Type: `python tests/gpu/pack.py [--out build/gpu-pack]`.
+Type: `python tests/gpu/pack.py [--out build/gpu-pack] [--also torchao]`.
 
 The folder goes with the tree and in front of the import path; nothing is installed there. Wheels
 come from the package index for that machine's Python, at the versions of this environment but for
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -58,15 +58,23 @@ def main() -> int:
         action="store_true",
         help="copy this environment's files instead of downloading wheels",
     )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="another installed package, repeatable: torchao, which recipe=bf16 trains with",
+    )
     options = parser.parse_args()
+    names = (*PACKAGES, *options.also)
     if not re.fullmatch(r"3\.\d+", options.python):
         parser.error(f"--python {options.python!r} is not a version such as 3.12")
     shutil.rmtree(options.out, ignore_errors=True)
     options.out.mkdir(parents=True)
     if options.installed:
-        for name in PACKAGES:
+        for name in names:
             _copy(name, options.out)
-    elif _unpack_wheels(options.python, options.out):
+    elif _unpack_wheels(names, options.python, options.out):
         return 2
     trim_lm_eval(options.out)
     files = [path for path in options.out.rglob("*") if path.is_file()]
@@ -107,9 +115,9 @@ def _files_of(name: str) -> Iterator[metadata.PackagePath]:
             yield file
 
 
-def _unpack_wheels(python: str, out: Path) -> int:
+def _unpack_wheels(names: Sequence[str], python: str, out: Path) -> int:
     """Download wheels for another Python and unpack them; the exit code of pip."""
-    requirements = [f"{name}=={PINNED.get(name) or metadata.version(name)}" for name in PACKAGES]
+    requirements = [f"{name}=={PINNED.get(name) or metadata.version(name)}" for name in names]
     with tempfile.TemporaryDirectory() as folder:
         platforms = [part for platform in PLATFORMS for part in ("--platform", platform)]
         command = [

@@ -16,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-STEPS = {0: "step0", 1: "step1", 3: "step3", 6: "step6"}
+STEPS = {number: f"step{number}" for number in range(8)}
 # What must import before anything is tried, the packed ones first: a broken wheel is named, not met
 # in the middle of a step.
 NEEDED = (

@@ -1,6 +1,7 @@
 """Step 3: scoring at real shapes: MMLU-shaped packs, decoding, a teacher read at 152k ids.
 
-Packs run with and without cuDNN's attention.
+Packs run as the product runs them (few widths, no cuDNN), with cuDNN's attention, and with it at
+every width as it comes.
 """
 
 import random
@@ -35,12 +36,12 @@ def _subject(kit: Kit, questions: int, vocabulary: int) -> list[list[int]]:
 
 
 @contextmanager
-def _plain(opened: Any) -> Iterator[None]:
+def plain_path(opened: Any, is_wanted: bool = True) -> Iterator[None]:
     """Let the scorer take the model's own attention in padded batches, for comparison."""
     from harness.scoring import generation
 
     before = generation.reason_for_plain_path(opened)
-    generation._REFUSALS[opened.model] = "for comparison"
+    generation._REFUSALS[opened.model] = "for comparison" if is_wanted else before
     try:
         yield
     finally:
@@ -48,9 +49,8 @@ def _plain(opened: Any) -> Iterator[None]:
 
 
 def packs(kit: Kit) -> Figures:
-    """Score four letters a question: the shared path with and without cuDNN, and padded batches."""
-    import torch
-
+    """Score four letters a question: the shared path by widths and kernels, and padded batches."""
+    from harness.scoring import shapes
     from harness.scoring.backend import LikelihoodRequest
     from harness.scoring.generation import reason_for_plain_path
     from harness.scoring.likelihood import log_likelihoods
@@ -71,10 +71,14 @@ def packs(kit: Kit) -> Figures:
     def score(name: str) -> None:
         values[name] = [value for value, _ in log_likelihoods(opened, rows)]
 
-    before = torch.backends.cuda.cudnn_sdp_enabled()
+    before, devices = shapes.MAY_PLAN, shapes.ROUNDED_DEVICES
+    forms = {
+        "cuDNN off": (False, devices),
+        "cuDNN on": (True, devices),
+        "cuDNN on, exact widths": (True, ()),
+    }
     try:
-        for name, cudnn in (("cuDNN on", True), ("cuDNN off", False)):
-            torch.backends.cuda.enable_cudnn_sdp(cudnn)
+        for name, (shapes.MAY_PLAN, shapes.ROUNDED_DEVICES) in forms.items():
             began = time.perf_counter()
             score(name)
             # with every shape met for the first time
@@ -83,16 +87,16 @@ def packs(kit: Kit) -> Figures:
                 tokens / statistics.median(seconds_of(lambda name=name: score(name), runs=2))
             )
     finally:
-        torch.backends.cuda.enable_cudnn_sdp(before)
-    with _plain(opened):
+        shapes.MAY_PLAN, shapes.ROUNDED_DEVICES = before, devices
+    with plain_path(opened):
         figures["padded batches: tokens/s"] = round(
             tokens / statistics.median(seconds_of(lambda: score("padded"), runs=1))
         )
     figures["largest gap of the two paths in nats"] = max(
-        abs(a - b) for a, b in zip(values["cuDNN on"], values["padded"], strict=True)
+        abs(a - b) for a, b in zip(values["cuDNN off"], values["padded"], strict=True)
     )
     figures["slower than its peer"] = (
-        figures["cuDNN on: tokens/s"] < figures["padded batches: tokens/s"]
+        figures["cuDNN off: tokens/s"] < figures["padded batches: tokens/s"]
     )
     if figures["refused"] or figures["largest gap of the two paths in nats"] > 0.5:
         raise RuntimeError(

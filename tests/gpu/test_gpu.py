@@ -29,6 +29,9 @@ def card(monkeypatch):
         monkeypatch.setattr(gpus, "_first_gpu", lambda: gpu)
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90"])
+        # plans ask how much memory it has
+        properties = SimpleNamespace(total_memory=80 * 2**30)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
         monkeypatch.setattr(torch.version, "cuda", gpu.cuda)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         monkeypatch.setattr(gpus, "signs_of_gpu", lambda: ["/dev/nvidia0"])
@@ -527,7 +530,7 @@ def bare(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("steps", [("0", "3"), ("1",), ("6",)])
+@pytest.mark.parametrize("steps", [("0", "3"), ("1",), ("2", "5"), ("4", "7"), ("6",)])
 def test_every_step_of_the_kit_runs_on_the_stand_in_card_with_the_packed_folder_and_goes_on(
     steps, bare, tmp_path
 ):
@@ -582,7 +585,7 @@ def test_without_a_card_the_kit_says_so_in_a_line_and_a_broken_wheel_is_named(tm
     )
     done = _python(KIT / "run.py", "0", "--pack", tmp_path / "none")
     assert done.returncode == 2 and "make it with: python tests/gpu/pack.py" in done.stderr
-    done = _python(KIT / "run.py", "2")
+    done = _python(KIT / "run.py", "8")
     assert done.returncode == 2 and "invalid choice" in done.stderr
 
 

@@ -21,6 +21,11 @@ from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+if __package__:  # the kit's own process imports it as `stand_in.card`
+    from stand_in.tape import Tape
+else:  # another process finds both files on its path
+    from tape import Tape
+
 PLACE = torch.device("cuda:0")
 NAME = "stand-in card"
 # as CUDA's do
@@ -185,7 +190,9 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     to_card = (
         torch.device(device).type == "cuda" or not away if device is not None else bool(on_card)
     )
-    if device is not None:
+    if device is not None and torch.device(device).type == "meta":
+        to_card = False  # shapes alone lie on no card
+    elif device is not None:
         kwargs = {**kwargs, "device": torch.device("cpu")}
     inner_args, inner_kwargs = tree_map(
         lambda value: value.inner if isinstance(value, OnCard) else value, (args, kwargs)
@@ -210,14 +217,12 @@ def _computed(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _pack_int4(codes: torch.Tensor, tiles: int) -> torch.Tensor:
     """Lay bytes of two codes (N, K / 2) into the shape of CUDA's tiles.
 
-    The tiles have the shape (N / 8, K / 16 tiles, 32, tiles / 2) and are read back by our kernel.
+    The tiles have the shape (N / 8, K / 16 tiles, 32, tiles / 2), each of 8 rows, and are read back
+    by our kernel. Within a tile codes stay in their order, which is not so on a card.
     """
     rows, half = codes.shape
-    return (
-        codes.contiguous()
-        .view(torch.int32)
-        .reshape(rows // 8, 2 * half // (16 * tiles), 32, tiles // 2)
-    )
+    in_tiles = codes.reshape(rows // 8, 8, half // (8 * tiles), 8 * tiles).transpose(1, 2)
+    return in_tiles.contiguous().view(torch.int32).reshape(*in_tiles.shape[:2], 32, tiles // 2)
 
 
 def _int4_product(
@@ -227,7 +232,8 @@ def _int4_product(
 
     Scales and shifts have the shape (groups, N, 2).
     """
-    pairs = packed.contiguous().view(torch.uint8).reshape(scales.shape[1], -1)
+    in_tiles = packed.contiguous().view(torch.uint8).reshape(*packed.shape[:2], 8, -1)
+    pairs = in_tiles.transpose(1, 2).reshape(scales.shape[1], -1)
     codes = torch.stack((pairs >> 4, pairs & 15), dim=-1).flatten(1).float() - 8
     scale, shift = (scales[..., at].float().T.repeat_interleave(group, dim=1) for at in (0, 1))
     return (x.float() @ (codes * scale + shift).T).to(x.dtype)
@@ -237,6 +243,10 @@ def _int4_product(
 _KERNELS = {
     "aten::_convert_weight_to_int4pack": _pack_int4,
     "aten::_weight_int4pack_mm": _int4_product,
+    # memory that a card reads by itself: the same numbers, where there is no card to read them
+    "aten::pin_memory": lambda tensor, *_: tensor.clone(),
+    "aten::_pin_memory": lambda tensor, *_: tensor.clone(),
+    "aten::is_pinned": lambda *_: False,
 }
 
 
@@ -299,10 +309,14 @@ def install() -> None:
         "set_rng_state": nothing,
         "set_rng_state_all": nothing,
         "Event": _Event,
+        "CUDAGraph": Tape,
+        "graph": lambda graph, **_: graph,  # a tape records in its own block
     }
     for name, answer in answers.items():
         setattr(torch.cuda, name, answer if isinstance(answer, type) else _own(answer))
     torch.version.cuda = torch.version.cuda or "0.0"
+    # transformers reads weights in threads, and a mode is of the thread that entered it
+    os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
     _on_cpu_instead()
     torch._C._ensureCUDADeviceGuardSet()  # autograd asks the device of a move for its stream
     # torch.tensor(..., device="cuda") makes on the CPU and moves: the move is seen here
