@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.contract import Checkpoint, Suite, Task
+from harness.contract import Checkpoint, Example, Job, Suite, Task
 from harness.registry import Registry
 from harness.siblings import refuse_other_packages
 
@@ -112,6 +112,17 @@ def train_teacher(recipe: Any, **options: Any) -> Checkpoint:
 
     teacher: Checkpoint = embedded_teachers.train_teacher(recipe, **options)
     return teacher
+
+
+# writes texts for training; the keys of data that a teacher writes hold its code
+WRITER = "methods.training.traces"
+
+
+def write_traces(job: Job, examples: Sequence[Example], **sampling: Any) -> Any:
+    """Let a teacher write, as `methods.training.traces.teacher_traces` does. Imports torch."""
+    from methods.training import traces
+
+    return traces.teacher_traces(job, examples, **sampling)
 
 
 def forget_training(folder: Path) -> None:

@@ -285,6 +285,11 @@ class Method:
     needs_plain: ClassVar[bool] = False  # it works only on the architecture's own shapes
     drops_inputs: ClassVar[bool] = False  # it removes columns of matrices, with patterns of zeros
     leaves_zeros: ClassVar[bool] = False  # a later stage keeps these weights at zero
+    # without training: the model's blocks stay in their files, but for the one at work
+    works_by_block: ClassVar[bool] = False
+    # what a plan chooses from where the setting `recipe` is auto, the dearest first; labels name
+    # every one but the first
+    recipes: ClassVar[tuple[str, ...]] = ()
 
     @property
     def reads_teacher_live(self) -> bool:
@@ -315,6 +320,16 @@ class Method:
         return 16
 
     @property
+    def logits_in_parts(self) -> bool:
+        """Tell whether its training never holds all logits of a batch."""
+        return True
+
+    @property
+    def needs_all_probabilities(self) -> bool:
+        """Tell whether it needs a teacher's whole distributions, not only the likeliest tokens."""
+        return False
+
+    @property
     def discards_weights(self) -> bool:
         """Tell whether it starts from random weights and ignores the stages before it."""
         return False
@@ -329,6 +344,24 @@ class Method:
         """Return the bits of a packed weight with its share of scales and zero points.
 
         None: all weights are floats.
+        """
+        return None
+
+    @property
+    def takes_adapters(self) -> bool:
+        """Tell whether a later stage can train adapters beside the weights that it packs."""
+        return False
+
+    @property
+    def trains_adapters(self) -> bool:
+        """Tell whether it trains adapters beside frozen weights, which may be packed."""
+        return False
+
+    @property
+    def bits_per_table_weight(self) -> float | None:
+        """Return the bits of a weight of embedding and head, where those are packed too.
+
+        None: they are floats.
         """
         return None
 

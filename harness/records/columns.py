@@ -202,7 +202,7 @@ PROBABILITY_CHANGE = Quantity(
 )
 SAME_TOP = Quantity(
     "same_top",
-    "same top",
+    "same token first",
     unit="%",
     share=True,
     format=".1f",
@@ -326,6 +326,17 @@ DECODE_X = Quantity(
     "geometric mean and 95 % bootstrap interval over rounds (several seeds: over seeds); in "
     "brackets where quality is lost",
 )
+EAGER_DECODE_X = Quantity(
+    "eager_decode_speedup",
+    "eager decode x",
+    stored="ratio",
+    unit="x",
+    format=".2f",
+    better="higher",
+    help="decode x of steps that are launched kernel by kernel, on a GPU where decode x is of "
+    "captured steps: what a server without graphs sees, mostly Python's time where batches are "
+    "small",
+)
 PREFILL_X = Quantity(
     "prefill_speedup",
     "prefill x",
@@ -372,6 +383,46 @@ TPOT = Quantity(
     format=".3g",
     better="lower",
     help="time per output token after the first",
+)
+EAGER_TPOT = Quantity(
+    "eager_tpot_seconds",
+    "eager TPOT ms",
+    stored="s",
+    unit="ms",
+    scale=1000.0,
+    format=".3g",
+    better="lower",
+    help="TPOT of steps that are launched kernel by kernel, on a GPU where the others are captured",
+)
+STEPS = Quantity(
+    "decode_steps",
+    "steps",
+    words=True,
+    help="on a GPU: captured (a step is one CUDA graph, for the teacher too), or eager (launched "
+    "kernel by kernel); bound by launches where the GPU works for less than 80 % of an eager "
+    "step's time",
+)
+# Below this share of its time a run is bound by launches: without the waits it would be a quarter
+# faster at the least.
+BUSY_SHARE = 0.8
+NOT_CAPTURED = "skipped_decode_capture"  # the measurement whose remark says why
+DECODE_BUSY = Quantity(
+    "decode_busy_share",
+    "decode busy",
+    stored="share",
+    unit="%",
+    share=True,
+    format=".0f",
+    help="share of an eager decoding's time in which the GPU computes; the rest waits for Python",
+)
+PREFILL_BUSY = Quantity(
+    "prefill_busy_share",
+    "prefill busy",
+    stored="share",
+    unit="%",
+    share=True,
+    format=".0f",
+    help="share of a prefill's time in which the GPU computes; the rest waits for Python",
 )
 PER_PROBLEM = Quantity(
     "seconds_per_problem",
@@ -516,7 +567,7 @@ PEAK = Quantity(
     better="lower",
     term="peak",
     help="how far a run lifts a fresh process's memory above what it held before the model was "
-    "opened (CPU: resident; GPU: allocated)",
+    "opened (CPU: resident; GPU: allocated, without the CUDA context)",
 )
 PREFILL_PEAK = Quantity(
     "prefill_peak_bytes",

@@ -36,6 +36,7 @@ def speed_table(group: Group) -> Table:
     """Return speeds beside the verdict on quality: ratios to the teacher, rates, time a problem."""
     scenario = table_scenario(group)
     lines = [_speed_cells(group, row, scenario) for row in ordered_rows(group)]
+    lines = without_empty_columns(lines, _LAUNCHED)
     if not _any_row_timed(group):
         lines = without_empty_columns(lines)
     return build_table("speed", f"Speed ({scenario})", lines)
@@ -49,8 +50,11 @@ def _speed_cells(group: Group, row: ResultRow, scenario: str) -> RowCells:
     line.add_words(columns.KEEPS, verdict)
     for quantity in (columns.DECODE_X, columns.PREFILL_X):
         line.add_ratio(quantity, speed_ratio(row, quantity.key), verdict)
+    line.add_ratio(columns.EAGER_DECODE_X, speed_ratio(row, columns.EAGER_DECODE_X.key), verdict)
     for quantity in (columns.DECODE_RATE, columns.PREFILL_RATE, columns.TTFT, columns.TPOT):
         line.add_measured(quantity)
+    line.add_measured(columns.EAGER_TPOT)
+    line.add_words(columns.STEPS, decode_steps(row))
     shortest, longest = _USUAL_LENGTH_RATIOS
     for task in group.tasks:
         task_name = "" if len(group.tasks) == 1 else task
@@ -61,6 +65,28 @@ def _speed_cells(group: Group, row: ResultRow, scenario: str) -> RowCells:
             mark = "" if shortest <= ratio <= longest else " !"
             line.add(columns.LENGTH_X, ratio, task=task_name, mark=mark)
     return line.cells
+
+
+# Columns that only a row from a GPU fills.
+_LAUNCHED = (columns.EAGER_DECODE_X, columns.EAGER_TPOT, columns.STEPS)
+
+
+def decode_steps(row: ResultRow) -> str:
+    """Tell how a row's decoding steps were launched on a GPU; a dash where it was not timed there.
+
+    It is said of the scenario of the row's speeds, and of each kind where seeds differ.
+    """
+    return "; ".join(sorted(set(map(_steps_of, row.succeeded)) - {DASH})) or DASH
+
+
+def _steps_of(record: RunRecord) -> str:
+    if record.measurement(columns.EAGER_TPOT.key) is not None:
+        return "captured"
+    if record.measurement(columns.NOT_CAPTURED) is None:
+        return DASH
+    busy = record.measurement(columns.DECODE_BUSY.key)
+    is_bound = busy is not None and busy.value < columns.BUSY_SHARE
+    return "eager, bound by launches" if is_bound else "eager"
 
 
 def _any_row_timed(group: Group) -> bool:
@@ -151,7 +177,7 @@ def row_scenario(row: ResultRow) -> str:
 
 def _without_timings(record: RunRecord) -> RunRecord:
     """Return a record without the measurements that belong to a scenario."""
-    prefixes = ("decode_", "prefill_", "ttft_", "tpot_")
+    prefixes = ("decode_", "prefill_", "ttft_", "tpot_", "eager_", columns.NOT_CAPTURED)
     untimed = [
         measurement
         for measurement in record.measurements
@@ -168,7 +194,10 @@ def scenarios_table(group: Group) -> Table | None:
         for scenario in _scenarios_of(row)
     ]
     scenarios = {shown[columns.SCENARIO.name] for shown, _ in lines}
-    return build_table("scenarios", "Speed by scenario", lines) if len(scenarios) > 1 else None
+    if len(scenarios) <= 1:
+        return None
+    lines = without_empty_columns(lines, (*_LAUNCHED, columns.DECODE_BUSY, columns.PREFILL_BUSY))
+    return build_table("scenarios", "Speed by scenario", lines)
 
 
 def _measurements_of(row: ResultRow) -> list[Measurement]:
@@ -200,8 +229,16 @@ def _scenario_cells(group: Group, row: ResultRow, scenario: str) -> RowCells:
 
     for quantity in (columns.TTFT, columns.TPOT, columns.PREFILL_RATE, columns.DECODE_RATE):
         line.add(quantity, mean(quantity))
-    for quantity in (columns.DECODE_X, columns.PREFILL_X, columns.END_TO_END_X):
+    line.add(columns.EAGER_TPOT, mean(columns.EAGER_TPOT))
+    for quantity in (
+        columns.DECODE_X,
+        columns.PREFILL_X,
+        columns.END_TO_END_X,
+        columns.EAGER_DECODE_X,
+    ):
         line.add_ratio(quantity, Interval(mean(quantity)), quality_verdict(group, row))
+    for quantity in (columns.DECODE_BUSY, columns.PREFILL_BUSY):
+        line.add(quantity, mean(quantity))
     line.add(columns.KV, mean(columns.KV))
     return line.cells
 

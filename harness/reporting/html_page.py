@@ -107,6 +107,7 @@ _WORDS = (
     columns.PICKED,
     columns.ITEMS_NEEDED,
     columns.KEEPS,
+    columns.STEPS,
     columns.SCENARIO,
     columns.FAMILY,
     columns.SUBJECT,

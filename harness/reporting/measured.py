@@ -27,6 +27,8 @@ _TIMED = (
     columns.END_TO_END,
     columns.KV,
 )
+# Of a GPU, where some model has them.
+_LAUNCHED = (columns.EAGER_TPOT, columns.EAGER_DECODE_X, columns.DECODE_BUSY, columns.PREFILL_BUSY)
 _WEIGHED = (columns.DISK, columns.WEIGHTS, columns.ACTIVATIONS, columns.LOAD, columns.FIRST_CALL)
 
 
@@ -34,10 +36,12 @@ def measurement_tables(models: Sequence[ModelTimings]) -> str:
     """Return what `harness measure` prints; the first model is the base of the ratios."""
     from tabulate import tabulate
 
+    names = {measurement.name for model in models for measurement in model.measurements}
+    launched = [quantity for quantity in _LAUNCHED if quantity.key in names]
     speed_lines = [
         line
         for number, model in enumerate(models)
-        for line in _speed_lines(model, is_base=number == 0)
+        for line in _speed_lines(model, launched, is_base=number == 0)
     ]
     weight_lines = [_weight_line(model) for model in models]
     remarks = [remark for model in models for remark in _remarks(model)]
@@ -65,8 +69,10 @@ def _value_text(quantity: Quantity, measurement: Measurement | None) -> str:
     return quantity.with_interval(Interval(value, low, high))
 
 
-def _speed_lines(model: ModelTimings, *, is_base: bool) -> list[dict[str, str]]:
-    """Return one line for each scenario that a model was timed in."""
+def _speed_lines(
+    model: ModelTimings, launched: Sequence[Quantity], *, is_base: bool
+) -> list[dict[str, str]]:
+    """Return one line for each scenario that a model was timed in; `launched` stand at its end."""
     by_scenario = {
         (measurement.name, measurement.condition): measurement for measurement in model.measurements
     }
@@ -92,6 +98,10 @@ def _speed_lines(model: ModelTimings, *, is_base: bool) -> list[dict[str, str]]:
         for ratio in (columns.PREFILL_X, columns.DECODE_X):
             text = _value_text(ratio, by_scenario.get((ratio.key, scenario)))
             line[ratio.header] = "base" if is_base else text
+        for quantity in launched:
+            text = _value_text(quantity, by_scenario.get((quantity.key, scenario)))
+            is_ratio = quantity is columns.EAGER_DECODE_X
+            line[quantity.header] = "base" if is_ratio and is_base else text
         lines.append(line)
     return lines
 

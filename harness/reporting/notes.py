@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from pydantic import JsonValue
+
 from harness.analysis.comparison import Group, best_labels, compare, teacher_at_chance
 from harness.records import columns
 from harness.records.record import TEACHER, Measurement, RunRecord, TaskScore
@@ -24,6 +26,7 @@ def group_notes(group: Group) -> list[str]:
         ),
         *_tasks_not_trained_on(group, "tasks_without_split", "not trained on this task: "),
         *_own_data(group),
+        *_chosen_recipes(group),
         *_doubtful_measurements(group),
         *_rows_of_other_scenarios(group),
         *_reasons_for_no_retention(group),
@@ -66,24 +69,52 @@ def _own_data(group: Group) -> list[str]:
         if (data := record.conditions.calibration_data) is not None
     }
     lines += [f"Calibrated on {name} ({digest})." for name, digest in sorted(calibrations)]
-    return lines + [
-        f"{count:,} examples of {name} hold evaluation items and were left out."
-        for name, count in _dropped_examples(group).items()
+    counts = _data_counts(group)
+    lines += [
+        f"{dropped:,} examples of {name} hold evaluation items and were left out."
+        for name, notes in counts.items()
+        if isinstance(dropped := notes.get("dropped_for_evaluation_text"), int) and dropped
+    ]
+    return lines + [line for name, notes in counts.items() for line in _writing_notes(name, notes)]
+
+
+def _data_counts(group: Group) -> dict[str, Mapping[str, JsonValue]]:
+    """Return what records say of each data set of the user's own, by its name."""
+    return {
+        name: counts
+        for row in group.rows
+        for record in row.records
+        if isinstance(by_name := record.cost.notes.get("train_data"), dict)
+        for name, counts in by_name.items()
+        if isinstance(counts, dict)
+    }
+
+
+def _writing_notes(name: str, counts: Mapping[str, JsonValue]) -> list[str]:
+    """Say what a teacher wrote for training, and what of it was left out."""
+    numbers = {
+        key: value for key, value in counts.items() if isinstance(value, (int, float)) and value
+    }
+    if not {"written", "tokens", "seconds"} <= numbers.keys():
+        return []
+    reasons = {"unfinished": "did not end", "empty": "were empty", "repeats": "were repeats"}
+    left_out = [f"{numbers[key]:,} {reason}" for key, reason in reasons.items() if key in numbers]
+    return [
+        f"{name}: the teacher wrote {numbers['written']:,} texts ({numbers['tokens']:,} tokens, "
+        f"{numbers['seconds']:,.0f} s){'; left out: ' if left_out else ''}{', '.join(left_out)}."
     ]
 
 
-def _dropped_examples(group: Group) -> dict[str, int]:
-    """Return how many examples of each data set were left out, of those that lost any."""
-    dropped: dict[str, int] = {}
-    for row in group.rows:
-        for record in row.records:
-            counts_by_name = record.cost.notes.get("train_data")
-            items = counts_by_name.items() if isinstance(counts_by_name, dict) else ()
-            for name, counts in items:
-                count = counts.get("dropped_for_evaluation_text") if isinstance(counts, dict) else 0
-                if isinstance(count, int) and count:
-                    dropped[name] = count
-    return dropped
+def _chosen_recipes(group: Group) -> list[str]:
+    """Say why rows were trained by another recipe than the first, where a plan chose it."""
+    lines = [
+        f"{row.label}: {note}."
+        for row in group.rows
+        for record in row.records
+        if isinstance(notes := record.cost.notes.get("recipe_chosen"), dict)
+        for note in notes.values()
+    ]
+    return [*dict.fromkeys(lines)]
 
 
 def _task_notes(group: Group) -> list[str]:

@@ -1,7 +1,7 @@
 """One table: headers, rows of text, the exact numbers behind them, and the best cells. No torch."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
@@ -172,13 +172,23 @@ class RowBuilder:
         self.exact |= quantity.exact(ratio)
 
 
-def without_empty_columns(rows: Sequence[RowCells]) -> list[RowCells]:
-    """Leave out the columns in which every row has a dash."""
+def without_empty_columns(
+    rows: Sequence[RowCells], among: Collection[Quantity] | None = None
+) -> list[RowCells]:
+    """Leave out the columns in which every row has a dash; of the quantities `among`, if given."""
     filled = {column for cells in rows for column, text in cells.shown.items() if text != DASH}
     empty = {column for cells in rows for column in cells.shown} - filled
+    dropped: set[Quantity] = set()  # with the ends of their intervals
+    if among is not None:
+        dropped = {column.quantity for column in empty} & set(among)
+        empty = set()
 
     def without_empty(values: Mapping[Header, Any]) -> dict[Header, Any]:
-        return {column: value for column, value in values.items() if column not in empty}
+        return {
+            column: value
+            for column, value in values.items()
+            if column not in empty and column.quantity not in dropped
+        }
 
     return [RowCells(without_empty(cells.shown), without_empty(cells.exact)) for cells in rows]
 

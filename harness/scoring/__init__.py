@@ -32,6 +32,7 @@ __all__ = [
     "rounding",
     "sampling",
     "score",
+    "shapes",
     "stopping",
     "text_divergence",
     "transformers_backend",

@@ -89,6 +89,9 @@ class TopK:
 
     ids_NK: "torch.Tensor"
     log_p_NK: "torch.Tensor"
+    # log of the sum of the exponentials of all logits, (N,): a logit is its log-probability and
+    # this. None where a backend does not say it
+    normaliser_N: "torch.Tensor | None" = None
 
 
 class CanGenerate(Protocol):

@@ -6,12 +6,12 @@ refuses are decoded in left-padded batches by their own attention, with the same
 """
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 from harness.models.language_model import LanguageModel
+from harness.models.unpacked import unpacked_once
 from harness.scoring.admission import shared_path_refusal
 from harness.scoring.backend import BatchSize, Generation, Sampling, ignore_report
 from harness.scoring.batch_sizes import rows_that_fit, worthwhile_prefix_length
@@ -19,6 +19,7 @@ from harness.scoring.decoding import DecodingCall, decode_in_slots, decode_padde
 from harness.scoring.finite import NonFiniteLogits, non_finite_error
 from harness.scoring.plain import single_row_note
 from harness.scoring.prefix_sharing import shared_attention
+from harness.scoring.shapes import without_planning
 from harness.scoring.stopping import StopRule
 
 _REFUSALS: "WeakKeyDictionary[Any, str]" = WeakKeyDictionary()
@@ -60,7 +61,7 @@ def generate(
     if is_plain and (note := single_row_note(opened, writes=True)):
         say(note)
     try:
-        with nullcontext() if is_plain else shared_attention(opened):
+        with without_planning(opened.device) if is_plain else shared_attention(opened):
             call.decode_all(decode_padded_batch if is_plain else decode_in_slots, say)
     # outside of shared_attention: the text is read again by the model's own attention
     except NonFiniteLogits as problem:
@@ -92,13 +93,14 @@ class Writer:
             finished(row, answer)
             progress(1)
 
-        return generate(
-            self.opened,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            stop=stop,
-            batch_size=self.batch_size,
-            sampling=sampling,
-            finished=report,
-            say=say,
-        )
+        with unpacked_once(self.opened):
+            return generate(
+                self.opened,
+                prompts,
+                max_new_tokens=max_new_tokens,
+                stop=stop,
+                batch_size=self.batch_size,
+                sampling=sampling,
+                finished=report,
+                say=say,
+            )

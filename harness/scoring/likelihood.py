@@ -7,7 +7,6 @@ examples. The language-model head runs only at the positions that are scored.
 
 import math
 from collections.abc import Callable, Mapping, Sequence, Set
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,6 +25,7 @@ from harness.scoring.prefix_sharing import (
     forward_tree,
     shared_attention,
 )
+from harness.scoring.shapes import without_planning
 
 if TYPE_CHECKING:
     import torch
@@ -69,7 +69,7 @@ def log_likelihoods(
     size = plain_rows if is_plain else pack or tokens_per_pack(opened)
     score = _score_padded if is_plain else _score_shared
     try:
-        with nullcontext() if is_plain else shared_attention(opened):
+        with without_planning(opened.device) if is_plain else shared_attention(opened):
             _score_missing(
                 lambda missing, size: score(_Scoring(opened, requests, missing, keep), size),
                 requests,

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from harness.models.language_model import LanguageModel
-from harness.scoring.backend import LikelihoodRequest
+from harness.scoring.backend import LikelihoodRequest, TopK
 from harness.scoring.plain import last_logits, reason_for_single_rows
-from harness.scoring.reading import Reader
+from harness.scoring.reading import Reader, top_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +22,17 @@ if TYPE_CHECKING:
 class LeftPaddedReader(Reader):
     """Reads texts in left-padded batches where a probe shows that this is safe, else one by one."""
 
-    def read(
-        self, requests: Sequence[LikelihoodRequest], width: int | None
-    ) -> "Iterator[torch.Tensor]":
-        """Yield the log-probabilities (N, V) of each text; one text's are in memory at a time."""
+    def read_batch(
+        self, requests: Sequence[LikelihoodRequest], k: int | None, width: int | None
+    ) -> Iterator[TopK]:
+        """Yield the likeliest tokens of each text; one text's logits are in memory at a time."""
         import torch
 
         for logits_NV in target_logits(self.opened, requests):
             with torch.inference_mode():
                 log_p_NV = torch.log_softmax(logits_NV[:, :width].float(), dim=-1)
-            yield log_p_NV  # outside of inference_mode: the caller keeps its own mode
+            # outside of inference_mode: the caller keeps its own mode
+            yield top_tokens(log_p_NV, k)
 
 
 def target_logits(

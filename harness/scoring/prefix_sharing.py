@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
+from harness.scoring.shapes import rounded_rows, rounded_width, without_planning
 
 if TYPE_CHECKING:
     import torch
@@ -61,6 +62,15 @@ class KeyValues:
             }
         )
 
+    def cut(self, rows: int, count: int) -> "KeyValues":
+        """Return the keys and values of the first `rows` rows at the first `count` tokens."""
+        return KeyValues(
+            {
+                index: (keys[:rows, :, :count], values[:rows, :, :count])
+                for index, (keys, values) in self.layers.items()
+            }
+        )
+
     def extended(self, more: "KeyValues") -> "KeyValues":
         """Return this prefix with the keys and values of the tokens after it."""
         import torch
@@ -80,11 +90,15 @@ class KeyValues:
 
 @dataclass
 class PackedAttention:
-    """One row of N tokens that form a tree after a prefix; stores their keys and values."""
+    """One row of N tokens that form a tree after a prefix; stores their keys and values.
+
+    On a GPU the prefix is filled up with keys that no token sees, to one of few widths.
+    """
 
     prefix: KeyValues
-    # (N, N) bool: which token sees which; None for a causal chain
+    # (N, N) bool on the model's device: which token sees which; None for a causal chain
     visible: "torch.Tensor | None"
+    prefix_width: int = 0  # of the prefix with what fills it up; 0 without a prefix
     computed: KeyValues = field(default_factory=KeyValues)
     _mask: "torch.Tensor | None" = None
 
@@ -103,8 +117,8 @@ class PackedAttention:
         count, heads = key.shape[2], key.shape[1]
         if self.prefix.layers:
             prefix_keys, prefix_values = self.prefix.layers[layer]
-            key = torch.cat([prefix_keys, key], dim=2)
-            value = torch.cat([prefix_values, value], dim=2)
+            key = torch.cat([*self._filled(prefix_keys), key], dim=2)
+            value = torch.cat([*self._filled(prefix_values), value], dim=2)
         # Key heads are in the batch dimension and are expanded over their group without a copy.
         groups = query.shape[1] // heads
         queries = query[0].unflatten(0, (heads, groups))
@@ -119,22 +133,31 @@ class PackedAttention:
             )
         return attended.flatten(0, 1).transpose(0, 1)[None]
 
+    def _filled(self, part: "torch.Tensor") -> "list[torch.Tensor]":
+        """Return the prefix's keys or values, and what fills them up to its width."""
+        missing = self.prefix_width - part.shape[2]
+        filling = [part.new_zeros((*part.shape[:2], missing, part.shape[3]))] if missing > 0 else []
+        return [part, *filling]
+
     def _additive_mask(self, count: int, query: "torch.Tensor") -> "torch.Tensor":
-        """Return the additive mask (N, P + N), made once per forward: all tokens see the prefix."""
+        """Return the additive mask (N, width of the prefix + N), made once per forward.
+
+        All tokens see the prefix. The mask is made on the device: a pack's has millions of numbers.
+        """
         import torch
 
         if self._mask is None:
+            device = query.device
             visible = (
-                torch.ones((count, count), dtype=torch.bool).tril()
+                torch.ones((count, count), dtype=torch.bool, device=device).tril()
                 if self.visible is None
                 else self.visible
             )
-            sees_prefix = torch.ones((count, self.prefix.length), dtype=torch.bool)
-            mask = torch.cat([sees_prefix, visible], dim=1)
-            self._mask = (
-                torch.zeros(mask.shape, dtype=query.dtype)
-                .masked_fill(~mask, float("-inf"))
-                .to(query.device)
+            width = max(self.prefix_width, self.prefix.length)
+            sees_prefix = torch.arange(width, device=device) < self.prefix.length
+            mask = torch.cat([sees_prefix.expand(count, -1), visible], dim=1)
+            self._mask = torch.zeros(mask.shape, dtype=query.dtype, device=device).masked_fill(
+                ~mask, float("-inf")
             )
         return self._mask
 
@@ -192,7 +215,8 @@ class DecodingSlots:
         """
         import torch
 
-        self._width = int(self.lengths.max()) + 1
+        longest = int(self.lengths.max()) + 1
+        self._width = min(self.capacity, rounded_width(longest, self.lengths.device.type))
         columns = torch.arange(self._width, device=self.lengths.device)
         is_hidden = columns[None] > self.lengths[:, None]
         any_keys = next(iter(self.layers.values()))[0]
@@ -327,7 +351,10 @@ def _attend_by_memory(
 
 @contextlib.contextmanager
 def shared_attention(opened: LanguageModel) -> Iterator[None]:
-    """Make a model use our attention inside the block; restore its own attention afterwards."""
+    """Make a model use our attention inside the block; restore its own attention afterwards.
+
+    On a GPU torch leaves out the kernels that plan every shape.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, _attend_by_memory)
@@ -337,7 +364,8 @@ def shared_attention(opened: LanguageModel) -> Iterator[None]:
         return
     opened.model.set_attn_implementation(ATTENTION_NAME)
     try:
-        yield
+        with without_planning(opened.device):
+            yield
     finally:
         opened.model.set_attn_implementation(name_before)
 
@@ -394,19 +422,37 @@ class TokenTree:
         """Tell whether every token follows the one before it."""
         return all(parent == index - 1 for index, parent in enumerate(self.parents))
 
-    def visible(self) -> "torch.Tensor | None":
-        """Return which token sees which, (N, N) bool: ancestors and itself. None for a chain."""
-        import numpy as np
+    def padded(self, width: int, token: int) -> "TokenTree":
+        """Return the tree with tokens after its last one, that no token of it sees."""
+        count, missing = len(self.tokens), width - len(self.tokens)
+        if missing <= 0:
+            return self
+        parents = list(range(count - 1, width - 1)) if self.is_chain else [-1] * missing
+        return TokenTree(
+            [*self.tokens, *[token] * missing],
+            [*self.depths, *[0] * missing],
+            [*self.parents, *parents],
+            self.paths,
+        )
+
+    def visible(self, device: str = "cpu") -> "torch.Tensor | None":
+        """Return which token sees which, (N, N) bool: ancestors and itself. None for a chain.
+
+        A token's descendants directly follow it: children are added while their path is open. So
+        the device needs to know of each token only where its last descendant is.
+        """
         import torch
 
         if self.is_chain:
             return None
-        visible = np.zeros((len(self.tokens), len(self.tokens)), dtype=bool)
-        for index, parent in enumerate(self.parents):
+        ends = list(range(1, len(self.tokens) + 1))
+        for index in range(len(self.tokens) - 1, 0, -1):
+            parent = self.parents[index]
             if parent >= 0:
-                visible[index, : parent + 1] = visible[parent, : parent + 1]
-            visible[index, index] = True
-        return torch.from_numpy(visible)
+                ends[parent] = max(ends[parent], ends[index])
+        columns = torch.arange(len(ends), device=device)
+        rows = columns[:, None]
+        return (columns <= rows) & (rows < torch.tensor(ends, device=device))
 
 
 def forward_tree(
@@ -418,8 +464,9 @@ def forward_tree(
     """
     import torch
 
-    memory = PackedAttention(prefix, tree.visible())
-    device = opened.device
+    device, count = opened.device, len(tree.tokens)
+    tree = tree.padded(rounded_width(count, device), opened.pad_id)
+    memory = PackedAttention(prefix, tree.visible(device), rounded_width(prefix.length, device))
     nodes = torch.tensor(list(logits_at), dtype=torch.long, device=device) if logits_at else 1
     with torch.inference_mode():
         output = opened.model(
@@ -431,7 +478,7 @@ def forward_tree(
         )
     if not memory.computed.layers:
         raise UnsupportedAttention("its forward never called our attention")
-    return output.logits[0, : len(logits_at)], memory.computed
+    return output.logits[0, : len(logits_at)], memory.computed.cut(1, count)
 
 
 def forward_rows(
@@ -444,12 +491,16 @@ def forward_rows(
     import torch
 
     memory = PaddedAttention()
-    width = max(map(len, rows))
+    longest = max(map(len, rows))
+    # on a GPU more columns and rows, which nobody reads, for fewer different shapes
+    width = min(rounded_width(longest, opened.device), max(longest, opened.context))
+    filling: list[Sequence[int]] = [[]] * (rounded_rows(len(rows), opened.device) - len(rows))
     ids = torch.tensor(
-        [[*row, *[opened.pad_id] * (width - len(row))] for row in rows], device=opened.device
+        [[*row, *[opened.pad_id] * (width - len(row))] for row in (*rows, *filling)],
+        device=opened.device,
     )
     ends = torch.tensor([len(row) - 1 for row in rows], device=opened.device)
-    positions = torch.arange(width, device=opened.device).expand(len(rows), -1)
+    positions = torch.arange(width, device=opened.device).expand(len(ids), -1)
     # the head runs at the columns in which some row ends
     columns, column_of_row = torch.unique(ends, return_inverse=True)
     with torch.inference_mode():
@@ -461,7 +512,8 @@ def forward_rows(
             memory=memory,
         )
         row_indices = torch.arange(len(rows), device=opened.device)
-        return output.logits[row_indices, column_of_row], memory.computed
+        logits_BV: torch.Tensor = output.logits[row_indices, column_of_row]
+    return logits_BV, memory.computed.cut(len(rows), longest)
 
 
 def forward_step(

@@ -59,10 +59,8 @@ class _ScoringProgress:
         )
 
 
-# Nine parameters: each is one condition of a score, and programs beside the harness call it by
-# these names.
 def score_task(
-    opened: LanguageModel,
+    model: "LanguageModel | Backend",
     task: Task,
     source: LocalOrHubData,
     *,
@@ -71,18 +69,17 @@ def score_task(
     limit: int | None = None,
     prompting: Prompting = PLAIN_TEXT,
     cache: Path | None = None,
-    backend: "Backend | None" = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
     """Score one task, or a seeded sample of `limit` of its items.
 
-    Returns the task's figures and its rows, in item order. `batch_size` counts where no `backend`
-    is given. With a `cache` folder every answer is stored at once, so that a scoring that was
-    killed resumes without computing an answer twice.
+    Returns the task's figures and its rows, in item order. An open `model` answers `batch_size`
+    rows at once; a backend batches as it was made to. With a `cache` folder every answer is stored
+    at once, so that a scoring that was killed resumes without computing an answer twice.
     """
     from harness.scoring.lm_eval_model import HarnessLM
-    from harness.scoring.transformers_backend import TransformersBackend
 
-    backend = backend or TransformersBackend(opened, batch_size)
+    backend = _backend_of(model, batch_size)
+    opened = backend.opened
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     with seeded_as_lm_eval():
         built = task.lm_eval_tasks(source)
@@ -95,7 +92,7 @@ def score_task(
         answer_cache_path(opened, task, prompting, cache, path=backend.path) if cache else None
     )
     reporter = _ScoringProgress(task.name, _request_count(task, selected), progress)
-    model = HarnessLM(
+    answering = HarnessLM(
         opened,
         backend=backend,
         answer_cache=answer_cache,
@@ -106,8 +103,15 @@ def score_task(
     if damage := answer_cache.damage():
         print(damage, file=sys.stderr)
         reporter.say(damage)
-    result = _evaluate(model, task, selected, prompting)
-    return _figures_and_rows(task, selected, result, model)
+    result = _evaluate(answering, task, selected, prompting)
+    return _figures_and_rows(task, selected, result, answering)
+
+
+def _backend_of(model: "LanguageModel | Backend", batch_size: BatchSize) -> "Backend":
+    """Return the backend that answers for a model; a backend answers for itself."""
+    from harness.scoring.transformers_backend import TransformersBackend
+
+    return TransformersBackend(model, batch_size) if isinstance(model, LanguageModel) else model
 
 
 def _request_count(task: Task, selected: SelectedItems) -> int:

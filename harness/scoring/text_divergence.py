@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.errors import CellFailed
+from harness.errors import CellFailed, HarnessError
 from harness.models.language_model import LanguageModel
 from harness.scoring.backend import CanRead
 from harness.scoring.fidelity import PromptedAnswer, TeacherReading, renormalised
@@ -33,6 +33,10 @@ WINDOW = 512  # tokens of a window, as of llama.cpp's tool
 WINDOWS_PER_TEXT = 2  # the first tokens of many texts say more than many tokens of few
 MAX_TEXTS = 32
 QUANTILES = {"median": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
+
+
+class NotANumber(CellFailed):
+    """A student's logits are NaN."""
 
 
 class TokenDistances(NamedTuple):
@@ -76,23 +80,29 @@ def windows_to_compare(opened: LanguageModel, texts: Sequence[str]) -> list[list
 
 
 def compare_texts(
-    readings: Iterable[TeacherReading], student: CanRead, lengths: Sequence[int]
+    readings: Iterable[TeacherReading],
+    student: CanRead,
+    windows_of_texts: Sequence[Sequence[PromptedAnswer]],
 ) -> TextDivergence | None:
     """Compare a student with what its teacher read in texts, window by window.
 
-    `lengths` is the number of windows of each text, in the order of the readings. None where a
-    window is longer than the student's context. Raises `CellFailed` for logits that are NaN.
+    `windows_of_texts` are the student's windows, in the order of the readings. None where a window
+    is longer than the student's context, or is not what the teacher read: a teacher of a shorter
+    context reads shorter windows. Raises the errors of `token_distances`.
     """
-    windows: list[TokenDistances] = []
-    for reading in readings:
-        if reading.text.length > student.max_length:
-            return None
-        [top] = student.top_k([reading.text.request], k=None, width=reading.log_p.shape[-1])
-        windows.append(token_distances(reading.log_p, top.log_p_NK, reading.text.answer))
-    texts, start = [], 0
-    for length in lengths:
-        texts.append(_joined(windows[start : start + length]))
-        start += length
+    read = iter(readings)
+    texts = []
+    for windows in windows_of_texts:
+        distances = []
+        for window in windows:
+            reading = next(read, None)
+            if reading is None or list(reading.text.answer) != list(window.answer):
+                return None
+            if window.length > student.max_length:
+                return None
+            [top] = student.top_k([window.request], k=None, width=reading.log_p.shape[-1])
+            distances.append(token_distances(reading.log_p, top.log_p_NK, window.answer))
+        texts.append(_joined(distances))
     return divergence_of(texts) if texts else None
 
 
@@ -106,7 +116,9 @@ def token_distances(
 ) -> TokenDistances:
     """Compare log-probabilities, (N, V) each, at the right `tokens` of a text.
 
-    A vocabulary that one model has padded is cut to the other's. Raises `CellFailed` for NaN.
+    A vocabulary that one model has padded is cut to the other's. Raises `NotANumber`
+    for NaN, and `HarnessError` where KL is infinite: the student gives no probability to a token
+    that the teacher writes.
     """
     import torch
 
@@ -123,10 +135,14 @@ def token_distances(
         change[:, 0].double().cpu().numpy(),
         same_top.cpu().numpy(),
     )
-    if not np.isfinite(distances.divergence).all():
-        raise CellFailed(
-            "logits at a token of a text are no numbers (NaN), or give a token no probability at "
-            "all; see the row, and score it in float32"
+    if np.isnan(distances.divergence).any():
+        raise NotANumber(
+            "logits at a token of a text are no numbers (NaN); see the row, and score it in float32"
+        )
+    if np.isinf(distances.divergence).any():
+        raise HarnessError(
+            "it gives a token that its teacher writes no probability at all, so KL is infinite; "
+            "score it in float32"
         )
     return distances
 

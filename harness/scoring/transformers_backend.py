@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from harness.models.language_model import LanguageModel
+from harness.models.unpacked import unpacked_once
 from harness.scoring.backend import Likelihood, LikelihoodRequest, ignore_report
 from harness.scoring.generation import Writer, reason_for_plain_path
 from harness.scoring.likelihood import log_likelihoods
@@ -34,15 +35,16 @@ class TransformersBackend(Writer, LeftPaddedReader):
         say: Callable[[str], None] = ignore_report,
     ) -> list[Likelihood]:
         """Score every request that is not `known`."""
-        return log_likelihoods(
-            self.opened,
-            requests,
-            batch_size=self.batch_size,
-            pack=self.pack,
-            known=known,
-            finished=finished,
-            say=say,
-        )
+        with unpacked_once(self.opened):
+            return log_likelihoods(
+                self.opened,
+                requests,
+                batch_size=self.batch_size,
+                pack=self.pack,
+                known=known,
+                finished=finished,
+                say=say,
+            )
 
 
 def path_label(opened: LanguageModel) -> str:

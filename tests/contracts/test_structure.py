@@ -190,8 +190,6 @@ LARGE = {
     "harness/cli/check.py:check": _OPTIONS,
     "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
     "the names that options had before",
-    "harness/scoring/score.py:score_task": "what is scored, and how, each by name; whoever gives a "
-    "backend gives no batch size",
 }
 
 

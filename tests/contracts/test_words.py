@@ -5,6 +5,7 @@ reader must go back to the line that bound it. `record`, `request` or `rows` say
 """
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +18,9 @@ PACKAGES = ("harness", "methods", "suites")
 PARTICIPLES = "found told asked made said got taken gathered wanted gone seen"
 PRONOUNS = "one ones every each here there left right then now whole"
 REFUSED = frozenset(f"{PARTICIPLES} {PRONOUNS}".split())
+# the page's script is dense: there a letter, but for an index, is one more name to look up
+REFUSED_IN_SCRIPTS = REFUSED | frozenset(["a", "b", "n", "at", "all", "own", "more", "why"])
+PAGE = ROOT / "harness" / "reporting" / "assets" / "page.html"
 # (file, function, name) -> why it stays
 ALLOWED_NAMES: dict[tuple[str, str, str], str] = {
     (file, f"{source}.{function}", "wanted"): "tasks of other packages give it by this name"
@@ -152,6 +156,40 @@ def test_every_allowed_name_is_still_bound():
         for binding in bindings(path.read_text(encoding="utf-8"), str(path.relative_to(ROOT)))
     }
     assert not set(ALLOWED_NAMES) - bound
+
+
+def script_names(script: str) -> set[str]:
+    """Return the names that a script uses: no property, no key of an object, no word of a text."""
+    code = re.sub(
+        r"\{\{[^}]*\}\}|/\*.*?\*/|//[^\n]*|\"(?:[^\"\\\n]|\\.)*\"", " ", script, flags=re.S
+    )
+    code = re.sub(
+        r"`[^`]*`", lambda text: " ".join(re.findall(r"\$\{([^{}]*)\}", text[0])), code, flags=re.S
+    )
+    names = re.finditer(r"(?<![\w$.])(?:\.{3})?([A-Za-z_$][\w$]*)", code)
+    keys = {match.start(1) for match in re.finditer(r"[{,]\s*([A-Za-z_$][\w$]*)\s*:", code)}
+    return {match[1] for match in names if match.start(1) not in keys}
+
+
+def test_a_local_of_the_page_names_the_thing_it_holds():
+    _, script = PAGE.read_text(encoding="utf-8").rsplit("<script>", 1)
+    names = script_names(script.partition("</script>")[0])
+    assert {"pareto", "kept", "leftWords", "toX"} <= names  # the script was read
+    assert not names & REFUSED_IN_SCRIPTS
+
+
+@pytest.mark.parametrize(
+    ("script", "names"),
+    [
+        ("const found = 1, kept = g(one);", {"found", "one"}),
+        ("rows.map((one, at) => one.right + `${then} now ${x}`)", {"one", "at", "then"}),
+        ("f(...ones, { right: x, all: (i) => x.here }); // found", {"ones"}),
+        ('const text = x ? left : whole; /* said */ "told";', {"left", "whole"}),
+        ("for (const [seen] of rows) { let made; }", {"seen", "made"}),
+    ],
+)
+def test_a_refused_name_of_a_script_is_seen(script, names):
+    assert script_names(script) & REFUSED_IN_SCRIPTS == names
 
 
 def shared_class_names(sources: Mapping[str, str]) -> dict[str, list[str]]:

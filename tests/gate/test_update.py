@@ -362,7 +362,9 @@ def test_a_baseline_of_schema_1_holds_rows_to_what_it_holds(desk):
 
 
 def test_the_committed_baseline_is_read():
-    baseline = read_baseline(ROOT / "results" / "baselines" / "embedded.json")
+    path = ROOT / "results" / "baselines" / "embedded.json"
+    baseline = read_baseline(path)
+    assert json.loads(path.read_text())["schema"] == baseline.schema_number  # written as it is now
     assert len(baseline.rows) == 4 and all(
         frozen_score.first == frozen_score and frozen_score.origin.value == frozen_score.value
         for frozen_row in baseline.rows

@@ -1,6 +1,8 @@
 """Our losses against trl's, where it is installed (`pytest -m peer`; trl 1.16).
 
-Equal where it follows the formula; where it does not, the difference is written down.
+Equal where it follows the formula; where it does not, the difference is written down. `theirs` is
+the loss of its experimental trainer, of logits held whole; the last test asks its stable one, which
+works in tiles from hidden states.
 """
 
 import pytest
@@ -63,3 +65,26 @@ def test_at_its_ends_trl_jumps_from_the_divergence_to_a_kl_and_ours_goes_to_zero
     assert float(jensen_shannon(student[mask], teacher[mask], beta=1e-3).sum()) == pytest.approx(
         near, rel=1e-3
     )
+
+
+@pytest.mark.parametrize(("beta", "tau"), [(0.0, 1.0), (0.0, 2.0), (1.0, 1.0), (0.3, 1.0)])
+def test_the_stable_trainer_has_our_divergence_and_our_gradient(beta, tau):
+    kernel = pytest.importorskip(
+        "trl.kernels.chunked_divergence", reason="trl is not installed; type: pip install trl==1.16"
+    ).ChunkedDivergenceFunction
+    torch.manual_seed(0)
+    weights = {"student": torch.randn(50, 8), "teacher": torch.randn(50, 12)}
+    hidden = {"student": torch.randn(9, 8), "teacher": torch.randn(9, 12)}
+    theirs, ours = ((hidden["student"].clone().requires_grad_()) for _ in range(2))
+    divergence, _ = kernel.apply(
+        theirs, weights["student"], None, hidden["teacher"], weights["teacher"], None, beta, tau
+    )
+    divergence.sum().backward()
+    logits = ours @ weights["student"].T, hidden["teacher"] @ weights["teacher"].T
+    if beta in (0.0, 1.0):
+        expected = (forward_kl if beta == 0.0 else reverse_kl)(*logits, temperature=tau) / tau**2
+    else:
+        expected = jensen_shannon(*logits, beta=beta)
+    expected.sum().backward()
+    assert torch.allclose(divergence, expected, rtol=1e-4, atol=1e-5)
+    assert torch.allclose(theirs.grad, ours.grad, rtol=1e-4, atol=1e-5)

@@ -200,3 +200,90 @@ def test_bad_data_is_one_line_before_anything_is_computed(files, tmp_path, text,
     assert done.returncode == 2 and not (tmp_path / "runs" / "cells").exists()
     [line] = done.stderr.splitlines()
     assert re.search(message, line), line
+
+
+@pytest.fixture(scope="module")
+def finished_by_teacher(files, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    options = {"out": folder / "runs", "cache": folder / "cache", **SMALL}
+    typed = f"teacher[longest=80]=2,teacher:free[longest=60,seed=4],{files['texts']}"
+    return harness.run("sft,response,feature,answer-only,int8", "mini", train_data=typed, **options)
+
+
+@pytest.mark.slow
+def test_every_row_trains_on_what_the_teacher_wrote_and_says_what_it_was(finished_by_teacher):
+    records = {record.label.partition("[")[0]: record for record in finished_by_teacher.records}
+    names = ("teacher[longest=80]", "teacher:free[longest=60,seed=4]", "own:texts.jsonl")
+    notes = []
+    for name in ("sft", "response", "feature"):
+        record = records[name]
+        assert record.status == "success", record.reason
+        assert tuple(data.name for data in record.conditions.train_data) == names
+        counts = record.cost.notes["train_data"]
+        answered, free, texts = (counts[each] for each in names)
+        assert answered["used"] == answered["train"] and 0 < answered["used"] <= 12
+        assert free["used"] <= 6 and texts["used"] == 6 and "sha256" not in texts
+        assert answered["written"] == record.conditions.train_data[0].examples == 13
+        assert answered["tokens"] > 0 and len(answered["sha256"]) == 64
+        left_out = sum(answered[each] for each in ("unfinished", "empty", "repeats"))
+        held = answered["validation"] + answered["dropped_for_evaluation_text"]
+        assert answered["train"] + held + left_out == 13
+        notes.append(counts)
+        written = {cost.key: cost.tokens for cost in record.cost.shared}
+        assert len(written) >= 2 and sum(written.values()) >= answered["tokens"] + free["tokens"]
+    assert notes[0] == notes[1] == notes[2]  # written once, for all
+    assert records["int8"].status == "success" and not records["int8"].cost.shared
+    assert records["answer-only"].status == "skipped"
+    assert "field answer" in records["answer-only"].reason
+
+
+@pytest.mark.slow
+def test_the_table_says_what_the_teacher_wrote(finished_by_teacher):
+    text = finished_by_teacher.markdown()
+    assert "Trained on teacher[longest=80] (" in text
+    assert "teacher[longest=80]: the teacher wrote 13 texts (" in text
+
+
+def test_keys_hold_the_recipe_of_what_a_teacher_will_write(tmp_path):
+    plain = keys(tmp_path)
+    written = {
+        typed: keys(tmp_path, train_data=(typed,))
+        for typed in ("teacher", "teacher:free", "teacher:free[seed=1]", "teacher[longest=99]")
+    }
+    assert len({each["sft"] for each in [plain, *written.values()]}) == 5
+    assert all(each["int8"] == plain["int8"] for each in written.values())
+    assert keys(tmp_path, train_data=("teacher",)) == written["teacher"]
+    assert not any(tmp_path.iterdir())  # nothing was written to know them
+
+
+def test_other_prompts_are_another_recipe_and_from_nothing_there_are_none():
+    def recipes(suite):
+        config = build_config(
+            {"methods": "sft", "suite": suite, "train_data": ("teacher", "teacher:free")}
+        )
+        plan = plan_run(config, say=lambda line: None)
+        return [data.digest for data in plan.conditions.train_data]
+
+    math, mini = recipes("math"), recipes("mini")
+    assert math[0] != mini[0] and math[1] == mini[1]
+
+
+def test_a_dry_run_says_what_will_be_written_and_how_long_it_takes(tmp_path):
+    done = command(
+        *("run", "--methods", "sft,response", "--suite", "mini", "--dry-run"),
+        *("--train-data", "teacher,teacher:free[longest=128]=3", "--rows", "400"),
+        *("--out", tmp_path / "runs", "--cache", tmp_path / "cache"),
+    )
+    assert done.returncode == 0, done.stderr
+    [answers, free] = [line for line in done.stdout.splitlines() if "training data" in line]
+    assert re.search(r"training data: teacher, 106 texts that tiny writes, about \d+ s", answers)
+    assert re.search(r"teacher:free\[longest=128\], 316 texts that tiny writes, about \d+ s", free)
+    assert not (tmp_path / "cache" / "traces").exists()
+
+
+def test_a_teacher_has_nothing_to_answer_where_no_task_has_a_train_split(tmp_path):
+    typed = ("run", "--methods", "sft", "--suite", "wikitext", "--dry-run", "--train-data")
+    folders = ("--out", tmp_path / "runs", "--cache", tmp_path / "cache")
+    done = command(*typed, "teacher", *folders)
+    assert done.returncode == 2 and "nothing to train on" in done.stderr
+    assert command(*typed, "teacher:free", *folders).returncode == 0

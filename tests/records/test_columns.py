@@ -74,6 +74,7 @@ ELSEWHERE = {
         "low": "a level of cost",
         "high": "a level of cost",
     },
+    estimate: {"teacher": "a part of the memory"},
     formats: {"best": "a field of tables.json"},
     notes: {
         "against": "in a sentence",
@@ -82,6 +83,7 @@ ELSEWHERE = {
         "perplexity": "a kind of task",
         "student": "a condition",
         "teacher": "a condition",
+        "tokens": "a field of what a teacher wrote",
     },
     plots: {"control": "a block"},
     quality: {"control": "a block", "perplexity": "a kind of task"},

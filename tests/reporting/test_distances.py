@@ -26,7 +26,7 @@ def test_a_row_has_its_figures_with_their_intervals():
     rows = rows_of(report.markdown(records), "Distance to the teacher on texts")
     assert set(rows) - {"row"} == {"int8"}
     assert rows["int8"]["KL a token"] == "0.0100 [0.0080, 0.0120]"
-    assert rows["int8"]["maximum KL"] == "0.0700" and rows["int8"]["same top"] == "90.0 %"
+    assert rows["int8"]["maximum KL"] == "0.0700" and rows["int8"]["same token first"] == "90.0 %"
     assert rows["int8"]["median KL"] == "-"
 
 

@@ -148,3 +148,20 @@ def test_the_table_names_every_task_that_a_row_was_not_trained_on(names):
         f"- {name}, response: not trained on this task: {name} has no train split."
         for name in names
     ]
+
+
+def test_the_table_says_why_a_row_trained_by_another_recipe():
+    reason = "recipe lora: full needs 25.1 GiB of 16.0"
+    rows = [make("sft[recipe=lora]", 0.5, seed=seed) for seed in (1, 2)]
+    rows = [
+        row.model_copy(
+            update={
+                "cost": row.cost.model_copy(update={"notes": {"recipe_chosen": {"sft": reason}}})
+            }
+        )
+        for row in rows
+    ]
+    text = report.markdown([make("teacher", 0.9), make("response", 0.5, seed=1), *rows])
+    assert [line for line in text.splitlines() if reason in line] == [
+        f"- sft[recipe=lora]: {reason}."
+    ]

@@ -238,6 +238,64 @@ def test_rows_timed_under_another_scenario_have_dashes():
     )
 
 
+def _timed_on_a_gpu(label, **values):
+    """Return a record with speeds of one scenario, by the measurements' names."""
+    speeds = [
+        Measurement(
+            name=name,
+            value=value if isinstance(value, float) else 0.0,
+            unit="x",
+            higher_is_better=True,
+            condition="batch 1",
+            remark=value if isinstance(value, str) else "",
+        )
+        for name, value in {"decode_tokens_per_second": 5.0, **values}.items()
+    ]
+    return make(label, 0.9).model_copy(update={"measurements": tuple(speeds)})
+
+
+def test_a_gpus_rows_say_how_their_steps_were_launched_and_what_eager_ones_took():
+    reason = "decoding is eager, not captured in a graph (out of memory); bound by launches"
+    captured = {"tpot_seconds": 0.005, "eager_tpot_seconds": 0.02, "decode_busy_share": 0.25}
+    records = [
+        _timed_on_a_gpu("teacher", decode_speedup=1.0, eager_decode_speedup=1.0, **captured),
+        _timed_on_a_gpu("int8", decode_speedup=3.5, eager_decode_speedup=1.02, **captured),
+        _timed_on_a_gpu(
+            "int4",
+            decode_speedup=0.9,
+            tpot_seconds=0.02,
+            decode_busy_share=0.2,
+            skipped_decode_capture=reason,
+        ),
+        _timed_on_a_gpu(
+            "svd", decode_speedup=0.9, decode_busy_share=0.95, skipped_decode_capture=reason
+        ),
+    ]
+    text = report.markdown(records)
+    speed = rows_of(text, "Speed")
+    assert speed["int8"]["decode x"] == "3.50" and speed["int8"]["eager decode x"] == "1.02"
+    assert speed["int8"]["TPOT ms"] == "5" and speed["int8"]["eager TPOT ms"] == "20"
+    assert [speed[label]["steps"] for label in ("teacher", "int8", "int4", "svd")] == [
+        "captured",
+        "captured",
+        "eager, bound by launches",
+        "eager",
+    ]
+    assert speed["int4"]["eager decode x"] == "-"
+    assert f"- Measurements of int4, svd: {reason}." in text
+
+
+def test_rows_from_a_cpu_have_no_columns_of_launches():
+    from harness.analysis.comparison import group_records
+
+    records = [_timed_on_a_gpu(label, decode_speedup=1.0) for label in ("teacher", "int8")]
+    [section] = report.build_sections(records)
+    [speed] = [table for table in section.tables if table.name == "speed"]
+    assert not [column for column in speed.columns if "eager" in column or column == "steps"]
+    assert not [column for row in speed.exact for column in row if "eager" in column]
+    assert len(group_records(records)) == 1
+
+
 def test_tables_are_the_same_bytes_on_another_processor(tmp_path):
     """Another BLAS kernel, no vector instructions, one thread or two: whole numbers up to the last
     division.

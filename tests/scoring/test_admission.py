@@ -76,8 +76,8 @@ def _leaks_in_the_tree(monkeypatch):
     """The first token of the second branch sees the last of the first."""
     original = prefix_sharing.TokenTree.visible
 
-    def visible(tree):
-        mask = original(tree)
+    def visible(tree, device="cpu"):
+        mask = original(tree, device)
         if mask is not None:
             branch = next(index for index, parent in enumerate(tree.parents) if parent != index - 1)
             mask[branch, branch - 1] = True

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from harness.errors import CellFailed
+from harness.errors import HarnessError
 from harness.models.language_model import open_model
 from harness.scoring.fidelity import distribution_reader, read_answers
 from harness.scoring.text_divergence import (
     WINDOW,
     WINDOWS_PER_TEXT,
+    NotANumber,
     compare_texts,
     token_distances,
     windows_to_compare,
@@ -34,7 +35,7 @@ def compared(teacher, student, texts=TEXTS):
     readings = read_answers(
         distribution_reader(teacher, 1), [window for text in windows for window in text]
     )
-    return compare_texts(readings, distribution_reader(student, 1), list(map(len, windows)))
+    return compare_texts(readings, distribution_reader(student, 1), windows)
 
 
 def by_hand(teacher, student, ids):
@@ -103,7 +104,21 @@ def test_empty_texts_and_a_student_with_a_shorter_context(embedded, student, mon
     monkeypatch.setattr(type(reader), "max_length", property(lambda _: 20))
     windows = windows_to_compare(embedded, TEXTS[:1])
     readings = read_answers(distribution_reader(embedded, 1), windows[0])
-    assert compare_texts(readings, reader, [len(windows[0])]) is None
+    assert compare_texts(readings, reader, windows) is None
+
+
+@pytest.mark.parametrize("context", [40, 100, 511])
+def test_models_that_read_other_windows_are_not_compared(context, embedded, student, monkeypatch):
+    """Each model cuts texts by its own context: what stands at a place is then another token."""
+    whole = windows_to_compare(embedded, TEXTS[:1])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(embedded), "context", property(lambda _: context))
+        short = windows_to_compare(embedded, TEXTS[:1])
+    reader = distribution_reader(student, 1)
+    for of_teacher, of_student in ((short, whole), (whole, short), (whole[:0], whole)):
+        read = [window for text in of_teacher for window in text]
+        readings = read_answers(distribution_reader(embedded, 1), read)
+        assert compare_texts(readings, reader, of_student) is None
 
 
 def test_a_token_that_nobody_writes_adds_nothing_and_nan_is_refused():
@@ -114,5 +129,8 @@ def test_a_token_that_nobody_writes_adds_nothing_and_nan_is_refused():
     assert distances.divergence[0] == pytest.approx(p * math.log(p / q) + q * math.log(q / p))
     assert distances.probability_change[0] == pytest.approx(p - q)
     assert not distances.same_top[0]
-    with pytest.raises(CellFailed, match="NaN"):
+    with pytest.raises(NotANumber, match="NaN"):
         token_distances(teacher, torch.full((1, 3), math.nan), [1])
+    never = torch.log_softmax(torch.tensor([[2.0, -math.inf, 1.0]]), dim=-1)
+    with pytest.raises(HarnessError, match="infinite"):
+        token_distances(teacher, never, [1])
