@@ -25,6 +25,7 @@ POLL_SECONDS = 0.2  # between two checks of a process
 # For which the messages of an ended process are still read: a grandchild may hold its pipe open.
 _DRAIN_SECONDS = 0.5
 _MAX_LINE_CHARACTERS = 1_000_000
+_MOST_READS = 100  # of a log whose writer goes on while it is cut
 _DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -143,13 +144,20 @@ def shorten_log(
         size = log.stat().st_size
         if size <= max_bytes:
             return
-        tail = _end_of(log, kept_bytes)
-        with log.open("r+b") as stream:
-            stream.truncate(0)
-        with log.open("ab") as stream:
-            stream.write(
-                f"[the first {size - len(tail):,} bytes of this log were dropped]\n".encode() + tail
-            )
+        begin = size - kept_bytes
+        note = f"[the first {begin:,} bytes of this log were dropped]\n".encode()
+        with log.open("r+b", buffering=0) as stream:
+            stream.seek(begin)
+            kept, written = note + stream.read(kept_bytes), 0
+            # what is appended meanwhile may be a process's last words: it is moved too
+            for _ in range(_MOST_READS):
+                read = stream.tell()
+                stream.seek(written)
+                written += stream.write(kept)
+                stream.seek(read)
+                if not (kept := stream.read(kept_bytes)):
+                    break
+            stream.truncate(written)
 
 
 def tail_of(log: Path, max_bytes: int = LOG_TAIL_BYTES) -> str:
