@@ -71,8 +71,11 @@ class HubFolder:
             return len(self._parquet(split))
         return len(self._json_rows(split))
 
-    def refuse_other_revision(self, revision: object) -> None:
-        """Raise `HarnessError` where the copy is known to be of another revision than asked for."""
+    def refuse_other_revision(self, name: str, revision: object) -> None:
+        """Raise `HarnessError` where the copy is known to be of another revision than asked for.
+
+        `name` is the task's.
+        """
         file = self.path / REVISION_FILE
         if not isinstance(revision, str) or not file.is_file():
             return
@@ -80,7 +83,8 @@ class HubFolder:
         if copied != revision:
             raise HarnessError(
                 f"{self.path} holds revision {copied} of {self.dataset} and the task needs "
-                f"{revision}; remove that folder, then type: harness data fetch"
+                f"{revision}; remove that folder, then type: harness data fetch {name} --to "
+                f"{self.data_folder}"
             )
 
     def _json_rows(self, split: str) -> list[dict[str, Any]]:
@@ -139,10 +143,13 @@ def local_files(settings: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
     return tuple(file for part in splits if isinstance(part, LocalSplits) for file in part.files)
 
 
-def find_hub_folder(data_folder: Path | None, settings: Mapping[str, Any]) -> HubFolder | None:
+def find_hub_folder(
+    name: str, data_folder: Path | None, settings: Mapping[str, Any]
+) -> HubFolder | None:
     """Return the copy of what a task's `settings` read of the Hub; None where there is none.
 
-    Raises `HarnessError` where the data set is there and this configuration is not.
+    `name` is the task's, for errors. Raises `HarnessError` where the data set is there and
+    this configuration is not.
     """
     dataset = settings.get("dataset_path")
     if data_folder is None or not isinstance(dataset, str) or not dataset:
@@ -155,7 +162,7 @@ def find_hub_folder(data_folder: Path | None, settings: Mapping[str, Any]) -> Hu
         present = ", ".join(sorted(path.name for path in parent.iterdir() if path.is_dir()))
         raise HarnessError(
             f"{parent} has no folder {folder.configuration} (it has: {present or 'none'}); type: "
-            f"harness data fetch, or add {folder.relative}/"
+            f"harness data fetch {name} --to {data_folder}, or add {folder.relative}/"
         )
     return folder
 
@@ -188,11 +195,11 @@ def with_local_splits(
     """
     if settings.get("custom_dataset") is not None:
         return dict(settings)
-    folder = find_hub_folder(data_folder, settings)
+    folder = find_hub_folder(name, data_folder, settings)
     if folder is None:
         return dict(settings)
     options = dict(settings.get("dataset_kwargs") or {})
-    folder.refuse_other_revision(options.get("revision"))
+    folder.refuse_other_revision(name, options.get("revision"))
     scored = settings.get("test_split") or settings.get("validation_split")
     if scored not in folder.files:
         raise HarnessError(

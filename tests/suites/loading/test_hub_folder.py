@@ -118,7 +118,7 @@ BAD = {
     cut_in_the_middle: "is cut short or damaged",
     fewer_than_the_manifest_says: "12 rows found and 13 expected by the data folder's MANIFEST.md",
     no_scored_split: "has train; type: harness data fetch lm-eval:science --to",
-    another_configuration: "has no folder Easy (it has: Challenge)",
+    another_configuration: "(it has: Challenge); type: harness data fetch lm-eval:science --to",
     no_json: "line 2: no JSON",
     no_rows: "0 rows found",
 }
@@ -143,6 +143,7 @@ def test_a_copy_of_another_revision_is_refused(tasks, tmp_path):
     refused(
         lambda: load("science", tasks, data),
         "holds revision a1 of someone/science and the task needs b2",
+        "harness data fetch lm-eval:science --to",
     )
     file.write_text(json.dumps({"revision": "b2"}))
     assert load("science", tasks, data).count() == 12
