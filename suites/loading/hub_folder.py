@@ -92,7 +92,7 @@ class HubFolder:
 
     def _parquet(self, split: str) -> Any:
         from datasets import Dataset
-        from pyarrow import ArrowException  # type: ignore[import-untyped]
+        from pyarrow import ArrowException
 
         file = self.data_folder / self.files[split]
         try:
