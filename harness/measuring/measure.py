@@ -192,7 +192,7 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     models = {"student": student} if base is None else {"student": student, "base": base}
     shapes = {
-        role: Shape.of_folder(model.checkpoint.path, name=model.checkpoint.name)
+        role: Shape.of_folder(model.checkpoint.model_folder, name=model.checkpoint.name)
         for role, model in models.items()
     }
     grid, skipped = _fitting_scenarios(models, shapes, settings)
@@ -220,6 +220,7 @@ def _start_stopwatch(
     """Start the timing process of a model."""
     job = TimingJob(
         path=str(model.checkpoint.path),
+        base=str(model.checkpoint.base or ""),
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
@@ -333,7 +334,11 @@ def _fitting_scenarios(
     """Return the scenarios that fit every model's context and the memory, and why others do not."""
     item = DTYPE_BYTES[settings.dtype]
     free = free_bytes(settings.device)
-    weights = sum(weight_bytes(model.checkpoint.path, settings.dtype) for model in models.values())
+    weights = sum(
+        weight_bytes(folder, settings.dtype)
+        for model in models.values()
+        for folder in _weight_folders(model.checkpoint)
+    )
     grid: list[Scenario] = []
     skipped: list[str] = []
     for scenario in settings.grid:
@@ -361,6 +366,11 @@ def _fitting_scenarios(
         else:
             grid.append(scenario)
     return grid, skipped
+
+
+def _weight_folders(checkpoint: Checkpoint) -> list[Path]:
+    """Return the folders whose weights are in memory: of an adapter, its own and its base's."""
+    return [folder for folder in (checkpoint.base, checkpoint.path) if folder is not None]
 
 
 def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
@@ -530,8 +540,13 @@ def _disk_measurements(checkpoint: Checkpoint) -> list[Measurement]:
 
 
 def disk_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of a checkpoint's weight files."""
-    return sum(path.stat().st_size for path in weight_files(checkpoint.path))
+    """Return the bytes of a checkpoint's weight files, as they were stored for it.
+
+    Of an unpacked GGUF file they are those of that file, of an adapter its base's too.
+    """
+    return checkpoint.bytes_on_disk or sum(
+        path.stat().st_size for path in weight_files(checkpoint.path)
+    )
 
 
 def _memory_measurements(
@@ -551,7 +566,9 @@ def _memory_measurements(
     condition, measurements = str(scenario), []
     weights, kv = weighed["weights"], weighed["kv"]
     if with_weights:
-        expected = weight_bytes(checkpoint.path, settings.dtype)
+        expected = sum(
+            weight_bytes(folder, settings.dtype) for folder in _weight_folders(checkpoint)
+        )
         remark = _count_mismatch("weights", weights, expected)
         measurements.append(
             measurement_of(columns.WEIGHTS, weights, condition=settings.dtype, remark=remark)

@@ -9,6 +9,7 @@ functions, except by `packed`, which registers its format with transformers when
 """
 
 __all__ = [
+    "adapters",
     "artefacts",
     "blocks",
     "blockwise",
@@ -19,9 +20,11 @@ __all__ = [
     "encoding",
     "file_weights",
     "foreign",
+    "formats",
     "int4_tiles",
     "language_model",
     "logit_tail",
+    "outside",
     "packed",
     "packed_bits",
     "packed_training",

@@ -1,0 +1,84 @@
+"""Finds a checkpoint that becomes a row as it is: a model, a GGUF file, or a LoRA adapter.
+
+It differs from `resolve`, which finds teachers and starts of students: a GGUF file keeps every
+number that it holds and weighs what the file weighs, and an adapter is laid on its base.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.contract import Checkpoint
+from harness.errors import HarnessError
+from harness.files.digests import digest_of, file_digest
+from harness.models.adapters import CONFIG, WEIGHTS, adapter_config, is_adapter
+from harness.models.resolve import hub_snapshot, is_embedded, is_hub_id, resolve, unpack_gguf
+
+
+def resolve_outside(name: str, *, cache: Path, base: Checkpoint | None = None) -> Checkpoint:
+    """Return the checkpoint of a model that a user names, to be opened as it is.
+
+    An adapter is laid on `base`; without one, on the model that its own configuration names.
+    Raises `HarnessError` for a name that is no model, and for a damaged or gated one.
+    """
+    path = Path(name).expanduser()
+    if path.suffix == ".gguf" and path.is_file():
+        unpacked = unpack_gguf(path, cache, exact=True)
+        return replace(unpacked, bytes_on_disk=path.stat().st_size)
+    if is_adapter(path):
+        return _on_base(path, path.resolve().name, cache, base)
+    if not path.exists() and not is_embedded(name) and is_hub_id(name):
+        folder, digest = hub_snapshot(name)
+        if is_adapter(folder):
+            return _on_base(folder, name, cache, base, digest=digest)
+    return resolve(name, cache=cache)
+
+
+def _adapter_digest(folder: Path) -> str:
+    return digest_of([(name, file_digest(folder / name)) for name in (CONFIG, WEIGHTS)])
+
+
+def _on_base(
+    folder: Path, name: str, cache: Path, base: Checkpoint | None, *, digest: str = ""
+) -> Checkpoint:
+    """Return the checkpoint of an adapter on its base; it weighs what both weigh.
+
+    `digest` is the adapter's own, where the Hub gives one.
+    """
+    config = adapter_config(folder)
+    if base is None:
+        base = _declared_base(name, config, cache)
+    elif base.base is not None:
+        raise HarnessError(
+            f"{name} is an adapter, and so is {base.name}; lay it on a model of its own"
+        )
+    note = f"LoRA adapter of rank {config.get('r')} on {base.name}"
+    declared = _declared_name(config)
+    if declared and declared not in (base.name, base.path.name):
+        note += f", made for {declared}"
+    return Checkpoint(
+        path=folder,
+        name=name,
+        digest=digest_of("adapter", digest or _adapter_digest(folder), base.digest),
+        parents=(base.digest,),
+        bytes_on_disk=base.bytes_on_disk + (folder / WEIGHTS).stat().st_size,
+        note=note,
+        base=base.path,
+    )
+
+
+def _declared_name(config: Mapping[str, Any]) -> str:
+    """Return the name of the model that an adapter was made for, without the folders above it."""
+    declared = str(config.get("base_model_name_or_path") or "")
+    return Path(declared).name if Path(declared).is_absolute() else declared
+
+
+def _declared_base(name: str, config: Mapping[str, Any], cache: Path) -> Checkpoint:
+    declared = str(config.get("base_model_name_or_path") or "")
+    if not declared:
+        raise HarnessError(
+            f"adapter {name} does not say which model it was made for; lay it on a teacher: "
+            f"harness run --teacher MODEL --checkpoint NAME={name}"
+        )
+    return resolve(declared, cache=cache)
