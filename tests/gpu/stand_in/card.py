@@ -330,11 +330,12 @@ def _own(answer: Any) -> Any:
 
 
 def _on_cpu_instead() -> None:
-    """Send random streams and autocast to the CPU, and make inference tensors plain tensors.
+    """Send random streams, autocast and profiles to the CPU; make inference tensors plain tensors.
 
     C++ keeps streams and autocast by device; no wrapper can be an inference tensor.
     """
     generator, autocast, load = torch.Generator, torch.autocast, torch.load
+    profile = torch.profiler.profile
 
     class Generator:  # a class, since annotations join it with `|`
         def __new__(cls, device: Any = "cpu") -> torch.Generator:  # type: ignore[misc]
@@ -344,6 +345,11 @@ def _on_cpu_instead() -> None:
         def __init__(self, device_type: str, *args: Any, **kwargs: Any) -> None:
             super().__init__("cpu" if device_type == "cuda" else device_type, *args, **kwargs)
 
+    class Profile(profile):  # type: ignore[misc,valid-type]
+        # asked for the kernels of a card that is not there, CUPTI prints a page for each operation
+        def __init__(self, **kwargs: Any) -> None:
+            super().__init__(**{**kwargs, "activities": [torch.profiler.ProfilerActivity.CPU]})
+
     def load_to(*args: Any, map_location: Any = None, **kwargs: Any) -> Any:
         _LOAD_TO["place"] = "cuda" if map_location is None else torch.device(map_location).type
         return load(*args, map_location="cpu", **kwargs)
@@ -351,6 +357,7 @@ def _on_cpu_instead() -> None:
     torch.serialization.add_safe_globals([_loaded])
     torch.load = torch.serialization.load = load_to
     torch.inference_mode = torch.no_grad  # type: ignore[misc,assignment]
+    torch.profiler.profile = Profile  # type: ignore[misc]
     torch.Generator = Generator  # type: ignore[misc,assignment]
     torch.autocast = torch.amp.autocast = torch.amp.autocast_mode.autocast = Autocast  # type: ignore[misc]
 
