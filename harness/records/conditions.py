@@ -143,7 +143,7 @@ class Conditions(_FullyMarked):
         ),
     ] = False
     # of each task's items: its name, size and seed, or its name and digest; "": all of them
-    subset: Annotated[str, MustAgree("subset")] = ""
+    subset: Annotated[str, MustAgree("subset", lambda name: name or None)] = ""
     chat: Annotated[  # prompts in the chat template
         bool,
         MustAgree(
