@@ -39,8 +39,8 @@ def score(
     models: Annotated[
         list[str],
         typer.Argument(
-            help="Models, as --checkpoint takes them: folders, FILE.gguf, Hub ids, adapters. Those "
-            "after the first are compared with it, item by item.",
+            help="Models, as --checkpoint takes them: folders, FILE.gguf, llama-cpp:FILE.gguf, "
+            "Hub ids, adapters. Those after the first are compared with it, item by item.",
             show_default=False,
         ),
     ],

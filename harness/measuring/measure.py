@@ -35,6 +35,7 @@ from harness.measuring.scenario import VISIT_SECONDS, Scenario
 from harness.measuring.turns import time_alternately
 from harness.measuring.worker import TimingJob
 from harness.models.checkpoint import weight_files
+from harness.models.llama_cpp import is_served
 from harness.models.shape import DTYPE_BYTES, Shape, weight_bytes
 from harness.records import columns
 from harness.records.columns import Quantity
@@ -334,11 +335,7 @@ def _fitting_scenarios(
     """Return the scenarios that fit every model's context and the memory, and why others do not."""
     item = DTYPE_BYTES[settings.dtype]
     free = free_bytes(settings.device)
-    weights = sum(
-        weight_bytes(folder, settings.dtype)
-        for model in models.values()
-        for folder in _weight_folders(model.checkpoint)
-    )
+    weights = sum(_weights_in_memory(model.checkpoint, settings.dtype) for model in models.values())
     grid: list[Scenario] = []
     skipped: list[str] = []
     for scenario in settings.grid:
@@ -368,9 +365,15 @@ def _fitting_scenarios(
     return grid, skipped
 
 
-def _weight_folders(checkpoint: Checkpoint) -> list[Path]:
-    """Return the folders whose weights are in memory: of an adapter, its own and its base's."""
-    return [folder for folder in (checkpoint.base, checkpoint.path) if folder is not None]
+def _weights_in_memory(checkpoint: Checkpoint, dtype: str) -> int:
+    """Return the bytes of a checkpoint's weights in memory: of an adapter, its base's too.
+
+    llama.cpp keeps a file's weights as they are.
+    """
+    if is_served(checkpoint):
+        return checkpoint.bytes_on_disk
+    folders = [folder for folder in (checkpoint.base, checkpoint.path) if folder is not None]
+    return sum(weight_bytes(folder, dtype) for folder in folders)
 
 
 def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
@@ -566,9 +569,7 @@ def _memory_measurements(
     condition, measurements = str(scenario), []
     weights, kv = weighed["weights"], weighed["kv"]
     if with_weights:
-        expected = sum(
-            weight_bytes(folder, settings.dtype) for folder in _weight_folders(checkpoint)
-        )
+        expected = _weights_in_memory(checkpoint, settings.dtype)
         remark = _count_mismatch("weights", weights, expected)
         measurements.append(
             measurement_of(columns.WEIGHTS, weights, condition=settings.dtype, remark=remark)

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.errors import HarnessError
 from harness.models.checkpoint import header_entries, model_class, read_model_json
-from harness.models.formats import require_peft
+from harness.models.formats import require_llama_cpp, require_peft
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
@@ -42,13 +42,28 @@ def adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def open_weights(path: Path, *, base: Path | None, dtype: Any, **options: Any) -> Any:
-    """Return the transformers model of a folder, or of `base` with the adapter in `path`."""
+    """Return the transformers model of a folder, or of `base` with the adapter in `path`.
+
+    A GGUF file is opened by llama.cpp; `base` is then the folder that describes it.
+    """
+    if path.suffix == ".gguf" and base is not None:
+        return _served(path, base)
     folder = base or path
     model = model_class(folder).from_pretrained(folder, dtype=dtype, **options)
     if base is not None:
         require_peft(path.name)
         _lay_on(model, path)
     return model
+
+
+def _served(path: Path, description: Path) -> Any:
+    """Return a model that llama.cpp holds, computed by as many threads as torch takes."""
+    require_llama_cpp(path.stem)
+    import torch
+
+    from harness.models.served_model import ServedModel
+
+    return ServedModel(path, description, threads=torch.get_num_threads())
 
 
 def _lay_on(model: Any, adapter: Path) -> None:

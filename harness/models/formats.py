@@ -76,6 +76,15 @@ def require_peft(name: str) -> None:
         )
 
 
+def require_llama_cpp(name: str) -> None:
+    """Raise `Skipped` where llama-cpp-python is not installed."""
+    if not _is_installed("llama_cpp"):
+        raise Skipped(
+            f"{name} is to be opened by llama.cpp, and llama_cpp is not installed here; type: pip "
+            "install llama-cpp-python"
+        )
+
+
 def _is_installed(module: str) -> bool:
     try:
         return find_spec(module) is not None

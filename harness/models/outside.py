@@ -1,7 +1,8 @@
 """Finds a checkpoint that becomes a row as it is: a model, a GGUF file, or a LoRA adapter.
 
 It differs from `resolve`, which finds teachers and starts of students: a GGUF file keeps every
-number that it holds and weighs what the file weighs, and an adapter is laid on its base.
+number that it holds and weighs what the file weighs, llama.cpp may serve it packed, and an adapter
+is laid on its base.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,15 @@ from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.files.digests import digest_of, file_digest
 from harness.models.adapters import CONFIG, WEIGHTS, adapter_config, is_adapter
-from harness.models.resolve import hub_snapshot, is_embedded, is_hub_id, resolve, unpack_gguf
+from harness.models.llama_cpp import PREFIX, describe_served
+from harness.models.resolve import (
+    gguf_type,
+    hub_snapshot,
+    is_embedded,
+    is_hub_id,
+    resolve,
+    unpack_gguf,
+)
 
 
 def resolve_outside(name: str, *, cache: Path, base: Checkpoint | None = None) -> Checkpoint:
@@ -22,6 +31,8 @@ def resolve_outside(name: str, *, cache: Path, base: Checkpoint | None = None) -
     An adapter is laid on `base`; without one, on the model that its own configuration names.
     Raises `HarnessError` for a name that is no model, and for a damaged or gated one.
     """
+    if name.startswith(PREFIX):
+        return _served(name, cache)
     path = Path(name).expanduser()
     if path.suffix == ".gguf" and path.is_file():
         unpacked = unpack_gguf(path, cache, exact=True)
@@ -33,6 +44,17 @@ def resolve_outside(name: str, *, cache: Path, base: Checkpoint | None = None) -
         if is_adapter(folder):
             return _on_base(folder, name, cache, base, digest=digest)
     return resolve(name, cache=cache)
+
+
+def _served(name: str, cache: Path) -> Checkpoint:
+    """Return the checkpoint of a GGUF file that llama.cpp opens."""
+    path = Path(name.removeprefix(PREFIX)).expanduser()
+    if path.suffix != ".gguf" or not path.is_file():
+        raise HarnessError(
+            f"{name}: there is no such GGUF file; give {PREFIX}FILE.gguf, or a folder without "
+            f"{PREFIX}"
+        )
+    return describe_served(path, cache, kind=gguf_type(path))
 
 
 def _adapter_digest(folder: Path) -> str:

@@ -229,7 +229,7 @@ def parameters_of_architecture(model: Any) -> int:
     if hasattr(config, "quantization_config"):
         del config.quantization_config
     with torch.device("meta"):
-        plain = type(model)(config)
+        plain = getattr(model, "plain_class", type(model))(config)
     plain.tie_weights()
     adapters = sum(
         parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name

@@ -101,8 +101,9 @@ class RowSettings(_Settings):
     )
     checkpoint: Checkpoints = Field(
         default=(),
-        description="A row that is scored as it is, repeatable: q8=FOLDER, FILE.gguf, a Hub id "
-        "(with @revision), or the folder of a LoRA adapter on the teacher. Without --methods the "
+        description="A row that is scored as it is, repeatable: q8=FOLDER, FILE.gguf, "
+        "llama-cpp:FILE.gguf (as it is served), a Hub id (with @revision), or the folder of a LoRA "
+        "adapter on the teacher. Without --methods the "
         "checkpoints are the only rows.",
     )
     suite: Names = Field(

@@ -28,6 +28,7 @@ from harness.measuring.measure import (
 from harness.measuring.rounds import rounds_on
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
+from harness.models.llama_cpp import is_served
 from harness.models.shape import parameters_of_architecture, parameters_on_disk
 from harness.planning.spec import limit_for
 from harness.records import columns
@@ -95,7 +96,8 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
     write_rows(job.cell_folder / "samples.jsonl", rows)
     # of training and scoring; read before another model is opened beside the student
     peak = process_bytes("VmHWM")
-    opened = backend.opened if job.work.backend == "transformers" else _opened_again(job, student)
+    is_open = job.work.backend == "transformers" or is_served(student)
+    opened = backend.opened if is_open else _opened_again(job, student)
     fidelity: tuple[Fidelity, ...] = ()
     further: tuple[Measurement, ...]
     if isinstance(opened, Measurement):
@@ -164,6 +166,11 @@ def _open_backend(
     from harness.models.language_model import open_model
     from harness.scoring.transformers_backend import TransformersBackend
 
+    if is_served(checkpoint):
+        from harness.scoring.llama_cpp_backend import LlamaCppBackend
+
+        yield LlamaCppBackend(open_model(checkpoint, device="cpu", dtype=dtype))
+        return
     if job.work.backend == "transformers":
         pack = batch_size * _NOISE_TOKENS_PER_ROW if batch_size else None
         yield TransformersBackend(

@@ -152,6 +152,7 @@ def answer_cache_path(
     code = code_digest(
         "harness.scoring.lm_eval_model",
         *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()),
+        *(("harness.scoring.llama_cpp_backend",) if path.startswith("llama-cpp") else ()),
     )
     key = digest_of(
         opened.checkpoint.digest,
