@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.machine.memory import return_freed_memory
 from harness.models.checkpoint import model_class, weight_files
 
 if TYPE_CHECKING:
@@ -247,12 +248,13 @@ class FileWeights:
         model.requires_grad_(False)
 
     def drop(self, names: Collection[str]) -> None:
-        """Take these weights out of the model; changes to them are lost."""
+        """Take these weights out of the model; changes to them are lost, their memory goes back."""
         for name in names:
             for place in self.weights[name].places:
                 place.put(self.weights[name].empty)
                 if hasattr(place.module, "forget_layout"):
                     place.module.forget_layout()
+        return_freed_memory()
 
 
 @contextmanager
