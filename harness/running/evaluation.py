@@ -217,7 +217,7 @@ def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore
             backend,
             task,
             loaded.source,
-            limit=ItemChoice(limit_for(job.conditions.limit, task.name), job.subset),
+            limit=ItemChoice(limit_for(job.conditions.limit, task.name), job.scored_subset),
             progress=loaded.progress,
             cache=cache,
             prompting=job.conditions.prompting,
@@ -481,7 +481,7 @@ def _flip_measurements(
                 task,
                 loaded.source,
                 limit=ItemChoice(
-                    min(noise, limit_for(job.conditions.limit, name) or noise), job.subset
+                    min(noise, limit_for(job.conditions.limit, name) or noise), job.scored_subset
                 ),
                 progress=loaded.progress,
                 prompting=job.conditions.prompting,

@@ -33,5 +33,5 @@ class CellJob(WithConditions):
     data_dir: Path | None
     train_data_locations: tuple[str, ...] = ()  # of the conditions' data sets, in their order
     calibration_location: str = ""
-    subset: Subset | None = None  # of the tasks' items; None: all
+    scored_subset: Subset | None = None  # of the tasks' items; None: all
     overlap: Literal["drop", "refuse"] = "drop"

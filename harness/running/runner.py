@@ -303,7 +303,7 @@ def _cell_job(
         calibration_location="".join(
             data.location for data in parse_training_sets(_calibration_texts(config))
         ),
-        subset=plan.subset,
+        scored_subset=plan.subset,
         overlap=config.overlap,
     )
 

@@ -47,7 +47,7 @@ def finished(tmp_path_factory):
         checkpoint={name: str(folder / name) for name in names},
         out=folder / "runs",
         cache=folder / "cache",
-        limit=6,
+        subset="quick:6",
         grid="none",
         noise=0,
     )
@@ -66,6 +66,15 @@ def test_every_checkpoint_is_a_row_and_one_without_its_library_is_skipped(finish
     }
     assert record_of(run, "packed").reason.endswith("type: pip install vptq")
     assert record_of(run, "adapter").student.note.startswith("LoRA adapter of rank 2 on tiny")
+
+
+def test_rows_of_a_frozen_subset_are_no_trial(finished):
+    run, _ = finished
+    for record in run.records:
+        assert (record.conditions.subset, record.conditions.limited) == ("quick:6:1", False)
+    assert {score.n for record in run.records for score in record.scores} == {6}
+    assert "Scored on the frozen subset quick:6:1" in run.markdown()
+    assert "TRIAL" not in run.markdown()
 
 
 def test_the_teacher_under_another_name_answers_as_the_teacher(finished):
