@@ -12,9 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError
-from harness.files.digests import digest_of
-from harness.files.writing import save_atomically
-from harness.models.checkpoint import remembered_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -136,12 +133,12 @@ class LlamaCppContext:
         finally:
             self._lib.llama_batch_free(batch)
         self._read += ids
-        wanted = range(max(0, wanted_from - start), len(ids))
+        positions = range(max(0, wanted_from - start), len(ids))
         return [
             np.ctypeslib.as_array(
                 self._lib.llama_get_logits_ith(self._context, index), (self.vocabulary,)
             ).copy()
-            for index in wanted
+            for index in positions
         ]
 
     def close(self) -> None:
@@ -150,42 +147,3 @@ class LlamaCppContext:
             self._lib.llama_free(self._context)
         self._lib.llama_model_free(self._model)
         self._context, self._model = None, None
-
-
-def describe_served(path: Path, cache: Path, *, kind: str) -> Checkpoint:
-    """Return the checkpoint of a GGUF file that llama.cpp opens; `kind` is its commonest tensor's.
-
-    Configuration and tokenizer are read by transformers and kept in `cache`; weights are not.
-    """
-    digest = remembered_digest(path, cache)
-    folder = cache / "gguf" / f"{digest[:32]}-description"
-    if not (folder / "config.json").exists():
-        _save_description(path, folder)
-    return Checkpoint(
-        path=path,
-        name=path.stem,
-        digest=digest_of("llama-cpp", digest),
-        bytes_on_disk=path.stat().st_size,
-        note=f"GGUF {kind} as llama.cpp serves it",
-        base=folder,
-    )
-
-
-def _save_description(path: Path, folder: Path) -> None:
-    """Save a GGUF file's configuration and tokenizer, as transformers reads them."""
-    from transformers import AutoConfig, GenerationConfig
-
-    from harness.models.language_model import one_line_open_errors, tokenizer_of
-
-    with one_line_open_errors(path.name):
-        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
-
-    def write(part: Path) -> None:
-        part.mkdir(parents=True, exist_ok=True)
-        config.save_pretrained(part)
-        tokenizer.save_pretrained(part)
-        GenerationConfig.from_model_config(config).save_pretrained(part)
-
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    save_atomically(folder, write)

@@ -13,8 +13,11 @@ from typing import Any
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.files.digests import digest_of, file_digest
+from harness.files.writing import save_atomically
 from harness.models.adapters import CONFIG, WEIGHTS, adapter_config, is_adapter
-from harness.models.llama_cpp import PREFIX, describe_served
+from harness.models.checkpoint import remembered_digest
+from harness.models.language_model import one_line_open_errors, tokenizer_of
+from harness.models.llama_cpp import PREFIX
 from harness.models.resolve import (
     gguf_type,
     hub_snapshot,
@@ -54,7 +57,7 @@ def _served(name: str, cache: Path) -> Checkpoint:
             f"{name}: there is no such GGUF file; give {PREFIX}FILE.gguf, or a folder without "
             f"{PREFIX}"
         )
-    return describe_served(path, cache, kind=gguf_type(path))
+    return _describe_served(path, cache, kind=gguf_type(path))
 
 
 def _adapter_digest(folder: Path) -> str:
@@ -104,3 +107,40 @@ def _declared_base(name: str, config: Mapping[str, Any], cache: Path) -> Checkpo
             f"harness run --teacher MODEL --checkpoint NAME={name}"
         )
     return resolve(declared, cache=cache)
+
+
+def _describe_served(path: Path, cache: Path, *, kind: str) -> Checkpoint:
+    """Return the checkpoint of a GGUF file that llama.cpp opens; `kind` is its commonest tensor's.
+
+    Configuration and tokenizer are read by transformers and kept in `cache`; weights are not.
+    """
+    digest = remembered_digest(path, cache)
+    folder = cache / "gguf" / f"{digest[:32]}-description"
+    if not (folder / "config.json").exists():
+        _save_description(path, folder)
+    return Checkpoint(
+        path=path,
+        name=path.stem,
+        digest=digest_of("llama-cpp", digest),
+        bytes_on_disk=path.stat().st_size,
+        note=f"GGUF {kind} as llama.cpp serves it",
+        base=folder,
+    )
+
+
+def _save_description(path: Path, folder: Path) -> None:
+    """Save a GGUF file's configuration and tokenizer, as transformers reads them."""
+    from transformers import AutoConfig, GenerationConfig
+
+    with one_line_open_errors(path.name):
+        config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
+        tokenizer = tokenizer_of(path.parent, gguf_file=path.name)
+
+    def write(part: Path) -> None:
+        part.mkdir(parents=True, exist_ok=True)
+        config.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        GenerationConfig.from_model_config(config).save_pretrained(part)
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    save_atomically(folder, write)
