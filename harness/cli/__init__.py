@@ -19,5 +19,6 @@ __all__ = [
     "pytest_plugin",
     "recommend",
     "run_options",
+    "score",
     "tables",
 ]

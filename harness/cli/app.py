@@ -19,6 +19,7 @@ from harness.cli.data import data_app
 from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
 from harness.cli.recommend import recommend
+from harness.cli.score import ScoreCommand, score
 from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 
 
+app.command(cls=ScoreCommand)(score)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(recommend)
@@ -84,7 +86,7 @@ def run(
     """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
-    from harness.cli.dry_run import plan_lines
+    from harness.cli.dry_run import plan_lines, subset_lines
     from harness.planning.config import build_config, merge_values, read_run_file
     from harness.running.runner import failure_lines, run_plan
 
@@ -103,6 +105,8 @@ def run(
         for line in plan_lines(plan):
             typer.echo(line)
         return 0
+    for line in subset_lines(plan):
+        say(line)
     with Console() as console:
         results, path = run_plan(plan, callbacks=console.callbacks())
     _show_results(Run(plan, tuple(results), path))

@@ -8,7 +8,6 @@ import typer
 
 from harness.cli.options import refuse_duplicates
 from harness.files.places import check_file
-from harness.files.writing import write_atomically
 
 
 class Taken(StrEnum):
@@ -67,6 +66,7 @@ def recommend(
     Exit code 0 a row is named, 1 no row can, 3 cannot tell, 2 a mistake in what was typed.
     """
     from harness.api import recommend as recommended
+    from harness.files.writing import write_atomically
     from harness.planning.spec import joined_lists
     from harness.renames.labels import current_labels
     from harness.reporting.recommendation import decision_json, decision_text

@@ -19,5 +19,6 @@ __all__ = [
     "quality",
     "recommendation",
     "report",
+    "scores",
     "table",
 ]
