@@ -177,8 +177,8 @@ def _subjects(groups: Sequence[Group], question: Question) -> list[_Subject]:
     for group in groups:
         for row in group.rows:
             block = row_block(row)
-            asked = row.label in question.rows if question.rows else block != "control"
-            if row.succeeded and block != TEACHER and asked:
+            is_candidate = row.label in question.rows if question.rows else block != "control"
+            if row.succeeded and block != TEACHER and is_candidate:
                 subjects.setdefault(
                     (row.label, *(record.key for record in row.records)), _Subject(group, row)
                 )

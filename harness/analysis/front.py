@@ -38,7 +38,7 @@ _LOSS = 0.02  # points, or the share of a figure that has none, within which a r
 _SLOWER = 1.05  # times slower, within which a rival keeps up
 
 
-class Place(StrEnum):
+class Standpoint(StrEnum):
     """Where a row stands."""
 
     front = "yes"
@@ -50,7 +50,7 @@ class Place(StrEnum):
 class FrontPlace:
     """Where a row stands, and beside whom."""
 
-    place: Place
+    place: Standpoint
     rival: str = ""  # who dominates it, or may
 
     @property
@@ -88,7 +88,7 @@ def front_places(group: Group) -> dict[str, FrontPlace]:
         (subject, rival) for subject in subjects if (rival := rivals[subject.row.label]) is not None
     ]
     return {
-        **{label: FrontPlace(Place.front) for label, rival in rivals.items() if rival is None},
+        **{label: FrontPlace(Standpoint.front) for label, rival in rivals.items() if rival is None},
         **_judged(pairs, tasks),
     }
 
@@ -178,9 +178,9 @@ def _judged(
     places = {}
     for position, (subject, rival) in enumerate(pairs):
         if better[position] <= ALPHA:
-            places[subject.row.label] = FrontPlace(Place.front)
+            places[subject.row.label] = FrontPlace(Standpoint.front)
         else:
-            place = Place.dominated if dominated[position] <= ALPHA else Place.unknown
+            place = Standpoint.dominated if dominated[position] <= ALPHA else Standpoint.unknown
             places[subject.row.label] = FrontPlace(place, rival.row.label)
     return places
 

@@ -4,7 +4,7 @@ import pytest
 from gate_rows import flipped, marks, row
 
 from harness.analysis.comparison import group_records
-from harness.analysis.front import Place, front_places
+from harness.analysis.front import Standpoint, front_places
 from harness.records.record import Measurement
 
 BASE = marks(800)
@@ -70,7 +70,7 @@ def test_few_items_cannot_tell():
         )
     ]
     [group] = group_records(records)
-    assert front_places(group)["fp8"].place is Place.unknown
+    assert front_places(group)["fp8"].place is Standpoint.unknown
 
 
 def test_controls_and_unweighed_rows_have_no_place():
