@@ -197,7 +197,9 @@ class FileWeights:
         with self._files([self._plain[name] for name in plain]) as files:
             for name in plain:
                 source, weight = self._plain[name], self.weights[name]
-                tensor = self._read_by_rows(files[source.path], source.key, weight.empty.dtype)
+                tensor = _read_by_rows(
+                    files[source.path], source.key, weight.empty.dtype, self.device
+                )
                 if isinstance(weight.empty, torch.nn.Parameter):
                     tensor = torch.nn.Parameter(tensor, requires_grad=False)
                 for place in weight.places:
@@ -206,24 +208,6 @@ class FileWeights:
         for module in {place.module for name in names for place in self.weights[name].places}:
             if hasattr(module, "align"):
                 module.align()
-
-    def _read_by_rows(self, file: Any, key: str, dtype: "torch.dtype") -> "Tensor":
-        """Read a tensor into one of another type, some rows at a time.
-
-        A copy of a whole matrix in the file's type costs memory, which is seldom given back.
-        """
-        import torch
-
-        from harness.models.packed import row_parts
-
-        stored = file.get_slice(key)
-        shape = stored.get_shape()
-        if len(shape) != 2:
-            return file.get_tensor(key).to(device=self.device, dtype=dtype)
-        tensor = torch.empty(shape, dtype=dtype, device=self.device)
-        for part in row_parts(*shape):
-            tensor[part] = stored[part]
-        return tensor
 
     def _load_converted(self, names: Collection[str]) -> None:
         """Let transformers make weights of several tensors, such as the experts of a mixture."""
@@ -255,6 +239,25 @@ class FileWeights:
                 if hasattr(place.module, "forget_layout"):
                     place.module.forget_layout()
         return_freed_memory()
+
+
+def _read_by_rows(file: Any, key: str, dtype: "torch.dtype", device: str) -> "Tensor":
+    """Read a tensor into one of another type, some rows at a time.
+
+    A copy of a whole matrix in the file's type costs memory, which is seldom given back.
+    """
+    import torch
+
+    from harness.models.packed import row_parts
+
+    stored = file.get_slice(key)
+    shape = stored.get_shape()
+    if len(shape) != 2:
+        return file.get_tensor(key).to(device=device, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    for part in row_parts(*shape):
+        tensor[part] = stored[part]
+    return tensor
 
 
 @contextmanager
