@@ -6,6 +6,7 @@
 import importlib.util
 import json
 import os
+import re
 import time
 import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
@@ -22,14 +23,16 @@ from harness.planning.config import RunConfig, build_config
 from harness.planning.plan import make_plan
 from harness.planning.setup import ResolvedNames
 from harness.planning.spec import parse_method
-from harness.records.record import RunRecord
+from harness.records.record import CHECKPOINT, TEACHER, RunRecord
 from harness.renames.modules import by_old_name
 from harness.running.runner import CellResult, RunCallbacks, run_plan
 
 if TYPE_CHECKING:
     import pandas
 
+    from harness.contract import Checkpoint
     from harness.data.source import LocalOrHubData
+    from harness.data.subsets import Subset
     from harness.data.training_sets import TrainingSet
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
@@ -70,40 +73,36 @@ class Run:
         return frame_of(self.records)
 
 
-def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -> Plan:
+def plan_run(
+    config: RunConfig,
+    *,
+    say: Callable[[str], None] = warnings.warn,
+    scored: "Sequence[Checkpoint]" = (),
+) -> Plan:
     """Plan a run: resolve names, models, controls and seeds. Computes nothing.
 
-    Raises `HarnessError` for what cannot work. `say` receives what a user should know about the
-    device that `auto` chose.
+    `scored` are models to score without a teacher: the first stands in its place. Raises
+    `HarnessError` for what cannot work. `say` receives what a user should know about the device
+    that `auto` chose.
     """
     from harness import catalog
     from harness.data.source import LocalOrHubData
     from harness.estimating.recipes import RecipesThatFit
     from harness.models.resolve import resolve
 
+    if not scored:
+        _refuse_no_rows(config)
     _refuse_missing_packages(config)
     registry = catalog.methods()
     source = LocalOrHubData.from_environment(str(config.data_dir) if config.data_dir else None)
-    teachers = [resolve(name, cache=config.cache_folder) for name in config.teacher_names]
+    teachers = list(scored) or [
+        resolve(name, cache=config.cache_folder) for name in config.teacher_names
+    ]
     include_path = catalog.include_path_of(list(config.suite), config.include_path)
     _refuse_task_code(include_path, allowed=config.allow_task_code)
     suites = _suites_of(config)
     config = config.model_copy(update={"include_path": include_path})
-    names = dict.fromkeys(task for suite in suites.values() for task in suite.tasks)
-    if not names:
-        raise HarnessError(
-            f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
-            "example --suite mini"
-        )
-    tasks = {
-        name: catalog.load_task(
-            name,
-            include_path=include_path,
-            data_folder=source.folder,
-            num_fewshot=config.num_fewshot,
-        )
-        for name in names
-    }
+    tasks = _load_tasks(config, suites, source)
     training_sets = _training_sets(config, tasks, source)
     needs_items = not training_sets or any(_needs_prompts(data) for data in training_sets)
     untrained = _untrained_tasks(tasks, source) if needs_items else {}
@@ -112,6 +111,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
     refuse_missing_bf16(device, config.dtype)
     resolved = ResolvedNames(
         teachers=teachers,
+        checkpoints=_checkpoints_of(config, None if scored else teachers[0]),
         methods=registry,
         suites=suites,
         tasks=tasks,
@@ -119,6 +119,7 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         device=device,
         dtype=config.dtype if config.dtype != "auto" else default_dtype(device, say=say),
         training_sets=training_sets,
+        subset=_subset_of(config, tasks, source),
         writing_code=code_digest(catalog.WRITER),
         calibration=_calibration_set(config, tasks, source),
         text=_text_digest(source),
@@ -129,6 +130,94 @@ def plan_run(config: RunConfig, *, say: Callable[[str], None] = warnings.warn) -
         hub_data=any(_needs_hub(task, source) for task in tasks.values()),
         untrained_tasks=untrained,
     )
+
+
+def _refuse_no_rows(config: RunConfig) -> None:
+    if not config.methods and not config.checkpoint:
+        raise HarnessError(
+            "no method is given; write for example --methods cot,response (harness list methods "
+            "shows all)"
+        )
+
+
+def _load_tasks(
+    config: RunConfig, suites: Mapping[str, Suite], source: "LocalOrHubData"
+) -> dict[str, Task]:
+    """Return the tasks of some suites by name."""
+    from harness import catalog
+
+    names = dict.fromkeys(task for suite in suites.values() for task in suite.tasks)
+    if not names:
+        raise HarnessError(
+            f"--suite {','.join(config.suite)} has no task for {config.teacher_names[0]}; type for "
+            "example --suite mini"
+        )
+    return {
+        name: catalog.load_task(
+            name,
+            include_path=config.include_path,
+            data_folder=source.folder,
+            num_fewshot=config.num_fewshot,
+        )
+        for name in names
+    }
+
+
+def _checkpoints_of(config: RunConfig, base: "Checkpoint | None") -> "dict[str, Checkpoint]":
+    """Return the checkpoints of a configuration; adapters lie on `base`, or on what they name."""
+    from harness.models.outside import resolve_outside
+
+    return {
+        name: resolve_outside(model, cache=config.cache_folder, base=base)
+        for name, model in config.checkpoint_models.items()
+    }
+
+
+def plan_scores(
+    models: Sequence[str],
+    settings: Mapping[str, Any],
+    *,
+    say: Callable[[str], None] = warnings.warn,
+) -> Plan:
+    """Plan to score models side by side: the first in the teacher's place, the others as rows.
+
+    `settings` are those of `RunConfig` but for methods, by name. Raises `HarnessError` for a model
+    that is named twice or cannot be opened.
+    """
+    from harness.models.outside import resolve_outside
+
+    if repeated := next((name for name in models if models.count(name) > 1), ""):
+        raise HarnessError(f"{repeated} is named twice; name each model once")
+    config = build_config(
+        {
+            "noise": 0,
+            **settings,
+            "methods": (),
+            "teacher": (models[0],),
+            "checkpoint": _row_names(models[1:]),
+        }
+    )
+    check_places(config, say=say)
+    first = resolve_outside(models[0], cache=config.cache_folder)
+    return plan_run(config, say=say, scored=(first,))
+
+
+def _row_names(models: Sequence[str]) -> dict[str, str]:
+    """Return a name for the row of each model: its last part, with a number where that is taken."""
+    from harness import catalog
+
+    reserved = {TEACHER, CHECKPOINT, *catalog.methods().table}
+    rows: dict[str, str] = {}
+    for model in models:
+        last = Path(model.partition("@")[0]).name.removesuffix(".gguf")
+        plain = re.sub(r"[^A-Za-z0-9.-]+", "-", last).strip("-.") or "model"
+        if plain in reserved:
+            plain = f"model-{plain}"
+        name, number = plain, 2
+        while name in rows:
+            name, number = f"{plain}-{number}", number + 1
+        rows[name] = model
+    return rows
 
 
 def _refuse_missing_packages(config: RunConfig) -> None:
@@ -154,6 +243,73 @@ def _suites_of(config: RunConfig) -> dict[str, Suite]:
         embedded=all(is_embedded(name) for name in config.teacher_names),
         include_path=config.include_path,
     )
+
+
+def _subset_of(
+    config: RunConfig, tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> "Subset | None":
+    """Return the subset of `--subset`; None without one.
+
+    Raises `HarnessError` for a file that lists items which the tasks' data does not hold.
+    """
+    from harness.data.subsets import parse_subset, require_items
+
+    if config.subset is None:
+        return None
+    if config.limit:
+        raise HarnessError(
+            f"--subset {config.subset} and --limit {config.limit}: a subset is scored as a whole; "
+            "drop --limit, or name a smaller subset"
+        )
+    subset = parse_subset(config.subset)
+    require_items(subset, tasks.values())
+    if subset.count is None:
+        _refuse_other_items(subset, tasks, source)
+    return subset
+
+
+def _refuse_other_items(
+    subset: "Subset", tasks: "Mapping[str, Task]", source: "LocalOrHubData"
+) -> None:
+    """Raise `HarnessError` where a subset file lists items that the tasks' data does not hold."""
+    from harness.scoring.sampling import subset_items
+
+    for task in tasks.values():
+        subset_items(subset, task, source)
+
+
+def frozen_subset(
+    spec: str,
+    suite: Sequence[str],
+    *,
+    include_path: Path | None = None,
+    data_dir: Path | None = None,
+) -> "tuple[Subset, dict[str, tuple[int, int]]]":
+    """Return a subset with its items listed, and how many each task has of it and in all.
+
+    `spec` is what `--subset` takes. It is that of real tasks, also where a suite has generated ones
+    for the embedded pair.
+    """
+    from harness import catalog
+    from harness.data.source import LocalOrHubData
+    from harness.data.subsets import items_name, parse_subset, require_items
+    from harness.scoring.sampling import subset_items
+
+    subset = parse_subset(spec)
+    source = LocalOrHubData.from_environment(str(data_dir) if data_dir else None)
+    folder = catalog.include_path_of(list(suite), include_path)
+    suites = catalog.resolve_suites(list(suite), embedded=False, include_path=folder)
+    names = dict.fromkeys(task for part in suites.values() for task in part.tasks)
+    tasks = {
+        name: catalog.load_task(name, include_path=folder, data_folder=source.folder)
+        for name in names
+    }
+    require_items(subset, tasks.values())
+    items, sizes = dict[str, tuple[str, ...]](), dict[str, tuple[int, int]]()
+    for name, task in tasks.items():
+        listed, task_size = subset_items(subset, task, source)
+        items[items_name(task)], sizes[name] = tuple(listed), (len(listed), task_size)
+    return subset.model_copy(update={"count": None, "items": items}), sizes
 
 
 def _training_sets(
@@ -311,7 +467,8 @@ def run(
     fails is a failed record, not an exception; a mistake in the arguments raises `HarnessError`.
     """
     named = {
-        "methods": methods,
+        # left to their default, methods do not run beside checkpoints
+        **({} if methods is _DEFAULTS.methods else {"methods": methods}),
         "suite": suite,
         "teacher": teacher,
         "student": student,

@@ -27,6 +27,13 @@ class Checkpoint:
     parents: tuple[str, ...] = ()  # digests of the models from which it was made
     bytes_on_disk: int = 0  # weight files only
     note: str = ""  # e.g. "unpacked from GGUF Q4_1"
+    # of an adapter: the folder of the model that it is laid on; None for a model of its own
+    base: Path | None = None
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder with configuration and tokenizer: of an adapter, those of its base."""
+        return self.base or self.path
 
 
 @dataclass(frozen=True, kw_only=True)

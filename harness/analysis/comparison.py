@@ -14,7 +14,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from harness.files.digests import digest_of
 from harness.records.conditions import shared_conditions
-from harness.records.record import TEACHER, RunRecord, TaskScore, row_kinds
+from harness.records.record import CHECKPOINT, TEACHER, RunRecord, TaskScore, row_kinds
 from harness.statistics import corpus, means, stats
 from harness.statistics.figures import BITS_PER_BYTE as BITS_PER_BYTE
 from harness.statistics.intervals import Interval, RetentionTest, one_sided_p, two_sided_p
@@ -150,6 +150,17 @@ def _measuring_conditions(record: RunRecord) -> dict[str, str]:
     return {"path": record.path, "items": items, **environment}
 
 
+def _measured_alike(record: RunRecord, measuring: Mapping[str, str]) -> bool:
+    """Tell whether a record may stand among rows that were measured under these conditions.
+
+    A checkpoint from outside may have another scoring path: that of what opens it.
+    """
+    own_conditions = _measuring_conditions(record)
+    if record.method == CHECKPOINT:
+        own_conditions["path"] = measuring.get("path", "")
+    return own_conditions == measuring
+
+
 def _training_conditions(record: RunRecord) -> dict[str, str]:
     """Return what rows share in how their students were made; empty for teachers' rows."""
     return shared_conditions(record.conditions, row_kinds(record))
@@ -180,10 +191,10 @@ def group_records(records: Iterable[RunRecord]) -> list[Group]:
         scored_alike = [record for record in records if _scoring_conditions(record) == scoring]
         succeeded = [record for record in scored_alike if record.status == "success"]
         failed = [record for record in scored_alike if record.status != "success"]
-        for measuring in _distinct(map(_measuring_conditions, succeeded)) or [{}]:
-            members = [
-                record for record in succeeded if _measuring_conditions(record) == measuring
-            ] + failed
+        made_here = [record for record in succeeded if record.method != CHECKPOINT]
+        for measuring in _distinct(map(_measuring_conditions, made_here or succeeded)) or [{}]:
+            members = [record for record in succeeded if _measured_alike(record, measuring)]
+            members += failed
             for training in _distinct_training_conditions(members):
                 fitting = [record for record in members if _fits(record, training)]
                 groups.append(_build_group(fitting, {**scoring, **measuring, **training}))
@@ -197,7 +208,7 @@ def _distinct_training_conditions(records: Sequence[RunRecord]) -> list[dict[str
     table of their own.
     """
     trained = [record for record in records if record.trains]
-    students = [record for record in records if record.method != TEACHER]
+    students = [record for record in records if row_kinds(record)]
     combined = []
     for training in _distinct(map(_uncalibrated_conditions, trained or students)) or [{}]:
         beside = [

@@ -16,5 +16,6 @@ __all__ = [
     "options",
     "pytest_plugin",
     "run_options",
+    "score",
     "tables",
 ]

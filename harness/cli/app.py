@@ -17,6 +17,7 @@ from harness.cli.check import baseline_app, check, export, verify
 from harness.cli.data import data_app
 from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
+from harness.cli.score import ScoreCommand, score
 from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 
 
+app.command(cls=ScoreCommand)(score)
 app.command(cls=Command)(check)
 app.add_typer(baseline_app)
 app.add_typer(data_app)
@@ -80,7 +82,7 @@ def run(
     """
     from harness.api import Run, check_places, plan_run
     from harness.cli.console import Console
-    from harness.cli.dry_run import plan_lines
+    from harness.cli.dry_run import plan_lines, subset_lines
     from harness.planning.config import build_config, merge_values, read_run_file
     from harness.running.runner import failure_lines, run_plan
 
@@ -99,6 +101,8 @@ def run(
         for line in plan_lines(plan):
             typer.echo(line)
         return 0
+    for line in subset_lines(plan):
+        say(line)
     with Console() as console:
         results, path = run_plan(plan, callbacks=console.callbacks())
     _show_results(Run(plan, tuple(results), path))

@@ -1,4 +1,4 @@
-"""The command `harness data`: copies what tasks read into a folder for `--data-dir`. No torch."""
+"""The command `harness data`: copies what tasks read, and freezes subsets of items. No torch."""
 
 from pathlib import Path
 from typing import Annotated
@@ -15,13 +15,8 @@ data_app = typer.Typer(
     rich_markup_mode=None,
     cls=CommandGroup,
     context_settings=HELP_FLAGS,
-    help="Copy the data of tasks from the Hub, for machines without a network.",
+    help="Copy the data of tasks from the Hub, and freeze subsets of their items.",
 )
-
-
-@data_app.callback()
-def _only_a_group() -> None:
-    """Keep `fetch` a command of its own: typer makes the only command of a group the group."""
 
 
 @data_app.command("fetch", cls=Command)
@@ -52,4 +47,46 @@ def fetch(
             name, to, include_path=include_path, say=lambda line: typer.echo(line)
         )
     typer.echo(f"{written} files written; type: --data-dir {to}")
+    return 0
+
+
+@data_app.command("subset", cls=Command)
+def subset(
+    spec: Annotated[
+        str, typer.Argument(help="NAME:ITEMS or NAME:ITEMS:SEED, such as quick:300; or a FILE.")
+    ],
+    suite: Annotated[
+        list[str], typer.Option(help="Suites or tasks whose items it is of, by commas.")
+    ],
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", help="Write the items to this file, which --subset takes."),
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with YAML tasks of your own, for lm-eval:NAME.")
+    ] = None,
+    data_dir: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the files of the benchmarks. [default: $HARNESS_DATA_DIR]"),
+    ] = None,
+) -> int:
+    """Show how many items a subset has of each task and which loss they show; write its file."""
+    from harness.api import frozen_subset
+    from harness.files.places import check_file
+    from harness.gate.baseline_tables import power_text
+    from harness.gate.rules import Rules
+    from harness.planning.spec import joined_lists
+
+    names = joined_lists(suite) or []
+    refuse_duplicates("--suite", names)
+    if to is not None:
+        check_file(to, "--to")
+    frozen, sizes = frozen_subset(spec, names, include_path=include_path, data_dir=data_dir)
+    for task, (count, task_size) in sizes.items():
+        typer.echo(f"{task}: {count:,} of {task_size:,} items; {power_text(count, Rules())}")
+    if to is not None:
+        from harness.data.subsets import write_subset
+
+        write_subset(to, frozen)
+        typer.echo(f"written: {to}; type: harness run --subset {to}")
     return 0

@@ -49,9 +49,23 @@ def _heading(plan: "Plan", estimate: "CellEstimate") -> Iterator[str]:
         trained = [task for task in conditions.task_names if task not in plan.untrained_tasks]
         reasons = "; ".join(f"{task}: {why}" for task, why in plan.untrained_tasks.items())
         yield f"rows train on {', '.join(trained)}, not on all tasks ({reasons})"
+    yield from subset_lines(plan)
     yield from _data_lines(plan)
     if (calibration := conditions.calibration_data) is not None:
         yield f"calibration data: {calibration.name}, {calibration.examples:,} examples"
+
+
+def subset_lines(plan: "Plan") -> Iterator[str]:
+    """Yield a line for each task of which a subset is scored: how many items, and their power."""
+    from harness.estimating.requests import item_count
+    from harness.gate.baseline_tables import power_text
+    from harness.gate.rules import Rules
+
+    for task in plan.conditions.task_names if plan.subset else ():
+        assert plan.subset is not None
+        task_size = item_count(task, plan.config.include_path, plan.config.data_dir)
+        count = plan.subset.size_of(task, task_size)
+        yield f"subset {plan.subset.label}: {count:,} items of {task}; {power_text(count, Rules())}"
 
 
 def _data_lines(plan: "Plan") -> Iterator[str]:

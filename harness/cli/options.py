@@ -58,6 +58,7 @@ class ConfigCommand(Command):
     or inspected, so that the help of all commands does not wait for them.
     """
 
+    left_out: frozenset[str] = frozenset()  # fields that the command has no options for
     _params: list[Any]
     _whole: bool
 
@@ -74,7 +75,11 @@ class ConfigCommand(Command):
                 name for name, setting in fields.items() if setting.spelling.may_be_empty
             )
             place = sum(setting.param_type_name == "argument" for setting in self._params)
-            self._params[place:place] = option_parameters(config.RunConfig)
+            self._params[place:place] = [
+                option
+                for option in option_parameters(config.RunConfig)
+                if option.name not in self.left_out
+            ]
             self._whole = True
         # always the same list: click puts its help option there and takes it again
         return self._params
@@ -94,7 +99,12 @@ class ConfigCommand(Command):
 
         rest = super().parse_args(ctx, current_flags(args))
         ctx.obj = typed_values(
-            config.RunConfig, {name: ctx.params.pop(name) for name in config.RunConfig.model_fields}
+            config.RunConfig,
+            {
+                name: ctx.params.pop(name)
+                for name in config.RunConfig.model_fields
+                if name not in self.left_out
+            },
         )
         return rest
 

@@ -98,7 +98,7 @@ def _setting_advice(records: Sequence[RunRecord], name: str, default: str, reaso
         usable = (
             record.method == "response"
             and record.status == "success"
-            and not record.conditions.limited
+            and record.conditions.has_all_items
             and record.scores
         )
         if not usable or name not in record.settings or not record.scores[0].retains:

@@ -277,6 +277,9 @@ class _CellEstimator:
 
     def _student(self, cell: PlannedCell) -> _StudentEstimate:
         """Estimate the stages of a cell's student."""
+        if cell.checkpoint is not None:
+            folder = cell.checkpoint.model_folder
+            return _StudentEstimate(Shape.of_folder(folder, name=cell.label))
         student = _StudentEstimate(self.teachers[cell.teacher])
         folder = self.plan.teachers[cell.teacher].path
         teachers = [teacher.path for teacher in self.plan.teachers]

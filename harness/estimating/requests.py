@@ -5,6 +5,7 @@ from pathlib import Path
 
 from harness import catalog
 from harness.data.sizes import ITEMS_BY_TASK
+from harness.data.subsets import parse_subset
 from harness.estimating.workload import EstimateRequest
 from harness.models.shape import Shape
 from harness.models.shaping import parse_student_cut
@@ -64,6 +65,15 @@ def request_of_run(
         rows=config.rows,
         mini=are_generated(tasks),
         rounds=rounds,
-        items=items_of(tasks, config.include_path, config.limit, data_folder=config.data_dir),
+        items=_scored_items(config, tasks),
         grid=grid,
     )
+
+
+def _scored_items(config: RunConfig, tasks: Sequence[str]) -> dict[str, int]:
+    """Return how many items of each task a run scores: all, those of its subset, or a sample."""
+    counts = items_of(tasks, config.include_path, config.limit, data_folder=config.data_dir)
+    if config.subset is None:
+        return counts
+    subset = parse_subset(config.subset)
+    return {task: subset.size_of(task, count) for task, count in counts.items()}

@@ -151,6 +151,10 @@ def _change_word(before: FrozenScore, after: FrozenScore) -> str:
     return "none" if same else "scoring"
 
 
+# shares of items that flip without a cause: as between dtypes, light and heavy compression
+_FLIPS = (0.02, 0.05, 0.1)
+
+
 @dataclass(frozen=True)
 class DetectableDrop:
     """What a check can show of a row and task."""
@@ -243,6 +247,22 @@ def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
             (low, drop) if stats.items_to_detect(flips, drop, alpha=alpha) <= n else (drop, high)
         )
     return high
+
+
+def power_text(n: int, rules: Rules) -> str:
+    """Say which drop a check against a baseline of n items would show (power 0.8).
+
+    It depends on how many items flip without a cause, which nobody knows before rows are scored.
+    """
+    drops = [(flips, _smallest_regression(n, flips, rules.frozen_alpha, rules)) for flips in _FLIPS]
+    shown = [
+        f"{100 * drop:.1f} points where {100 * flips:g} % of the items flip"
+        for flips, drop in drops
+        if drop is not None
+    ]
+    if not shown:
+        return "too few items to show any drop"
+    return f"shows a drop from {', '.join(shown)}"
 
 
 class _ExpectedFlips(NamedTuple):

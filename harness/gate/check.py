@@ -168,6 +168,8 @@ def _notes(
             )
     if any(record.conditions.limited and is_judged(record, rules) for record in records):
         notes.append("a trial: these rows were scored on a sample of the items (--limit)")
+    subsets = {record.conditions.subset for record in records if is_judged(record, rules)} - {""}
+    notes += [f"these rows were scored on the frozen subset {name}" for name in sorted(subsets)]
     wants_pool = rules.decide == "pooled" or rules.task_weights != "items"
     if wants_pool and not any(finding.layer.startswith("pooled") for finding in findings):
         notes.append(

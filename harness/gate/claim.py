@@ -343,7 +343,7 @@ def _test_claim(claimed: ClaimedRow, score: TaskScore) -> RetentionClaim | Findi
             "p_met": p_met,
             "p_unmet": p_unmet,
         },
-        limited=claimed.row.first.conditions.limited,
+        limited=not claimed.row.first.conditions.has_all_items,
     )
 
 

@@ -97,7 +97,7 @@ def judge_documents(changed: ChangedScore) -> Finding:
     if p_within * changed.tests <= rules.alpha:
         return changed.finding(Verdict.passed, line, numbers)
     needed = stats.items_to_decide(p_within, score.n, alpha=rules.alpha / changed.tests)
-    limited = changed.seeds[0].record.conditions.limited
+    limited = not changed.seeds[0].record.conditions.has_all_items
     decision = items_needed(needed, score, limited, unit="documents")
     numbers |= {"needed": decision.needed, "task_items": decision.task_items}
     return changed.finding(

@@ -306,7 +306,7 @@ def _judge_hits_without_loss(
     rules, score = changed.rules, changed.seeds[0].current
     detect = f"{100 * rules.detect:g} points"
     if needed > score.n:
-        decision = items_needed(needed, score, changed.seeds[0].record.conditions.limited)
+        decision = items_needed(needed, score, not changed.seeds[0].record.conditions.has_all_items)
         numbers |= {"needed": decision.needed, "task_items": decision.task_items}
         return Judgement(
             Verdict.cannot_tell,

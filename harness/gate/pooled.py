@@ -142,7 +142,7 @@ def _test_pooled_claim(claimed: ClaimedRow) -> RetentionClaim | None:
     )
     chance = sum(weight * scores[task].chance for task, weight in weights.items()) if above else 0.0
     n = sum(score.n for score in scores.values())
-    limited = row.first.conditions.limited
+    limited = not row.first.conditions.has_all_items
     at_chance = [
         score.task for score in row.first.scores if teacher_at_chance_reason(claimed.group, score)
     ]
@@ -311,7 +311,7 @@ def _pool(label: str, tasks: Mapping[str, Sequence[FrozenPair]], rules: Rules) -
         _hit_changes(runs) if hits_alike else _value_changes(runs, strata),
         _available_items(
             [pair.current for pair in runs[0]],
-            limited=[pair.record.conditions.limited for pair in runs[0]],
+            limited=[not pair.record.conditions.has_all_items for pair in runs[0]],
         ),
         any(pair.retrained for run in runs for pair in run),
     )

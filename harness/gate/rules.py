@@ -199,7 +199,8 @@ class ItemsNeeded(NamedTuple):
 def task_items(score: _ScoreSize, *, limited: bool) -> int | None:
     """Return how many items a score's task has, None if that is not known.
 
-    All of them were scored, unless the run was `limited` to a sample (`--limit`).
+    All of them were scored, unless the run was `limited` to a sample (`--limit`) or to a subset
+    (`--subset`).
     """
     if not limited:
         return score.n

@@ -35,6 +35,7 @@ from harness.measuring.scenario import VISIT_SECONDS, Scenario
 from harness.measuring.turns import time_alternately
 from harness.measuring.worker import TimingJob
 from harness.models.checkpoint import weight_files
+from harness.models.llama_cpp import is_served
 from harness.models.shape import DTYPE_BYTES, Shape, weight_bytes
 from harness.records import columns
 from harness.records.columns import Quantity
@@ -192,7 +193,7 @@ def measure(
     folder.mkdir(parents=True, exist_ok=True)
     models = {"student": student} if base is None else {"student": student, "base": base}
     shapes = {
-        role: Shape.of_folder(model.checkpoint.path, name=model.checkpoint.name)
+        role: Shape.of_folder(model.checkpoint.model_folder, name=model.checkpoint.name)
         for role, model in models.items()
     }
     grid, skipped = _fitting_scenarios(models, shapes, settings)
@@ -220,6 +221,7 @@ def _start_stopwatch(
     """Start the timing process of a model."""
     job = TimingJob(
         path=str(model.checkpoint.path),
+        base=str(model.checkpoint.base or ""),
         device=settings.device,
         dtype=settings.dtype,
         threads=settings.threads,
@@ -333,7 +335,7 @@ def _fitting_scenarios(
     """Return the scenarios that fit every model's context and the memory, and why others do not."""
     item = DTYPE_BYTES[settings.dtype]
     free = free_bytes(settings.device)
-    weights = sum(weight_bytes(model.checkpoint.path, settings.dtype) for model in models.values())
+    weights = sum(_weights_in_memory(model.checkpoint, settings.dtype) for model in models.values())
     grid: list[Scenario] = []
     skipped: list[str] = []
     for scenario in settings.grid:
@@ -361,6 +363,17 @@ def _fitting_scenarios(
         else:
             grid.append(scenario)
     return grid, skipped
+
+
+def _weights_in_memory(checkpoint: Checkpoint, dtype: str) -> int:
+    """Return the bytes of a checkpoint's weights in memory: of an adapter, its base's too.
+
+    llama.cpp keeps a file's weights as they are.
+    """
+    if is_served(checkpoint):
+        return checkpoint.bytes_on_disk
+    folders = [folder for folder in (checkpoint.base, checkpoint.path) if folder is not None]
+    return sum(weight_bytes(folder, dtype) for folder in folders)
 
 
 def working_bytes(shape: Shape, scenario: Scenario, item: int) -> int:
@@ -530,8 +543,13 @@ def _disk_measurements(checkpoint: Checkpoint) -> list[Measurement]:
 
 
 def disk_bytes(checkpoint: Checkpoint) -> int:
-    """Return the bytes of a checkpoint's weight files."""
-    return sum(path.stat().st_size for path in weight_files(checkpoint.path))
+    """Return the bytes of a checkpoint's weight files, as they were stored for it.
+
+    Of an unpacked GGUF file they are those of that file, of an adapter its base's too.
+    """
+    return checkpoint.bytes_on_disk or sum(
+        path.stat().st_size for path in weight_files(checkpoint.path)
+    )
 
 
 def _memory_measurements(
@@ -551,7 +569,7 @@ def _memory_measurements(
     condition, measurements = str(scenario), []
     weights, kv = weighed["weights"], weighed["kv"]
     if with_weights:
-        expected = weight_bytes(checkpoint.path, settings.dtype)
+        expected = _weights_in_memory(checkpoint, settings.dtype)
         remark = _count_mismatch("weights", weights, expected)
         measurements.append(
             measurement_of(columns.WEIGHTS, weights, condition=settings.dtype, remark=remark)

@@ -35,6 +35,7 @@ from harness.measuring.scenario import EAGER_TOKENS, MIN_WARMUP_SECONDS, Scenari
 from harness.measuring.weighing import cache_bytes as cache_bytes
 from harness.measuring.weighing import memory_peaks, weigh_model
 from harness.measuring.weighing import resident_bytes as resident_bytes
+from harness.models.adapters import open_weights
 from harness.models.checkpoint import model_class
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ class TimingJob:
     threads: int
     vocabulary: int  # token ids are below it: the smallest of the compared models'
     wrap: str = ""  # module:function applied to the opened model, as torch.compile
+    base: str = ""  # folder of the model that the adapter in `path` is laid on; "" for none
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder with the model's configuration."""
+        return Path(self.base or self.path)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -98,10 +105,14 @@ class TimingWorker:
         import torch
 
         libraries_loaded = preload_libraries(self.job)
-        opener = model_class(Path(self.job.path))
+        model_class(self.job.model_folder)  # reads the architecture's own module
         self.baseline = baseline_bytes(self.job.device)
         start = time.perf_counter()
-        self.model = opener.from_pretrained(self.job.path, dtype=getattr(torch, self.job.dtype))
+        self.model = open_weights(
+            Path(self.job.path),
+            base=Path(self.job.base) if self.job.base else None,
+            dtype=getattr(torch, self.job.dtype),
+        )
         self.model.to(self.job.device).eval()
         if self.job.wrap:
             module, _, function = self.job.wrap.partition(":")
@@ -248,7 +259,9 @@ def preload_libraries(job: TimingJob) -> bool:
 
     # Some architectures cannot be built so small; they are measured without preloading.
     with contextlib.suppress(Exception), tempfile.TemporaryDirectory() as folder:
-        config = AutoConfig.from_pretrained(job.path)
+        if job.base:
+            import peft  # noqa: F401  lays the adapter on
+        config = AutoConfig.from_pretrained(job.model_folder)
         text_config = config.get_text_config()
         if hasattr(config, "quantization_config"):  # the block holds floats
             del config.quantization_config

@@ -9,6 +9,7 @@ functions, except by `packed`, which registers its format with transformers when
 """
 
 __all__ = [
+    "adapters",
     "artefacts",
     "blocks",
     "blockwise",
@@ -19,9 +20,12 @@ __all__ = [
     "encoding",
     "file_weights",
     "foreign",
+    "formats",
     "int4_tiles",
     "language_model",
+    "llama_cpp",
     "logit_tail",
+    "outside",
     "packed",
     "packed_bits",
     "packed_training",
@@ -29,6 +33,7 @@ __all__ = [
     "rendering",
     "reopening",
     "resolve",
+    "served_model",
     "shape",
     "shaping",
     "states",

@@ -116,16 +116,17 @@ class BlockwiseModel:
         self._resting.clear()
 
     @contextmanager
-    def holding(self, name: str) -> Iterator[None]:
+    def holding(self, name: str, weights: Collection[str] | None = None) -> Iterator[None]:
         """Keep a module's weights in memory while the `with` block lasts: a block's, or a layer's.
 
-        Changes are lost behind it. What stands outside the blocks is in memory anyway.
+        With `weights`, only those of these names. Changes are lost behind it. What stands outside
+        the blocks is in memory anyway.
         """
         block = self.block_of(name)
         if not block or block == self.held:
             yield
             return
-        names = self.weights.names_below(name)
+        names = self.weights.names_below(name) if weights is None else list(weights)
         if self.weights.has_converted(self.weights.names_below(block)):
             names = self.weights.names_below(block)
         self.drop_resting()

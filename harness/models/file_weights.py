@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.machine.memory import return_freed_memory
 from harness.models.checkpoint import model_class, weight_files
 
 if TYPE_CHECKING:
@@ -196,8 +197,9 @@ class FileWeights:
         with self._files([self._plain[name] for name in plain]) as files:
             for name in plain:
                 source, weight = self._plain[name], self.weights[name]
-                tensor = files[source.path].get_tensor(source.key)
-                tensor = tensor.to(device=self.device, dtype=weight.empty.dtype)
+                tensor = _read_by_rows(
+                    files[source.path], source.key, weight.empty.dtype, self.device
+                )
                 if isinstance(weight.empty, torch.nn.Parameter):
                     tensor = torch.nn.Parameter(tensor, requires_grad=False)
                 for place in weight.places:
@@ -230,12 +232,32 @@ class FileWeights:
         model.requires_grad_(False)
 
     def drop(self, names: Collection[str]) -> None:
-        """Take these weights out of the model; changes to them are lost."""
+        """Take these weights out of the model; changes to them are lost, their memory goes back."""
         for name in names:
             for place in self.weights[name].places:
                 place.put(self.weights[name].empty)
                 if hasattr(place.module, "forget_layout"):
                     place.module.forget_layout()
+        return_freed_memory()
+
+
+def _read_by_rows(file: Any, key: str, dtype: "torch.dtype", device: str) -> "Tensor":
+    """Read a tensor into one of another type, some rows at a time.
+
+    A copy of a whole matrix in the file's type costs memory, which is seldom given back.
+    """
+    import torch
+
+    from harness.models.packed import row_parts
+
+    stored = file.get_slice(key)
+    shape = stored.get_shape()
+    if len(shape) != 2:
+        return file.get_tensor(key).to(device=device, dtype=dtype)
+    tensor = torch.empty(shape, dtype=dtype, device=device)
+    for part in row_parts(*shape):
+        tensor[part] = stored[part]
+    return tensor
 
 
 @contextmanager

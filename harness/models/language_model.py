@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, in_one_line
+from harness.models.adapters import open_weights
 from harness.models.bounded import TimeLimitExceeded, time_limit
-from harness.models.checkpoint import first_non_finite, model_class
+from harness.models.checkpoint import first_non_finite
 from harness.models.encoding import encode_prompt
+from harness.models.formats import require_format
 from harness.models.shape import stored_tensors
 
 if TYPE_CHECKING:
@@ -203,11 +205,15 @@ def open_model(
 
     import harness.models.packed  # noqa: F401  the formats of our own students
 
+    require_format(checkpoint.model_folder, checkpoint.name, device=device)
     with one_line_open_errors(checkpoint.name):
-        model = model_class(checkpoint.path).from_pretrained(
-            checkpoint.path, dtype=getattr(torch, dtype), **placement(device)
+        model = open_weights(
+            checkpoint.path,
+            base=checkpoint.base,
+            dtype=getattr(torch, dtype),
+            **placement(device),
         )
-        tokenizer = tokenizer_of(checkpoint.path)
+        tokenizer = tokenizer_of(checkpoint.model_folder)
     model.to(device).eval()
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
@@ -252,7 +258,7 @@ def refuse_non_finite(model: Any, name: str) -> None:
 def student_tokenizer(checkpoint: Checkpoint) -> Any:
     """Open a checkpoint's tokenizer alone."""
     with one_line_open_errors(checkpoint.name):
-        return tokenizer_of(checkpoint.path)
+        return tokenizer_of(checkpoint.model_folder)
 
 
 def tokenizer_of(folder: Path, **options: Any) -> Any:

@@ -18,6 +18,8 @@ from harness.models.checkpoint import (
     weight_files,
 )
 from harness.models.foreign import refuse_malformed, refuse_malformed_gguf
+from harness.models.formats import packing_library as packing_library
+from harness.models.formats import quantization_of, unreadable_kinds
 from harness.models.language_model import one_line_open_errors, stored_dtype, tokenizer_of
 
 if TYPE_CHECKING:
@@ -51,7 +53,7 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise HarnessError(f"no GGUF file at {name}")
-        return _unpack_gguf(path, cache)
+        return unpack_gguf(path, cache)
     if path.is_dir():
         if not (path / "config.json").is_file():
             gguf_names = sorted(gguf_path.name for gguf_path in path.glob("*.gguf"))
@@ -61,7 +63,7 @@ def resolve(name: str, *, cache: Path) -> Checkpoint:
             raise _no_safetensors_error(name, path)
         refuse_damaged(path)
         return describe(path, name=path.resolve().name, note=_packed_note(path), cache=cache)
-    if not _is_hub_id(name):
+    if not is_hub_id(name):
         raise _unknown_model_error(name)
     return _from_hub(name)
 
@@ -82,7 +84,7 @@ def _no_safetensors_error(name: str, folder: Path) -> HarnessError:
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]*(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?")
 
 
-def _is_hub_id(name: str) -> bool:
+def is_hub_id(name: str) -> bool:
     """Tell whether a name may be a Hub id: org/name or one word, with or without @revision.
 
     A single word that is close to an embedded model's name is taken for a slip.
@@ -115,7 +117,7 @@ def configuration_folder(name: str, *, cache: Path) -> Path:
         return EMBEDDED / name
     if path.is_dir() and (path / "config.json").is_file():
         return path
-    if _is_hub_id(name) and path.suffix != ".gguf" and not path.exists():
+    if is_hub_id(name) and path.suffix != ".gguf" and not path.exists():
         from huggingface_hub import hf_hub_download
 
         repository, revision = _split_revision(name)
@@ -133,6 +135,22 @@ def configuration_folder(name: str, *, cache: Path) -> Path:
 
 def _from_hub(name: str) -> Checkpoint:
     """Download a model from the Hub, or find it in the Hub's cache; return its checkpoint."""
+    folder, digest = hub_snapshot(name)
+    refuse_malformed(folder, read_model_json(folder / "config.json"))
+    return Checkpoint(
+        path=folder,
+        name=name,
+        digest=digest,
+        bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
+        note=_packed_note(folder),
+    )
+
+
+def hub_snapshot(name: str) -> tuple[Path, str]:
+    """Download a repository of the Hub, or find it in the Hub's cache.
+
+    Returns the folder of its files, and its digest: the Hub's own content address.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -156,15 +174,8 @@ def _from_hub(name: str) -> Checkpoint:
             f"model {name!r} has no *.safetensors weights on the Hub; pickles are programs and are "
             "not opened"
         )
-    # The snapshot folder is named by the commit: the Hub's own content address.
-    refuse_malformed(folder, read_model_json(folder / "config.json"))
-    return Checkpoint(
-        path=folder,
-        name=name,
-        digest=f"hub:{repository}@{folder.name}",
-        bytes_on_disk=sum(path.stat().st_size for path in weight_files(folder)),
-        note=_packed_note(folder),
-    )
+    # the snapshot folder is named by the commit
+    return folder, f"hub:{repository}@{folder.name}"
 
 
 def _hub_error(name: str, problem: Exception, message: str) -> HarnessError:
@@ -184,8 +195,12 @@ def _hub_error(name: str, problem: Exception, message: str) -> HarnessError:
     return HarnessError(message.format(name=name, reason=str(problem).splitlines()[0][:120]))
 
 
-def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
-    """Save a GGUF file once as plain safetensors, its quantized weights as floats."""
+def unpack_gguf(path: Path, cache: Path, *, exact: bool = False) -> Checkpoint:
+    """Save a GGUF file once as plain safetensors, its quantized weights as floats.
+
+    They are rounded to bf16 where their kind was rounded further already, unless `exact`: then
+    they are kept in the smallest float type that holds every number of the file.
+    """
     try:
         import gguf  # noqa: F401
     except ImportError as problem:
@@ -195,7 +210,7 @@ def _unpack_gguf(path: Path, cache: Path) -> Checkpoint:
         ) from problem
     tensor_type = gguf_type(path)
     key = remembered_digest(path, cache)
-    is_exact = tensor_type in EXACT_GGUF_TYPES
+    is_exact = exact or tensor_type in EXACT_GGUF_TYPES
     folder = cache / "gguf" / (f"{key[:32]}-exact" if is_exact else key[:32])
     if not (folder / "config.json").exists():
         _save_as_floats(path, folder, is_exact=is_exact)
@@ -260,27 +275,21 @@ def gguf_type(path: Path) -> str:
     try:
         tensors = gguf.GGUFReader(path).tensors
         counts = Counter(tensor.tensor_type.name for tensor in tensors if len(tensor.shape) > 1)
-        return str(counts.most_common(1)[0][0])
+        commonest = str(counts.most_common(1)[0][0])
     # one of these for a damaged file, depending on where it is damaged
     except (ValueError, IndexError, KeyError, OSError) as problem:
+        advice = "download it again"
+        if "GGMLQuantizationType" in str(problem):  # a number that names no kind
+            advice = "upgrade gguf, or convert the file to another kind: llama-quantize FILE Q8_0"
         raise HarnessError(
-            f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); download it again"
+            f"{path.name} cannot be read as a GGUF file ({str(problem)[:80]}); {advice}"
         ) from problem
-
-
-def packing_library(folder: Path) -> str:
-    """Return the name of the format that a model folder's weights are in, "" for plain floats."""
-    return str(_quantization_of(folder).get("quant_method") or "")
-
-
-def _quantization_of(folder: Path) -> dict[str, Any]:
-    quantization = read_model_json(folder / "config.json").get("quantization_config") or {}
-    if not isinstance(quantization, dict):
+    if unreadable := unreadable_kinds([tensor.tensor_type for tensor in tensors]):
         raise HarnessError(
-            f"{folder / 'config.json'}: quantization_config is no object; download or save the "
-            "model again"
+            f"{path.name} holds tensors of kind {unreadable[0]}, which the gguf package does not "
+            "unpack; convert the file to another kind: llama-quantize FILE Q8_0"
         )
-    return quantization
+    return commonest
 
 
 def quantized_by(folder: Path) -> str:
@@ -288,7 +297,7 @@ def quantized_by(folder: Path) -> str:
 
     For our own format these are the kinds of its layers, else it is the library's name.
     """
-    quantization = _quantization_of(folder)
+    quantization = quantization_of(folder)
     if quantization.get("quant_method") == OWN_FORMAT:
         try:
             kinds = sorted({str(spec["kind"]) for spec in quantization["modules"].values()})

@@ -215,6 +215,28 @@ def parameters_on_disk(folder: Path) -> int:
     return sum(tensor.numel for tensor in stored_tensors(folder))
 
 
+def parameters_of_architecture(model: Any) -> int:
+    """Return how many parameters an opened model's architecture has, however they are packed.
+
+    A model of the same configuration is built without memory. Adapters, which lie beside that,
+    count as they are.
+    """
+    import copy
+
+    import torch
+
+    config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with torch.device("meta"):
+        plain = getattr(model, "plain_class", type(model))(config)
+    plain.tie_weights()
+    adapters = sum(
+        parameter.numel() for name, parameter in model.named_parameters() if ".lora_" in name
+    )
+    return int(sum(parameter.numel() for parameter in plain.parameters()) + adapters)
+
+
 def weight_bytes(folder: Path, dtype: str) -> int:
     """Return the bytes of a folder's weights in memory, its floats opened as `dtype`.
 

@@ -152,18 +152,22 @@ class BlockwiseWriter:
         self._spool(self.blockwise.weights.names_below(block))
         self._finished.add(block)
 
-    def _spool(self, names: Iterable[str]) -> None:
+    def _own_weights(self, names: Iterable[str]) -> list[str]:
+        """Return those of these weights that are saved as they are: neither packed nor tied."""
         skipped = self._replaced | tied_names(self.opened.model)
-        kept = [name for name in names if name not in skipped]
-        for name, tensor in self.blockwise.state_of(kept).items():
+        return [name for name in names if name not in skipped]
+
+    def _spool(self, names: Iterable[str]) -> None:
+        for name, tensor in self.blockwise.state_of(self._own_weights(names)).items():
             self.spool.add(name, tensor.to(self.dtype) if tensor.is_floating_point() else tensor)
 
     def _finish_all(self) -> None:
         """Write to the disk whatever no method changed."""
         for block in self.blockwise.block_names():
             if block not in self._finished:
-                with self.changing(block):
-                    pass
+                own_weights = self._own_weights(self.blockwise.weights.names_below(block))
+                with self.blockwise.holding(block, own_weights):
+                    self._spool(own_weights)
         self.blockwise.drop_resting()
         rest = self.blockwise.rest()
         self._spool(rest)

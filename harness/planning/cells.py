@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, JsonValue
 
 from harness.contract import Checkpoint, Start, Suite
+from harness.data.subsets import Subset
 from harness.planning.config import RunConfig
 from harness.records.conditions import Conditions, ModelReference
 from harness.records.record import TEACHER
@@ -22,6 +23,8 @@ class PlannedModel(BaseModel):
     digest: str
     bytes_on_disk: int
     note: str = ""
+    base: Path | None = None  # folder of the model that an adapter in `path` is laid on
+    parents: tuple[str, ...] = ()  # digests
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> "PlannedModel":
@@ -32,6 +35,8 @@ class PlannedModel(BaseModel):
             digest=checkpoint.digest,
             bytes_on_disk=checkpoint.bytes_on_disk,
             note=checkpoint.note,
+            base=None if checkpoint.base is None else checkpoint.base.resolve(),
+            parents=checkpoint.parents,
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -42,7 +47,14 @@ class PlannedModel(BaseModel):
             digest=self.digest,
             bytes_on_disk=self.bytes_on_disk,
             note=self.note,
+            base=self.base,
+            parents=self.parents,
         )
+
+    @property
+    def model_folder(self) -> Path:
+        """The folder with configuration and tokenizer: of an adapter, those of its base."""
+        return self.base or self.path
 
     def reference(self) -> ModelReference:
         """Return what a record says of the model: everything except its path."""
@@ -89,6 +101,7 @@ class PlannedCell(BaseModel):
     simulated: bool = False
     seed: int | None
     teacher: int = 0  # index of the teacher that a teacher's row scores
+    checkpoint: PlannedModel | None = None  # that a row from outside scores, as it is
 
     @property
     def is_teacher(self) -> bool:
@@ -129,6 +142,7 @@ class Plan:
     # key -> its parts by name, to say why something is computed again
     parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     request: Mapping[str, object] = field(default_factory=dict)  # what identities are made of
+    subset: Subset | None = None  # of the tasks' items; None: all
     hub_data: bool = False  # items come from the Hub, so cells may contact it
     # task -> why no row trains on it, as its definition tells; empty where own data is trained on
     untrained_tasks: Mapping[str, str] = field(default_factory=dict)

@@ -13,13 +13,21 @@ from pydantic import (
     JsonValue,
     ValidationError,
     field_validator,
+    model_validator,
 )
 
 from harness.errors import HarnessError, unknown
 from harness.files import untrusted
 from harness.models.artefacts import default_cache as default_cache
 from harness.planning.fields import Spelling, with_environment
-from harness.planning.spec import parse_limit, parse_set, parse_teachers, split_list, split_teachers
+from harness.planning.spec import (
+    parse_checkpoints,
+    parse_limit,
+    parse_set,
+    parse_teachers,
+    split_list,
+    split_teachers,
+)
 from harness.renames.options import current_options
 
 # tokens seen in training: under a minute for the embedded student on two cores
@@ -49,7 +57,20 @@ def _list_reader(split: Callable[[str], list[str]]) -> tuple[BeforeValidator, Sp
     )
 
 
+def _checkpoint_specs(value: object) -> object:
+    """Return checkpoints as a tuple of `NAME=MODEL`; a run file and Python may give a table."""
+    if isinstance(value, Mapping):
+        return tuple(f"{name}={model}" for name, model in value.items())
+    return (value,) if isinstance(value, str) else value
+
+
 Names = Annotated[tuple[str, ...], *_list_reader(lambda text: split_list(text))]
+# not split at commas: a path may hold them, and the option is repeated
+Checkpoints = Annotated[
+    tuple[str, ...],
+    BeforeValidator(_checkpoint_specs),
+    Spelling(read=tuple, default="none", metavar="NAME=MODEL"),
+]
 Teachers = Annotated[tuple[str, ...], *_list_reader(lambda text: split_teachers(text))]
 
 
@@ -77,6 +98,13 @@ class RowSettings(_Settings):
     methods: Names = Field(
         default=("cot", "response"),
         description="Rows, separated by commas: cot,response or response[temperature=4].",
+    )
+    checkpoint: Checkpoints = Field(
+        default=(),
+        description="A row that is scored as it is, repeatable: q8=FOLDER, FILE.gguf, "
+        "llama-cpp:FILE.gguf (as it is served), a Hub id (with @revision), or the folder of a LoRA "
+        "adapter on the teacher. Without --methods the "
+        "checkpoints are the only rows.",
     )
     suite: Names = Field(
         default=("math",),
@@ -124,6 +152,14 @@ class RowSettings(_Settings):
         "{choices}.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _checkpoints_alone(cls, values: Any) -> Any:
+        """Run no method where checkpoints are named and methods are not."""
+        if isinstance(values, Mapping) and values.get("checkpoint") and "methods" not in values:
+            return {**values, "methods": ()}
+        return values
+
     @field_validator("suite", "teacher")
     @classmethod
     def _some(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -149,6 +185,17 @@ class RowSettings(_Settings):
             raise ValueError("it is empty; write for example depth:0.5")
         return name
 
+    @field_validator("checkpoint")
+    @classmethod
+    def _named_models(cls, specs: tuple[str, ...]) -> tuple[str, ...]:
+        parse_checkpoints(specs)
+        return specs
+
+    @property
+    def checkpoint_models(self) -> dict[str, str]:
+        """The models of the checkpoints, by the names of their rows."""
+        return parse_checkpoints(self.checkpoint)
+
     @property
     def teacher_names(self) -> tuple[str, ...]:
         """The names of the teachers, without their weights."""
@@ -170,8 +217,8 @@ class ScoringSettings(_Settings):
     ] = Field(default="auto", description="{choices}.")
     chat_template: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Render prompts with the chat template: auto (if the teacher has one and is "
-        "not embedded), on, off.",
+        description="Render prompts with the chat template: auto (if teacher and "
+        "checkpoints have one, and the teacher is not embedded), on, off.",
     )
     system: Annotated[str | None, Spelling(default="none", may_be_empty=True)] = Field(
         default=None, description="A system prompt for every item of a chat model."
@@ -185,6 +232,14 @@ class ScoringSettings(_Settings):
         default=None,
         description="Score a seeded sample of N items of each task, or of the tasks named "
         "(gsm8k=20,mmlu=100): a trial, marked as such in records and tables.",
+    )
+    subset: Annotated[
+        str | None, Spelling(default="all items", metavar="NAME:ITEMS[:SEED] | FILE")
+    ] = Field(
+        default=None,
+        description="Score a frozen subset of each task that may become a baseline: so many items, "
+        "drawn by a seed from every subject in proportion (quick:300), or those that a FILE lists "
+        "(harness data subset).",
     )
     include_path: Path | None = Field(
         default=None, description="Folder with YAML tasks of your own, for --suite lm-eval:NAME."

@@ -8,7 +8,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness.contract import Method, Prompting
-from harness.errors import HarnessError
 from harness.machine.gpu import device_label, gpu_of, has_bf16
 from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
@@ -28,12 +27,13 @@ from harness.planning.setup import (
     ResolvedNames,
     RunModels,
     Setup,
+    check_checkpoint_names,
     check_start,
     check_teachers,
     check_training_data,
     check_vocabularies,
 )
-from harness.records.record import TEACHER
+from harness.records.record import CHECKPOINT, TEACHER
 from harness.records.store import Store
 from harness.registry import settings_with_defaults
 
@@ -49,14 +49,10 @@ def make_plan(
     recipe get the first one. Raises `HarnessError` for everything that cannot work, before anything
     is computed.
     """
-    if not config.methods:
-        raise HarnessError(
-            "no method is given; write for example --methods cot,response (harness list methods "
-            "shows all)"
-        )
     rows = build_rows(config, resolved.methods)
     check_teachers(rows, resolved.teachers)
-    models = RunModels.of(config, resolved.teachers)
+    check_checkpoint_names(resolved.checkpoints, rows, resolved.methods)
+    models = RunModels.of(config, resolved.teachers, resolved.checkpoints)
     check_vocabularies(rows, models)
     check_start(rows, models)
     check_training_data(rows, resolved.training_sets)
@@ -75,10 +71,15 @@ def make_plan(
         student_base=models.base,
         grid=setup.grid,
         rounds=setup.rounds,
-        cells=(*planner.teacher_cells(), *(cell for row in rows for cell in planner.cells_of(row))),
+        cells=(
+            *planner.teacher_cells(),
+            *planner.checkpoint_cells(),
+            *(cell for row in rows for cell in planner.cells_of(row)),
+        ),
         threads=setup.threads,
         parts=key_builder.parts,
         request=key_builder.request,
+        subset=resolved.subset,
     )
 
 
@@ -121,6 +122,7 @@ def _user_request(setup: Setup) -> dict[str, object]:
         "dtype": setup.resolved.dtype,
         "prompting": _prompt_parts(setup),
         "limit": config.limit,
+        **({"subset": setup.resolved.subset.label} if setup.resolved.subset else {}),
         "noise": config.noise,
         "grid": [setup.grid, setup.rounds],
         "weights": config.teacher_weights,
@@ -179,6 +181,8 @@ def _score_parts(setup: Setup, code: CodeDigests) -> dict[str, object]:
     }
     if config.limit:  # without a limit, all items are scored
         parts["limit"] = config.limit
+    if setup.resolved.subset:
+        parts["subset"] = setup.resolved.subset.model_dump(mode="json")
     parts["noise"] = config.noise
     if config.backend != "transformers":
         parts["backend"] = config.backend
@@ -208,11 +212,9 @@ class _Planner:
 
     def teacher_cells(self) -> Iterator[PlannedCell]:
         """Yield one cell for each teacher, the first teacher's before the others."""
-        models = {name: self.student_parts[name] for name in ("teachers", "device", "dtype")}
-        inputs = {"data": self.setup.resolved.data, "prompting": _prompt_parts(self.setup)}
         for index, teacher in enumerate(self.setup.models.teachers):
             label = TEACHER if index == 0 else f"{TEACHER} {teacher.name}"
-            contents = {**models, **self.score_parts, **inputs, "teacher": index}
+            contents = {**self._scored_as_it_is(), "teacher": index}
             yield PlannedCell(
                 key=self.key_builder.make_key("cell", label, None, contents),
                 student_key="",
@@ -225,6 +227,31 @@ class _Planner:
                 trains=False,
                 seed=None,
                 teacher=index,
+            )
+
+    def _scored_as_it_is(self) -> dict[str, object]:
+        """Return what the key of a cell contains whose model nothing here makes."""
+        models = {name: self.student_parts[name] for name in ("teachers", "device", "dtype")}
+        inputs = {"data": self.setup.resolved.data, "prompting": _prompt_parts(self.setup)}
+        return {**models, **self.score_parts, **inputs}
+
+    def checkpoint_cells(self) -> Iterator[PlannedCell]:
+        """Yield one cell for each checkpoint from outside."""
+        for name, model in self.setup.models.checkpoints.items():
+            # the name too: a record says it, and another name is another record
+            contents = {**self._scored_as_it_is(), CHECKPOINT: [name, model.digest]}
+            yield PlannedCell(
+                key=self.key_builder.make_key("cell", name, None, contents),
+                student_key="",
+                label=name,
+                method=CHECKPOINT,
+                settings={},
+                family=CHECKPOINT,
+                is_control=False,
+                controls=(),
+                trains=False,
+                seed=None,
+                checkpoint=model,
             )
 
     def cells_of(self, row: PlannedRow) -> Iterator[PlannedCell]:

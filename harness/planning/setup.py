@@ -3,12 +3,13 @@
 Combinations of models and rows that cannot work are refused here.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from harness.contract import Checkpoint, Prompting, Suite, Task
 from harness.data.examples import shares_of
+from harness.data.subsets import Subset
 from harness.data.teacher_sets import TeacherSet
 from harness.data.training_sets import TrainingSet
 from harness.errors import HarnessError, unknown
@@ -27,6 +28,7 @@ from harness.planning.cells import PlannedModel
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
 from harness.planning.rows import PlannedRow
 from harness.records.conditions import Conditions, DataReference
+from harness.records.record import CHECKPOINT, TEACHER
 from harness.registry import Registry
 
 
@@ -35,6 +37,7 @@ class ResolvedNames:
     """The objects that the names of a configuration stand for."""
 
     teachers: Sequence[Checkpoint]
+    checkpoints: Mapping[str, Checkpoint] = field(default_factory=dict)  # rows from outside
     methods: Registry
     suites: Mapping[str, Suite]
     tasks: Mapping[str, Task]  # of all suites, by name
@@ -44,6 +47,7 @@ class ResolvedNames:
     text: str = ""  # digest of free text for calibration
     training_sets: Sequence[TrainingSet] = ()  # the user's own, instead of the tasks' train splits
     calibration: TrainingSet | None = None
+    subset: Subset | None = None  # of the tasks' items; None: all
     writing_code: str = ""  # digest of the code that lets a teacher write training data
 
 
@@ -58,15 +62,22 @@ class RunModels:
     )  # how students are cut from the base; None if they start from all of it
     # the recipe as it was typed, or the base's name: records show it, so it is never a path
     student: str
+    checkpoints: Mapping[str, PlannedModel] = field(default_factory=dict)  # rows from outside
 
     @classmethod
-    def of(cls, config: RunConfig, teachers: Sequence[Checkpoint]) -> "RunModels":
+    def of(
+        cls,
+        config: RunConfig,
+        teachers: Sequence[Checkpoint],
+        checkpoints: Mapping[str, Checkpoint] | None = None,
+    ) -> "RunModels":
         """Resolve the model that students start from: the first teacher, or `--student`."""
         planned = tuple(map(PlannedModel.of, teachers))
+        outside = {name: PlannedModel.of(model) for name, model in (checkpoints or {}).items()}
         if recipe := parse_student_cut(config.student):
-            return cls(planned, planned[0], recipe, config.student)
+            return cls(planned, planned[0], recipe, config.student, outside)
         base = PlannedModel.of(resolve(config.student, cache=config.cache_folder))
-        return cls(planned, base, None, base.name)
+        return cls(planned, base, None, base.name, outside)
 
     @property
     def draws_weights(self) -> bool:
@@ -90,6 +101,19 @@ def check_teachers(rows: Sequence[PlannedRow], teachers: Sequence[Checkpoint]) -
         raise HarnessError(
             f"{several[0]} needs two teachers or more; type for example --teacher tiny,tiny-math"
         )
+
+
+def check_checkpoint_names(
+    names: Iterable[str], rows: Sequence[PlannedRow], methods: Registry
+) -> None:
+    """Refuse a checkpoint with the name of a method or of another row: tables go by names."""
+    reserved = {TEACHER, CHECKPOINT, *(row.label for row in rows)}
+    for name in names:
+        if name in methods or name in reserved:
+            raise HarnessError(
+                f"--checkpoint {name}=...: {name} is the name of a method or of a row; give the "
+                f"checkpoint another name, such as my-{name}"
+            )
 
 
 def check_vocabularies(rows: Sequence[PlannedRow], models: RunModels) -> None:
@@ -204,6 +228,7 @@ class Setup:
             device=self.resolved.device,
             dtype=self.resolved.dtype,
             limit=config.limit or None,
+            subset=self.resolved.subset.label if self.resolved.subset else "",
             chat=self.prompting.chat,
             system=self.prompting.system,
             student_recipe=models.student,
@@ -272,8 +297,8 @@ def _uses_chat_template(config: RunConfig, models: RunModels) -> bool:
     """Decide for all rows whether prompts are rendered with the chat template."""
     models_without = [
         model.name
-        for model in (models.teachers[0], models.base)
-        if not has_chat_template(model.path)
+        for model in (models.teachers[0], models.base, *models.checkpoints.values())
+        if not has_chat_template(model.model_folder)
     ]
     if config.chat_template == "on" and models_without:
         raise HarnessError(

@@ -33,6 +33,24 @@ def parse_teachers(specs: Sequence[str]) -> tuple[tuple[str, ...], tuple[float, 
     return tuple(names), tuple(weight / sum(weights) for weight in weights)
 
 
+def parse_checkpoints(specs: Sequence[str]) -> dict[str, str]:
+    """Return the models of checkpoints such as `q8=./folder`, by the names of their rows."""
+    models: dict[str, str] = {}
+    for spec in specs:
+        name, _, model = (part.strip() for part in spec.partition("="))
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name) or not model:
+            raise HarnessError(
+                f"--checkpoint {spec}: give NAME=MODEL, with a name of letters, digits, '.', '_' "
+                "and '-'; for example q8=./folder"
+            )
+        if name in models:
+            raise HarnessError(
+                f"--checkpoint {spec}: {name} is named twice; give each checkpoint its own name"
+            )
+        models[name] = model
+    return models
+
+
 def split_teachers(text: str) -> list[str]:
     """Split `a=0.7,b=0.3` at the commas, but not inside a path that exists.
 

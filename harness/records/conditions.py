@@ -142,6 +142,8 @@ class Conditions(_FullyMarked):
             frozen=BaselineText("limited", lambda on: "yes" if on else "no"),
         ),
     ] = False
+    # of each task's items: its name, size and seed, or its name and digest; "": all of them
+    subset: Annotated[str, MustAgree("subset", lambda name: name or None)] = ""
     chat: Annotated[  # prompts in the chat template
         bool,
         MustAgree(
@@ -227,6 +229,11 @@ class Conditions(_FullyMarked):
             if isinstance(values, Mapping) and values.get("limit")
             else values
         )
+
+    @property
+    def has_all_items(self) -> bool:
+        """Tell whether all items of each task are scored: neither a sample nor a subset."""
+        return not self.limited and not self.subset
 
     @property
     def task_names(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -19,6 +20,15 @@ _PACKAGES = (
     "tokenizers",
     "numpy",
 )
+# packages that are named where they are loaded, to open a model: by their modules
+_OPENERS = {
+    "bitsandbytes": "bitsandbytes",
+    "compressed_tensors": "compressed-tensors",
+    "gptqmodel": "gptqmodel",
+    "optimum.quanto": "optimum-quanto",
+    "peft": "peft",
+    "torchao": "torchao",
+}
 
 
 def current_environment(
@@ -26,7 +36,8 @@ def current_environment(
 ) -> Environment:
     """Describe this process's machine and versions. The machine is its kind, never its name."""
     versions = {}
-    for name in _PACKAGES:
+    openers = [package for module, package in _OPENERS.items() if module in sys.modules]
+    for name in (*_PACKAGES, *openers):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -92,7 +92,8 @@ def lm_eval_results(record: RunRecord) -> dict[str, Any]:
 def score_limit(record: RunRecord) -> int | None:
     """Return the number of items of a record that was scored on a sample, None of a whole one."""
     counts = {score.n for score in record.scores}
-    return counts.pop() if record.conditions.limited and len(counts) == 1 else None
+    is_part = not record.conditions.has_all_items
+    return counts.pop() if is_part and len(counts) == 1 else None
 
 
 def _shots(version: str) -> int:

@@ -134,6 +134,8 @@ def _scores(record: RunRecord) -> str:
     note = f"Scored by compression-harness on the path `{record.path}`, {record.conditions.dtype}."
     if record.conditions.limited:
         note += " A TRIAL on a sample of the items: not for quoting."
+    if record.conditions.subset:
+        note += f" Scored on the subset {record.conditions.subset} of the items."
     return (
         "\n".join(lines)
         + f"\n\n{note} Compare it with its controls ({', '.join(record.controls) or 'none'}) "

@@ -478,15 +478,16 @@ def _digest(data: Mapping[str, JsonValue]) -> str:
 
 
 TEACHER = "teacher"
+CHECKPOINT = "checkpoint"  # the method and family of rows from outside: nothing made them here
 
 
 def row_kinds(record: RunRecord) -> tuple[RowKind, ...]:
     """Return which conditions of making say something about a record.
 
-    None of a teacher's; the budget of one that trains; the data of one that calibrated on the
-    user's own.
+    None of a teacher's and of a checkpoint's from outside; the budget of one that trains; the data
+    of one that calibrated on the user's own.
     """
-    if record.method == TEACHER:
+    if record.method in (TEACHER, CHECKPOINT):
         return ()
     kinds: list[RowKind] = ["students"]
     if record.trains:

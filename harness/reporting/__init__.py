@@ -18,5 +18,6 @@ __all__ = [
     "plots",
     "quality",
     "report",
+    "scores",
     "table",
 ]

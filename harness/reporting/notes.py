@@ -6,7 +6,7 @@ from pydantic import JsonValue
 
 from harness.analysis.comparison import Group, best_labels, compare, teacher_at_chance
 from harness.records import columns
-from harness.records.record import TEACHER, Measurement, RunRecord, TaskScore
+from harness.records.record import CHECKPOINT, TEACHER, Measurement, RunRecord, TaskScore
 from harness.reporting.costs import row_scenario, table_scenario
 
 
@@ -138,6 +138,11 @@ def _scoring_notes(group: Group) -> list[str]:
             "A TRIAL: scored on a sample of the items (--limit). Do not quote it; it cannot become "
             "a baseline."
         )
+    if subset := group.shared.get("subset", ""):
+        lines.append(
+            f"Scored on the frozen subset {subset} of each task's items. Its figures stand for all "
+            "items within their intervals; rows of it may become a baseline of this subset."
+        )
     teachers = [
         teacher
         for row in group.rows
@@ -147,7 +152,27 @@ def _scoring_notes(group: Group) -> list[str]:
     opened = dict.fromkeys(
         f"{teacher.name}: {teacher.note}." for teacher in teachers if teacher.note
     )
-    return [*lines, *opened]
+    return [*lines, *opened, *_outside_notes(group)]
+
+
+def _outside_notes(group: Group) -> list[str]:
+    """Say which models the rows from outside are, and how they were opened."""
+    records = {
+        row.label: record
+        for row in group.rows
+        for record in row.succeeded
+        if record.method == CHECKPOINT and record.student is not None
+    }
+    lines = []
+    for label, record in records.items():
+        assert record.student is not None
+        is_other_path = record.path != group.shared.get("path", record.path)
+        details = (record.student.note, f"scored by {record.path}" if is_other_path else "")
+        words = ", ".join(
+            filter(None, (f"the checkpoint {record.student.name} as it is", *details))
+        )
+        lines.append(f"{label}: {words}.")
+    return lines
 
 
 def _failed_cells(group: Group) -> list[str]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from harness.contract import Checkpoint, Progress, Task
-from harness.errors import CellFailed, HarnessError
+from harness.errors import CellFailed, HarnessError, Skipped
 from harness.files.untrusted import Unreadable
 from harness.files.writing import write_atomically
 from harness.machine.memory import process_bytes, release_memory
@@ -28,10 +28,11 @@ from harness.measuring.measure import (
 from harness.measuring.rounds import rounds_on
 from harness.measuring.scenario import parse_grid
 from harness.models.checkpoint import describe
-from harness.models.shape import parameters_on_disk
+from harness.models.llama_cpp import is_served
+from harness.models.shape import parameters_of_architecture, parameters_on_disk
 from harness.planning.spec import limit_for
 from harness.records import columns
-from harness.records.record import Fidelity, Measurement, TaskScore
+from harness.records.record import TEACHER, Fidelity, Measurement, TaskScore
 from harness.running.failure import failure_of
 from harness.running.job import CellJob
 from harness.running.loaded import LoadedJob
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from harness.scoring.items import ItemRow
 
 NO_TEACHER_ANSWERS = "the teacher's row had none to compare with"
+OTHER_VOCABULARY = "its vocabulary is another one than the teacher's, so no token has its logit"
 # rows scored at once for the noise floor: so few that a GPU uses other kernels than for more rows
 NOISE_BATCH_SIZE = 8
 _NOISE_TOKENS_PER_ROW = 64  # tokens of a packed forward pass for each of these rows
@@ -94,11 +96,12 @@ def _evaluate_open_model(loaded: LoadedJob, student: Checkpoint) -> tuple[Evalua
     write_rows(job.cell_folder / "samples.jsonl", rows)
     # of training and scoring; read before another model is opened beside the student
     peak = process_bytes("VmHWM")
-    opened = backend.opened if job.work.backend == "transformers" else _opened_again(job, student)
+    is_open = job.work.backend == "transformers" or is_served(student)
+    opened = backend.opened if is_open else _opened_again(job, student)
     fidelity: tuple[Fidelity, ...] = ()
     further: tuple[Measurement, ...]
     if isinstance(opened, Measurement):
-        parameters, further = parameters_on_disk(student.path), (opened,)
+        parameters, further = parameters_on_disk(student.model_folder), (opened,)
     else:
         parameters = _count_parameters(job, opened)
         fidelity, remarks = _compare_with_teacher(loaded, opened, rows)
@@ -137,14 +140,19 @@ def _opened_again(job: CellJob, student: Checkpoint) -> "LanguageModel | Measure
 def score_again(job: CellJob) -> "list[TaskScore]":
     """Score the model of a finished cell again: no cached answer is used, nothing is written."""
     loaded = LoadedJob.of(job.model_copy(update={"force": True}), lambda progress: None)
-    folder = job.stage_folders[-1] / "student" if job.stage_folders else None
-    student = (
-        describe(folder, name=job.cell.label)
-        if folder is not None
-        else loaded.teachers[job.cell.teacher]
-    )
+    student = _finished_student(loaded)
     with _open_backend(loaded.job, student, job.conditions.dtype) as backend:
         return _score_tasks(loaded, backend)[0]
+
+
+def _finished_student(loaded: LoadedJob) -> Checkpoint:
+    """Return the model that a finished cell scored."""
+    job = loaded.job
+    if job.cell.checkpoint is not None:
+        return job.cell.checkpoint.checkpoint()
+    if job.stage_folders:
+        return describe(job.stage_folders[-1] / "student", name=job.cell.label)
+    return loaded.teachers[job.cell.teacher]
 
 
 @contextmanager
@@ -158,6 +166,11 @@ def _open_backend(
     from harness.models.language_model import open_model
     from harness.scoring.transformers_backend import TransformersBackend
 
+    if is_served(checkpoint):
+        from harness.scoring.llama_cpp_backend import LlamaCppBackend
+
+        yield LlamaCppBackend(open_model(checkpoint, device="cpu", dtype=dtype))
+        return
     if job.work.backend == "transformers":
         pack = batch_size * _NOISE_TOKENS_PER_ROW if batch_size else None
         yield TransformersBackend(
@@ -168,6 +181,11 @@ def _open_backend(
         return
     from harness.scoring.vllm_backend import VllmBackend
 
+    if checkpoint.base is not None:
+        raise Skipped(
+            f"{checkpoint.name} is an adapter, which vllm does not score here; type --backend "
+            "transformers"
+        )
     engine = VllmBackend(
         checkpoint, dtype=dtype, device=job.conditions.device, rows_at_once=batch_size
     )
@@ -179,11 +197,12 @@ def _open_backend(
 
 def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore], list[ItemRow]]":
     """Return the scores of all tasks, and the answers to all items."""
+    from harness.scoring.sampling import ItemChoice
     from harness.scoring.score import score_task
 
     job = loaded.job
     teacher_digests = {teacher.digest for teacher in job.teachers}
-    is_copy = bool(job.cell.student_key) and backend.opened.checkpoint.digest in teacher_digests
+    is_copy = job.cell.method != TEACHER and backend.opened.checkpoint.digest in teacher_digests
     if job.work.force:
         cache = None
     elif is_copy:
@@ -198,7 +217,7 @@ def _score_tasks(loaded: LoadedJob, backend: "Backend") -> "tuple[list[TaskScore
             backend,
             task,
             loaded.source,
-            limit=limit_for(job.conditions.limit, task.name),
+            limit=ItemChoice(limit_for(job.conditions.limit, task.name), job.scored_subset),
             progress=loaded.progress,
             cache=cache,
             prompting=job.conditions.prompting,
@@ -289,6 +308,8 @@ def _compare_with_teacher(
     job = loaded.job
     if job.teacher_samples is not None and not job.teacher_samples.exists():
         return (), (_skipped_fidelity(NO_TEACHER_ANSWERS),)
+    if job.cell.checkpoint is not None and not _shares_vocabulary(loaded, student):
+        return (), (_skipped_fidelity(OTHER_VOCABULARY),)
     try:
         return _distances_to_teacher(loaded, student, rows), ()
     except CellFailed:
@@ -315,12 +336,11 @@ def _distances_to_teacher(
 
     Returns nothing for the teacher itself, and for a student with another vocabulary.
     """
-    from harness.models.language_model import student_tokenizer
     from harness.scoring.fidelity import choice_fidelity, distribution_reader, token_fidelity
 
     if loaded.job.teacher_samples is None:
         return ()
-    if student.tokenizer.get_vocab() != student_tokenizer(loaded.teachers[0]).get_vocab():
+    if not _shares_vocabulary(loaded, student):
         return ()
     teacher = _TeacherReader(loaded)
     teacher_rows = _teacher_rows(loaded.job)
@@ -342,6 +362,14 @@ def _distances_to_teacher(
             teacher_reads = teacher.reads(name, task_rows, width=student.vocabulary)
             distances.append(token_fidelity(name, teacher_reads, distribution_reader(student)))
     return tuple(distance for distance in distances if distance is not None)
+
+
+def _shares_vocabulary(loaded: LoadedJob, student: "LanguageModel") -> bool:
+    """Tell whether a student and the teacher have the same tokens by the same ids."""
+    from harness.models.language_model import student_tokenizer
+
+    teacher_vocabulary: object = student_tokenizer(loaded.teachers[0]).get_vocab()
+    return bool(student.tokenizer.get_vocab() == teacher_vocabulary)
 
 
 def _teacher_rows(job: CellJob) -> "list[ItemRow]":
@@ -435,6 +463,7 @@ def _flip_measurements(
 ) -> Iterator[Measurement]:
     """Yield for each task the share of answers that change when the teacher is scored again."""
     from harness.scoring.outcomes import outcome_changes
+    from harness.scoring.sampling import ItemChoice
     from harness.scoring.score import score_task
 
     job = loaded.job
@@ -451,7 +480,9 @@ def _flip_measurements(
                 backend,
                 task,
                 loaded.source,
-                limit=min(noise, limit_for(job.conditions.limit, name) or noise),
+                limit=ItemChoice(
+                    min(noise, limit_for(job.conditions.limit, name) or noise), job.scored_subset
+                ),
                 progress=loaded.progress,
                 prompting=job.conditions.prompting,
             )
@@ -465,6 +496,8 @@ def _flip_measurements(
 
 def _count_parameters(job: CellJob, opened: "LanguageModel") -> int:
     """Count a student's parameters; a packed student has as many as the model that was packed."""
+    if job.cell.checkpoint is not None:
+        return parameters_of_architecture(opened.model)
     if job.cell.stages and job.cell.stages[-1].family == "quantization":
         unpacked = (
             job.stage_folders[-2] / "student"

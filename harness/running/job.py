@@ -5,6 +5,7 @@ from typing import Literal
 
 from pydantic import ConfigDict
 
+from harness.data.subsets import Subset
 from harness.planning.cells import PlannedCell, PlannedModel
 from harness.planning.config import WorkSettings
 from harness.records.conditions import WithConditions
@@ -32,4 +33,5 @@ class CellJob(WithConditions):
     data_dir: Path | None
     train_data_locations: tuple[str, ...] = ()  # of the conditions' data sets, in their order
     calibration_location: str = ""
+    scored_subset: Subset | None = None  # of the tasks' items; None: all
     overlap: Literal["drop", "refuse"] = "drop"

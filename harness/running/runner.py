@@ -303,6 +303,7 @@ def _cell_job(
         calibration_location="".join(
             data.location for data in parse_training_sets(_calibration_texts(config))
         ),
+        scored_subset=plan.subset,
         overlap=config.overlap,
     )
 
@@ -323,7 +324,11 @@ def _environment(plan: Plan, load: MachineLoad = UNKNOWN_LOAD) -> dict[str, str]
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
     }
-    names = [*plan.config.teacher_names, plan.config.student]
+    names = [
+        *plan.config.teacher_names,
+        plan.config.student,
+        *plan.config.checkpoint_models.values(),
+    ]
     if not plan.hub_data and all(
         is_embedded(name) or ":" in name or Path(name).exists() for name in names
     ):

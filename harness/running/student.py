@@ -32,12 +32,17 @@ class Student(NamedTuple):
 
     checkpoint: Checkpoint
     cost: Cost
-    stages: tuple[StageRecord, ...]  # empty for a teacher's row
+    stages: tuple[StageRecord, ...]  # empty where nothing was made here
 
 
 def student_of_cell(loaded: LoadedJob) -> Student:
-    """Return the student that a cell's stages make; for a teacher's row, the teacher itself."""
+    """Return the student that a cell's stages make.
+
+    For a teacher's row that is the teacher itself, for a row from outside its checkpoint.
+    """
     job = loaded.job
+    if job.cell.checkpoint is not None:
+        return Student(job.cell.checkpoint.checkpoint(), Cost(), ())
     if not job.cell.stages:
         return Student(loaded.teachers[job.cell.teacher], Cost(), ())
     checkpoint: Checkpoint | None = None

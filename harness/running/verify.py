@@ -189,6 +189,8 @@ def _stored_models(record: RunRecord, job: "CellJob") -> dict[str, tuple[Path, s
     }
     if job.stage_folders and record.student is not None:
         models["student"] = (job.stage_folders[-1] / "student", record.student.digest)
+    if (outside := job.cell.checkpoint) is not None and outside.base is None:
+        models["checkpoint"] = (outside.path, outside.digest)
     return {
         name: (path, digest)
         for name, (path, digest) in models.items()

@@ -1,8 +1,8 @@
 """Scores a model on tasks: requests, batches, shared prefixes, answers, items, figures.
 
 `score.score_task` scores a task through lm-eval. `backend.Backend` is the protocol of everything
-that computes a model's answers; `transformers_backend` and `vllm_backend` implement it.
-`generation.Writer` and `reading.Reader` are parts of the first. `lm_eval_model` and
+that computes a model's answers; `transformers_backend`, `vllm_backend` and `llama_cpp_backend`
+implement it. `generation.Writer` and `reading.Reader` are parts of the first. `lm_eval_model` and
 `request_tokens` import lm-eval and torch when they are imported; the other modules import torch
 only inside functions. Methods may use `backend`, `generation` and `reading` only.
 """
@@ -21,6 +21,7 @@ __all__ = [
     "greedy",
     "items",
     "likelihood",
+    "llama_cpp_backend",
     "lm_eval_model",
     "outcomes",
     "parts",

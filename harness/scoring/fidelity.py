@@ -23,8 +23,10 @@ from harness.files.writing import read_signed, replace_file, write_signed
 from harness.models.checkpoint import weight_files
 from harness.models.encoding import encode_pair, with_leading_space
 from harness.models.language_model import LanguageModel
+from harness.models.llama_cpp import is_served
 from harness.records.record import Fidelity
 from harness.scoring.backend import CanRead, LikelihoodRequest
+from harness.scoring.llama_cpp_backend import LlamaCppBackend
 from harness.scoring.plain_reading import LeftPaddedReader, target_logits
 
 if TYPE_CHECKING:
@@ -128,8 +130,10 @@ class TeacherReading:
     log_p: "torch.Tensor"  # (T, V), over the tokens that both models know
 
 
-def distribution_reader(opened: LanguageModel, rows: int = _ROWS_PER_BATCH) -> LeftPaddedReader:
+def distribution_reader(opened: LanguageModel, rows: int = _ROWS_PER_BATCH) -> CanRead:
     """Return a reader of a few rows at a time, because whole distributions are large."""
+    if is_served(opened.checkpoint):
+        return LlamaCppBackend(opened)
     return LeftPaddedReader(opened, rows)
 
 

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     import torch
 
 ATTENTION_NAME = "harness-shared"
+# tokens of texts that share nothing: so many at least are attended to at once on a CPU
+_STRETCH_TOKENS = 128
 # arguments of an attention function that ours does not support
 _UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sliding_window", "position_bias")
 
@@ -92,13 +94,16 @@ class KeyValues:
 class PackedAttention:
     """One row of N tokens that form a tree after a prefix; stores their keys and values.
 
-    On a GPU the prefix is filled up with keys that no token sees, to one of few widths.
+    On a GPU the prefix is filled up with keys that no token sees, to one of few widths. On a CPU
+    `stretches` of tokens that see nothing of each other are attended to one after another: the
+    work grows with the length of a text, and not with that of the row.
     """
 
     prefix: KeyValues
     # (N, N) bool on the model's device: which token sees which; None for a causal chain
     visible: "torch.Tensor | None"
     prefix_width: int = 0  # of the prefix with what fills it up; 0 without a prefix
+    stretches: Sequence[slice] = ()  # without a prefix alone; empty for the row as a whole
     computed: KeyValues = field(default_factory=KeyValues)
     _mask: "torch.Tensor | None" = None
 
@@ -123,7 +128,22 @@ class PackedAttention:
         groups = query.shape[1] // heads
         queries = query[0].unflatten(0, (heads, groups))
         keys, values = (part[0].unsqueeze(1).expand(heads, groups, -1, -1) for part in (key, value))
-        if self.visible is None and not self.prefix.layers:
+        if self.stretches:
+            mask = self._additive_mask(count, query)
+            attended = torch.cat(
+                [
+                    torch.nn.functional.scaled_dot_product_attention(
+                        queries[..., part, :],
+                        keys[..., part, :],
+                        values[..., part, :],
+                        attn_mask=mask[part, part],
+                        scale=scaling,
+                    )
+                    for part in self.stretches
+                ],
+                dim=-2,
+            )
+        elif self.visible is None and not self.prefix.layers:
             attended = torch.nn.functional.scaled_dot_product_attention(
                 queries, keys, values, is_causal=count > 1, scale=scaling
             )
@@ -435,6 +455,19 @@ class TokenTree:
             self.paths,
         )
 
+    def stretches(self, least: int = _STRETCH_TOKENS) -> list[slice]:
+        """Cut the nodes into stretches that see nothing of each other, of `least` nodes or more.
+
+        The last one may be shorter. Where all is one tree there is one stretch.
+        """
+        starts = [index for index, parent in enumerate(self.parents) if parent < 0]
+        cuts = [0]
+        for start in starts[1:]:
+            if start - cuts[-1] >= least:
+                cuts.append(start)
+        ends = [*cuts[1:], len(self.tokens)]
+        return [slice(start, end) for start, end in zip(cuts, ends, strict=True)]
+
     def visible(self, device: str = "cpu") -> "torch.Tensor | None":
         """Return which token sees which, (N, N) bool: ancestors and itself. None for a chain.
 
@@ -466,7 +499,14 @@ def forward_tree(
 
     device, count = opened.device, len(tree.tokens)
     tree = tree.padded(rounded_width(count, device), opened.pad_id)
-    memory = PackedAttention(prefix, tree.visible(device), rounded_width(prefix.length, device))
+    # on a GPU one call for the whole row is faster than one for each stretch
+    stretches = tree.stretches() if device == "cpu" and not prefix.layers else []
+    memory = PackedAttention(
+        prefix,
+        tree.visible(device),
+        rounded_width(prefix.length, device),
+        stretches if len(stretches) > 1 else (),
+    )
     nodes = torch.tensor(list(logits_at), dtype=torch.long, device=device) if logits_at else 1
     with torch.inference_mode():
         output = opened.model(

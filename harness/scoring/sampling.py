@@ -5,6 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from harness.contract import Task
+from harness.data.seeding import prepare_tasks, seeded_as_lm_eval
+from harness.data.source import LocalOrHubData
+from harness.data.subsets import Subset, document_digests, items_name
+
+
+@dataclass(frozen=True)
+class ItemChoice:
+    """Which items of a task are scored: all or those of a subset, or a sample of `limit`."""
+
+    limit: int | None = None
+    subset: Subset | None = None
+
 
 @dataclass(frozen=True)
 class SelectedItems:
@@ -22,8 +35,10 @@ class SelectedItems:
         return sum(map(len, self.numbers.values()))
 
 
-def select_items(built: Mapping[str, Any], limit: int | None, *, name: str) -> SelectedItems:
-    """Select all processed documents of every task, or a seeded sample of `limit` of them.
+def select_items(
+    built: Mapping[str, Any], limit: int | ItemChoice | None, *, name: str
+) -> SelectedItems:
+    """Select all processed documents of every task, those of a subset, or a sample of `limit`.
 
     The tasks of `built` are changed to have these documents only. lm-eval processes documents again
     each time it needs them; fixed once, an item stays the same from prompt to grade.
@@ -35,10 +50,16 @@ def select_items(built: Mapping[str, Any], limit: int | None, *, name: str) -> S
         for key in built
         for index, doc in enumerate(docs[key])
     ]
-    if limit is None or limit >= len(items):
-        selected: Sequence[int] = range(len(items))
-    else:
-        selected = stratified_sample([group for _, _, group in items], limit, name=name)
+    choice = limit if isinstance(limit, ItemChoice) else ItemChoice(limit)
+    groups = [group for _, _, group in items]
+    selected: Sequence[int] = range(len(items))
+    if choice.subset is not None:
+        digests = document_digests(docs[key][index] for key, index, _ in items)
+        selected = choice.subset.numbers(name, groups, digests)
+    if choice.limit is not None and choice.limit < len(selected):
+        sampled_groups = [groups[number] for number in selected]
+        sample = stratified_sample(sampled_groups, choice.limit, name=name)
+        selected = [selected[position] for position in sample]
     numbers: dict[str, list[int]] = {key: [] for key in built}
     indices: dict[str, list[int]] = {key: [] for key in built}
     for number in selected:
@@ -119,3 +140,21 @@ def stratified_sample(groups: Sequence[str], count: int, *, name: str) -> list[i
         one_of_each = [members.pop() for members in members_of.values() if members]
         numbers += one_of_each[: count - len(numbers)]
     return sorted(numbers)
+
+
+def subset_items(subset: Subset, task: Task, source: LocalOrHubData) -> tuple[list[str], int]:
+    """Return the digests of a task's items that a subset has, and how many items the task has.
+
+    Raises `HarnessError` where a subset file lists items of other data.
+    """
+    with seeded_as_lm_eval():
+        built = task.lm_eval_tasks(source)
+        prepare_tasks(built.values())
+        documents = [
+            (group_of(doc, key, several=len(built) > 1), doc)
+            for key, part in built.items()
+            for doc in part.eval_docs
+        ]
+    digests = list(document_digests(doc for _, doc in documents))
+    numbers = subset.numbers(items_name(task), [group for group, _ in documents], digests)
+    return [digests[number] for number in numbers], len(documents)

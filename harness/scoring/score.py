@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from harness.contract import Progress, Prompting, Task
 from harness.data.seeding import prepare_tasks, seeded_as_lm_eval
 from harness.data.source import LocalOrHubData
+from harness.data.subsets import items_name as items_name
 from harness.errors import CellFailed
 from harness.files.closure import code_digest
 from harness.files.digests import digest_of
@@ -28,7 +29,7 @@ from harness.scoring.answer_cache import AnswerCache
 from harness.scoring.backend import BatchSize
 from harness.scoring.items import ItemRow, ScoredTask, read_rows, write_rows
 from harness.scoring.outcomes import metric_of, subtask_result, summarise
-from harness.scoring.sampling import SelectedItems, select_items
+from harness.scoring.sampling import ItemChoice, SelectedItems, select_items
 
 if TYPE_CHECKING:
     from harness.scoring.backend import Backend
@@ -66,11 +67,11 @@ def score_task(
     *,
     progress: Callable[[Progress], None],
     batch_size: BatchSize = "auto",
-    limit: int | None = None,
+    limit: int | ItemChoice | None = None,
     prompting: Prompting = PLAIN_TEXT,
     cache: Path | None = None,
 ) -> tuple[TaskScore, list[ItemRow]]:
-    """Score one task, or a seeded sample of `limit` of its items.
+    """Score one task, or as many of its items as `limit` says: a seeded sample, or a subset.
 
     Returns the task's figures and its rows, in item order. An open `model` answers `batch_size`
     rows at once; a backend batches as it was made to. With a `cache` folder every answer is stored
@@ -140,11 +141,6 @@ def _evaluate(
     return result  # type: ignore[no-any-return]
 
 
-def items_name(task: Task) -> str:
-    """Return the name of a task's items: the same where two tasks differ in their metric alone."""
-    return str(getattr(task, "items_name", task.name))
-
-
 def answer_cache_path(
     opened: LanguageModel, task: Task, prompting: Prompting, cache: Path, *, path: str
 ) -> Path:
@@ -156,6 +152,7 @@ def answer_cache_path(
     code = code_digest(
         "harness.scoring.lm_eval_model",
         *(("harness.scoring.vllm_backend",) if path.startswith("vllm") else ()),
+        *(("harness.scoring.llama_cpp_backend",) if path.startswith("llama-cpp") else ()),
     )
     key = digest_of(
         opened.checkpoint.digest,

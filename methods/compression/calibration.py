@@ -27,6 +27,7 @@ from harness.data.examples import training_examples
 from harness.data.source import C4, NoSplit
 from harness.errors import CellFailed, HarnessError
 from harness.files.digests import digest_of
+from harness.machine.memory import return_freed_memory
 from harness.models.blocks import input_states, named_blocks, output_states, temporary_hooks
 from harness.models.language_model import LanguageModel
 from methods.compression.layers import ignore_setting
@@ -274,8 +275,10 @@ def visit_blocks(
                 _refuse_layers_without_input(
                     block_layers, statistics, name, options.method, len(data.ids)
                 )
+                return_freed_memory()
                 visit(name, statistics)
                 statistics.sums.clear()
+                return_freed_memory()
                 if options.rerun:
                     _pass_states(run, states, keep=True)
             options.progress(

@@ -182,3 +182,22 @@ def test_no_row_is_missing_from_every_table_and_calibrations_are_not_mixed(
     for name in names:
         [together] = [names_in for names_in in labels if f"int4-calibrated-{name}" in names_in]
         assert together >= {"teacher", "int8", *(["sft"] if with_trained_rows else [])}
+
+
+def test_checkpoints_stand_beside_rows_of_every_training_and_of_another_scoring_path():
+    outside = {"method": "checkpoint", "family": "checkpoint"}
+    records = [
+        make("teacher", 0.9),
+        make("int8", 0.8),
+        make("awq", 0.7, **outside),
+        make("packed", 0.7, path="other/1", **outside),
+    ]
+    [group] = comparison.group_records(records)
+    assert {row.label for row in group.rows} == {"teacher", "int8", "awq", "packed"}
+    assert group.teacher is not None and group.shared["path"] == records[0].path
+    elsewhere = make("int4", 0.8, path="other/1")
+    assert (
+        len(comparison.group_records([*records, elsewhere])) == 2
+    )  # rows that are made here must agree
+    alone = comparison.group_records([record for record in records if record.label != "int8"])
+    assert [len(group.rows) for group in alone] == [3]

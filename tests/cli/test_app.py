@@ -13,7 +13,10 @@ OPTIONS = {
     "--controls --data-dir --device --dry-run --dtype --force --help --limit --methods "
     "--no-controls "
     "--no-wait --out --rows --seeds --set --student --suite --teacher --wait --cell-timeout "
-    "--allow-task-code --train-data --calibration --overlap --num-fewshot",
+    "--allow-task-code --train-data --calibration --overlap --num-fewshot --checkpoint --subset",
+    "score": "--allow-task-code --backend --batch-size --cache --cell-timeout --chat-template "
+    "--data-dir --device --dtype --force --grid --include-path --limit --no-wait --num-fewshot "
+    "--out --rounds --subset --suite --system --wait",
     "list": "--help",
     "cache": "--cache --help --kind --older-than",
     "lm-eval": "",

@@ -7,18 +7,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from llama_cpp_stand_in import install as install_llama_cpp
 from vllm_stand_in import install
 
+from harness.models.resolve import EMBEDDED
+from harness.models.served_model import ServedModel
 from harness.scoring import backend as protocols
 from harness.scoring import generation
 from harness.scoring.backend import Likelihood, LikelihoodRequest, Sampling, TopK
 from harness.scoring.fidelity import PromptedAnswer, TeacherReading, token_fidelity
+from harness.scoring.llama_cpp_backend import LlamaCppBackend
 from harness.scoring.plain_reading import LeftPaddedReader
 from harness.scoring.reading import Reader, batches_by_memory
 from harness.scoring.transformers_backend import TransformersBackend
 from harness.scoring.vllm_backend import VllmBackend
 
-KINDS = ("shared", "plain", "plain, three rows", "shared, a pack of 24", "vllm")
+KINDS = ("shared", "plain", "plain, three rows", "shared, a pack of 24", "vllm", "llama-cpp")
 SHARED = list(range(40, 90))  # a beginning that is worth a pass of its own
 ROWS = [
     LikelihoodRequest([*SHARED, 7, 8], 1),
@@ -40,6 +44,11 @@ def backend(request, embedded, monkeypatch):
     if kind == "vllm":
         install(monkeypatch, embedded)
         return VllmBackend(embedded.checkpoint, dtype="float32", device="cpu")
+    if kind == "llama-cpp":
+        install_llama_cpp(monkeypatch, embedded)
+        folder = EMBEDDED / "tiny"
+        model = ServedModel(folder / "model.safetensors", folder, threads=1)
+        return LlamaCppBackend(replace(embedded, model=model))
     if kind.startswith("plain"):
         opened = replace(embedded, model=copy.deepcopy(embedded.model))
         monkeypatch.setitem(generation._REFUSALS, opened.model, "asked to")
@@ -256,7 +265,7 @@ def test_nothing_asked_is_nothing_answered(backend):
 
 def test_a_backend_says_what_it_computes_with(backend, embedded):
     assert (
-        backend.path.partition("/")[0] in ("transformers", "vllm")
+        backend.path.partition("/")[0] in ("transformers", "vllm", "llama-cpp")
         and 0 < backend.max_length <= embedded.context
     )
     assert backend.opened.checkpoint == embedded.checkpoint and backend.opened.encode(

@@ -15,6 +15,7 @@ from harness.gate.baseline_tables import (
     change_lines,
     detectable_drops,
     holm_family_size,
+    power_text,
     smallest_drop,
 )
 from harness.gate.check import check
@@ -813,3 +814,29 @@ def test_a_signed_baseline_that_no_update_writes_is_refused(tmp_path, change):
     path.write_text(json.dumps({**data, "digest": _digest(data)}))
     with pytest.raises(HarnessError, match=next(iter(change))):
         read_baseline(path)
+
+
+def test_rows_of_a_frozen_subset_become_a_baseline_of_their_own(tmp_path):
+    part = score("1" * 240 + "0" * 60, task="gsm8k")
+    rows = [row(name, part, subset="quick:300:1") for name in ("teacher", "int8")]
+    path = tmp_path / "baseline.json"
+    update_baseline(path, rows, reason="a gate of minutes", rules=Rules())
+    baseline = read_baseline(path)
+    assert baseline.rows[0].conditions["subset"] == "quick:300:1"
+    passed = check(rows, Rules(), baseline)
+    assert passed.exit_code == 0
+    assert "these rows were scored on the frozen subset quick:300:1" in passed.notes
+    assert not any("trial" in note for note in passed.notes)
+    of_all_items = [row(name, part) for name in ("teacher", "int8")]
+    other = check(of_all_items, Rules(), baseline)
+    assert other.exit_code == 4
+    assert any("subset differs: quick:300:1" in finding.told for finding in other.findings)
+
+
+def test_the_power_of_so_many_items_is_said_beforehand():
+    # two levels of the same formula: what 300 items show at 5 % flips, beyond the tolerance
+    text = power_text(300, Rules(tolerance=0))
+    shown = smallest_drop(300, 0.05, Rules().frozen_alpha)
+    assert f"{100 * shown:.1f} points where 5 % of the items flip" in text
+    assert stats.items_to_detect(0.05, shown, alpha=Rules().frozen_alpha) <= 300
+    assert power_text(3, Rules()) == "too few items to show any drop"

@@ -548,3 +548,63 @@ def own_suite(folder):
     file = folder / "own.toml"
     file.write_text('name = "own"\ntasks = ["mmlu"]\n', encoding="utf-8")
     return file
+
+
+def test_checkpoints_alone_are_the_only_rows_and_beside_methods_they_come_first():
+    tiny = str(EMBEDDED / "tiny-math")
+    assert labels(checkpoint=[f"mine={tiny}"]) == ["teacher", "mine"]
+    assert labels(checkpoint={"mine": tiny}, methods=["int8"]) == ["teacher", "mine", "int8"]
+    cell = plan(checkpoint=[f"mine={tiny}"]).cells[1]
+    assert (cell.method, cell.family, cell.seed, cell.stages) == ("checkpoint",) * 2 + (None, ())
+    assert cell.checkpoint.digest == resolve("tiny-math", cache=EMBEDDED).digest
+
+
+def test_the_key_of_a_checkpoint_is_that_of_its_contents_and_name(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(EMBEDDED / "tiny-math", here)
+
+    def key(name, folder, **values):
+        return plan(checkpoint=[f"{name}={folder}"], **values).cells[1].key
+
+    first = key("mine", here)
+    shutil.copytree(here, there)
+    assert key("mine", there) == first  # the same bytes elsewhere
+    assert key("mine", here, student="depth:0.7", budget=999, rows=7) == first  # nothing is trained
+    assert key("other", here) != first
+    assert key("mine", here, teacher=["tiny-math"]) != first  # it is compared with the teacher
+    assert key("mine", here, limit=7) != first
+    settings = json.loads((there / "generation_config.json").read_text())
+    (there / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": 9}))
+    assert key("mine", there) != first
+
+
+def test_other_rows_keep_their_keys_beside_a_checkpoint():
+    alone = {cell.label: cell.key for cell in plan(methods=["int8"]).cells}
+    beside = plan(methods=["int8"], checkpoint=[f"mine={EMBEDDED / 'tiny-math'}"]).cells
+    assert {cell.label: cell.key for cell in beside if cell.label != "mine"} == alone
+
+
+@pytest.mark.parametrize(
+    ("specs", "message"),
+    [
+        (["int8=tiny"], r"int8 is the name of a method or of a row; .* my-int8"),
+        (["teacher=tiny"], r"teacher is the name of a method or of a row"),
+        (["a=tiny", "a=tiny-math"], r"a is named twice"),
+        (["tiny"], r"give NAME=MODEL"),
+        (["=tiny"], r"give NAME=MODEL"),
+        (["a b=tiny"], r"give NAME=MODEL"),
+        (["a="], r"give NAME=MODEL"),
+        (["a=./no/such/folder"], r"unknown model './no/such/folder'"),
+    ],
+)
+def test_checkpoints_that_cannot_be_rows_are_refused(specs, message):
+    with pytest.raises(HarnessError, match=message):
+        plan(checkpoint=specs)
+
+
+def test_a_torn_checkpoint_ends_the_run_before_anything_is_computed(tmp_path):
+    torn = shutil.copytree(EMBEDDED / "tiny", tmp_path / "torn")
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(HarnessError, match=r"model\.safetensors is damaged .* download or save"):
+        plan(checkpoint=[f"mine={torn}"])

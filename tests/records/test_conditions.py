@@ -200,6 +200,7 @@ CHANGED = {
     "dtype": "bfloat16",
     "limit": 5,
     "limited": True,
+    "subset": "quick:300:1",
     "chat": True,
     "system": "Be brief.",
     "student_recipe": "width:0.5",

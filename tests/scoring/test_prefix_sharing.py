@@ -124,6 +124,45 @@ def test_a_tree_sees_ancestors_only():
     assert TokenTree.of([[1, 2, 3]]).visible() is None
 
 
+@pytest.mark.parametrize("least", [1, 3, 8, 100])
+def test_stretches_of_a_pack_hold_every_node_once_and_see_nothing_of_each_other(least):
+    texts = [[5, 6, 7], [5, 6, 8, 9], [10], [11, 12], [11, 13], [14, 15, 16, 17, 18]]
+    tree = TokenTree.of(texts)
+    stretches = tree.stretches(least)
+    nodes = [list(range(part.start, part.stop)) for part in stretches]
+    assert [node for part in nodes for node in part] == list(range(len(tree.tokens)))
+    assert all(len(part) >= least for part in nodes[:-1])
+    assert len(stretches) == {1: 4, 3: 3, 8: 2, 100: 1}[least]
+    visible = tree.visible()
+    for index, part in enumerate(stretches):
+        for other in stretches[:index] + stretches[index + 1 :]:
+            assert not visible[part, other].any()
+    assert TokenTree.of([[1, 2], [1, 3]]).stretches(1) == [slice(0, 3)]
+
+
+@pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX"])
+def test_texts_that_share_nothing_attend_to_themselves_alone(small, kind, monkeypatch):
+    attention, keys_of_calls = torch.nn.functional.scaled_dot_product_attention, []
+
+    def counted(query, key, *arguments, **options):
+        keys_of_calls.append(key.shape[-2])
+        return attention(query, key, *arguments, **options)
+
+    opened = small(kind)
+    texts = [[5 + number, *range(20, 60 + 9 * number), 7, 8] for number in range(12)]
+    # two continuations of the first one: a tree among chains
+    rows = [LikelihoodRequest(text, 2) for text in [*texts, [*texts[0][:-2], 9, 10]]]
+    assert reason_for_plain_path(opened) == ""
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", counted)
+    answers = log_likelihoods(opened, rows, pack=2_000)
+    monkeypatch.undo()
+    tokens = sum(map(len, texts))
+    # a stretch is less than 128 tokens and the longest text
+    assert len(keys_of_calls) > 5 and max(keys_of_calls) < 128 + max(map(len, texts)) < tokens
+    for row, (value, _) in zip(rows, answers, strict=True):
+        assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-4)
+
+
 def test_prefix_groups_end_before_the_first_scored_position():
     long = list(range(100))
     rows = [*sequences(long, [[1, 2], [1, 3], [4, 5]], 1), LikelihoodRequest([900, 901, 902], 1)]
