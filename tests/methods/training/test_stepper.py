@@ -243,7 +243,9 @@ def test_a_step_in_bf16_waits_for_its_device_once(small, tmp_path, waits_of_step
     student = small("Llama")
     student.model.bfloat16()
     trained(student, "cached", small, tmp_path / "a", optimizer="adamw-8bit")
-    assert waits_of_steps == [["tolist"]] * 5
+    first, *later = waits_of_steps
+    assert later == [["tolist"]] * 4
+    assert set(first) == {"tolist"}  # it makes the moments, and the library their tables from lists
 
 
 def test_what_waits_for_a_device_is_seen(small, tmp_path, waits_of_steps, monkeypatch):
