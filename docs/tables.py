@@ -23,7 +23,12 @@ from methods import METHODS
 
 ROOT = Path(__file__).parents[1]
 MARGIN = " " * 15  # of a line of modules in the tree
-PAGES = (ROOT / "README.md", ROOT / "docs" / "statistics.md", ROOT / "docs" / "ci.md")
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "docs" / "statistics.md",
+    ROOT / "docs" / "ci.md",
+    ROOT / "docs" / "decisions.md",
+)
 
 
 def filled(page: str) -> str:

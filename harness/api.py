@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from harness.contract import Progress, Suite, Task
 from harness.errors import HarnessError, unknown
@@ -30,6 +30,7 @@ from harness.running.runner import CellResult, RunCallbacks, run_plan
 if TYPE_CHECKING:
     import pandas
 
+    from harness.analysis.decision import Decision
     from harness.contract import Checkpoint
     from harness.data.source import LocalOrHubData
     from harness.data.subsets import Subset
@@ -712,6 +713,49 @@ def load_records(folder: str | Path) -> "pandas.DataFrame":
     if problems:
         raise HarnessError(problems[0])
     return frame_of(records)
+
+
+def recommend(
+    records: str | Path | Sequence[RunRecord],
+    *,
+    keep: float | str = 0.95,
+    memory: float | str | None = None,
+    faster: float | None = None,
+    smaller: float | None = None,
+    on: Sequence[str] = (),
+    take: Literal["smallest", "fastest"] = "smallest",
+    rows: Sequence[str] = (),
+    alpha: float = 0.05,
+) -> "Decision":
+    """Return which row to take: the smallest or fastest that is shown to keep what was asked.
+
+    `records` are a run's, or the place where they are. `keep` is the share of the teacher's score
+    to keep on every task (of those in `on`), or points that may be lost ("2points"); `memory` is in
+    bytes, or a text ("8GiB"); `faster` and `smaller` are ratios to the teacher. Only `rows` are
+    looked at where some are named. Raises `HarnessError` for what these records cannot answer.
+    """
+    from harness.analysis.comparison import group_records
+    from harness.analysis.decision import Question, decide
+    from harness.gate.inputs import parse_bytes, parse_margin, records_of
+    from harness.reporting.recommendation import refuse_question
+
+    if isinstance(records, (str, Path)):
+        records = records_of(Path(records))
+    share, points = parse_margin(str(keep), option="--keep")
+    assert share is not None
+    question = Question(
+        keep=share,
+        points=points,
+        memory=parse_bytes(memory) if isinstance(memory, str) else memory,
+        faster=faster,
+        smaller=smaller,
+        tasks=tuple(on),
+        take=take,
+        rows=tuple(rows),
+        alpha=alpha,
+    )
+    refuse_question(question, records)
+    return decide(group_records(records), question)
 
 
 __getattr__ = by_old_name(__name__)

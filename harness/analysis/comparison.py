@@ -560,12 +560,12 @@ def best_labels(group: Group, task: str) -> frozenset[str]:
         for row in rows
         if row is not best and _same_items([*best.scores(task), *row.scores(task)])
     ]
-    adjusted = stats.holm([_inferiority_test(row, best, task) for row in others])
+    adjusted = stats.holm([inferiority_test(row, best, task) for row in others])
     not_worse = [row.label for row, p in zip(others, adjusted, strict=True) if p > ALPHA]
     return frozenset([best.label, *not_worse])
 
 
-def _inferiority_test(row: ResultRow, best: ResultRow, task: str) -> float:
+def inferiority_test(row: ResultRow, best: ResultRow, task: str) -> float:
     """Return the one-sided p value of "the row is no worse than the best one"."""
     scores = [*row.scores(task), *best.scores(task)]
     if scores[0].kind == "perplexity":

@@ -1,20 +1,23 @@
 """The command `harness`: options in, exit code out. No torch until a command computes.
 
-`app.main` is the console script. `check` holds the commands that judge and export, `data` the one
-that copies tasks' data, `options` what all commands share, `tables` what `harness report` writes,
-`dry_run` what a plan looks like. `console` shows progress, `ending` says how a command ended, and
-`pytest_plugin` turns rows into tests.
+`app.main` is the console script. `check` holds the commands that judge and export, `compare`
+and `recommend` the commands of these names, `data` the one that copies tasks' data,
+`options` what all commands share, `tables` what `harness report` writes, `dry_run` what a plan
+looks like. `console` shows progress, `ending` says how a command ended, and `pytest_plugin` turns
+rows into tests.
 """
 
 __all__ = [
     "app",
     "check",
+    "compare",
     "console",
     "data",
     "dry_run",
     "ending",
     "options",
     "pytest_plugin",
+    "recommend",
     "run_options",
     "score",
     "tables",

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness.cli.check import baseline_app, check, export, verify
+from harness.cli.compare import compare
 from harness.cli.data import data_app
 from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
+from harness.cli.recommend import recommend
 from harness.cli.score import ScoreCommand, score
 from harness.errors import CellFailed, HarnessError, OldName, unknown
 
@@ -39,6 +41,8 @@ app = typer.Typer(
 
 app.command(cls=ScoreCommand)(score)
 app.command(cls=Command)(check)
+app.command(cls=Command)(compare)
+app.command(cls=Command)(recommend)
 app.add_typer(baseline_app)
 app.add_typer(data_app)
 app.command(cls=Command)(export)
@@ -536,7 +540,7 @@ def _command() -> int:
     except Exception as problem:
         # a click usage error: unknown option, missing argument
         if not hasattr(problem, "format_message"):
-            if sys.argv[1:2] != ["check"]:
+            if sys.argv[1:2] not in (["check"], ["compare"], ["recommend"]):
                 raise
             traceback.print_exc()  # a defect of ours: 1 would say that a model regressed
             return 2

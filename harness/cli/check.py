@@ -149,7 +149,7 @@ def check(
         if not 0 < value < 0.5:
             raise HarnessError(f"--{name} {value:g}: give a share between 0 and 0.5, such as 0.05")
     _refuse_thresholds(faster, slower)
-    outputs = _Outputs.of(json_to, junit, markdown, annotate=annotate)
+    outputs = Outputs.of(json_to, junit, markdown, annotate=annotate)
     named = current_labels(joined_lists(rows), typed_in="--rows")
     refuse_duplicates("--rows", named)
     share, points = parse_margin(margin)
@@ -177,7 +177,7 @@ def check(
 
 
 @dataclass(frozen=True)
-class _Outputs:
+class Outputs:
     """Where a verdict goes beside the terminal."""
 
     json: Path | None
@@ -188,7 +188,7 @@ class _Outputs:
     @classmethod
     def of(
         cls, json: Path | None, junit: Path | None, markdown: Path | None, *, annotate: bool | None
-    ) -> "_Outputs":
+    ) -> "Outputs":
         """Fill in what GitHub's actions set where nothing was typed.
 
         Raises `HarnessError` for a file that cannot be written.

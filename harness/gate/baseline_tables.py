@@ -254,15 +254,18 @@ def power_text(n: int, rules: Rules) -> str:
 
     It depends on how many items flip without a cause, which nobody knows before rows are scored.
     """
-    drops = [(flips, _smallest_regression(n, flips, rules.frozen_alpha, rules)) for flips in _FLIPS]
-    shown = [
-        f"{100 * drop:.1f} points where {100 * flips:g} % of the items flip"
-        for flips, drop in drops
-        if drop is not None
-    ]
-    if not shown:
+    shares_of_drop: dict[str, list[str]] = {}
+    for flips in _FLIPS:
+        drop = _smallest_regression(n, flips, rules.frozen_alpha, rules)
+        if drop is not None:
+            shares_of_drop.setdefault(f"{100 * drop:.1f} points", []).append(f"{100 * flips:g} %")
+    if not shares_of_drop:
         return "too few items to show any drop"
-    return f"shows a drop from {', '.join(shown)}"
+    parts = [
+        f"{drop} where {' or '.join(shares)} of the items flip"
+        for drop, shares in shares_of_drop.items()
+    ]
+    return f"shows a drop from {', '.join(parts)}"
 
 
 class _ExpectedFlips(NamedTuple):

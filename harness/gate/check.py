@@ -42,7 +42,15 @@ from harness.records.store import duplicate_row
 if TYPE_CHECKING:
     from harness.records.baseline import Baseline
 
-__all__ = ["EXIT_CODES", "CheckResult", "Finding", "Rules", "Verdict", "check"]
+__all__ = [
+    "EXIT_CODES",
+    "CheckResult",
+    "Finding",
+    "Rules",
+    "Verdict",
+    "check",
+    "with_information_marked",
+]
 
 
 def check(
@@ -82,7 +90,7 @@ def check(
         }.values()
     )
     return CheckResult(
-        findings=tuple(_with_information_marked(distinct, rules)),
+        findings=tuple(with_information_marked(distinct, rules)),
         notes=tuple(dict.fromkeys(_notes(records, findings, rules, baseline))),
         rules=rules,
         passed_means=meaning_of_passed(distinct, rules),
@@ -116,7 +124,7 @@ def _speed_findings(
     return findings
 
 
-def _with_information_marked(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
+def with_information_marked(findings: Sequence[Finding], rules: Rules) -> list[Finding]:
     """Mark the findings that do not count towards the check's verdict.
 
     These are pools that cannot tell and, with `decide` pooled, single tasks that cannot tell but

@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     from harness.records.baseline import Baseline, FrozenRow, FrozenScore
 
 
-__all__ = ["condition_difference", "frozen_findings", "frozen_notes", "score_difference"]
+__all__ = [
+    "condition_difference",
+    "frozen_findings",
+    "frozen_notes",
+    "judge_pairs",
+    "score_difference",
+]
 
 
 def frozen_findings(
@@ -80,7 +86,7 @@ def frozen_findings(
             else:
                 pair = FrozenPair(row, score, record, current)
                 pairs.setdefault((row.label, score.task), []).append(pair)
-    return findings + _judge_pairs(pairs, rules)
+    return findings + judge_pairs(pairs, rules)
 
 
 def frozen_notes(records: Sequence[RunRecord], baseline: "Baseline") -> list[str]:
@@ -183,7 +189,7 @@ def _scoring_difference(frozen: "FrozenScore", current: TaskScore) -> Difference
     return None
 
 
-def _judge_pairs(
+def judge_pairs(
     pairs: Mapping[tuple[str, str], Sequence[FrozenPair]], rules: Rules
 ) -> list[Finding]:
     """Judge all scores that may be compared, by row and task.

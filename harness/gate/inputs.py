@@ -18,7 +18,7 @@ class Margin(NamedTuple):
     points: bool
 
 
-def parse_margin(text: str | None) -> Margin:
+def parse_margin(text: str | None, *, option: str = "--margin") -> Margin:
     """Read a margin: `0.95` or `95%` is a share to keep, `2points` are points that may be lost.
 
     Raises `HarnessError` for anything else.
@@ -31,7 +31,7 @@ def parse_margin(text: str | None) -> Margin:
     share = value / 100 if unit else value
     if match and not points and share == 1:
         raise HarnessError(
-            f"--margin {text}: no number of items can show that a student keeps all of it, unless "
+            f"{option} {text}: no number of items can show that a student keeps all of it, unless "
             "it is better than its teacher; say how much less would do: 0.95, 95% or 2points"
         )
     if not 0 < share < 1 or (unit == "%" and value < 1):
@@ -41,7 +41,7 @@ def parse_margin(text: str | None) -> Margin:
         elif unit == "%" and 0 < value < 1:
             suggestion = f" ({value:g}?)"
         raise HarnessError(
-            f"--margin {text}: give the share that must be kept, between 0 and 1 (0.95 or "
+            f"{option} {text}: give the share that must be kept, between 0 and 1 (0.95 or "
             f"95%){suggestion}, or what may be lost (2points)"
         )
     return Margin(share, points)
@@ -80,6 +80,31 @@ def parse_decide(text: str | None) -> Literal["tasks", "pooled"]:
         f"--decide {text}: give tasks, or pooled (a pool that passed settles what single tasks "
         "cannot tell)"
     )
+
+
+_UNITS: dict[str, int] = {
+    "": 1,
+    "B": 1,
+    "KiB": 2**10,
+    "MiB": 2**20,
+    "GiB": 2**30,
+    "TiB": 2**40,
+    "KB": 10**3,
+    "MB": 10**6,
+    "GB": 10**9,
+    "TB": 10**12,
+}
+
+
+def parse_bytes(text: str, *, option: str = "--memory") -> float:
+    """Read a number of bytes: `8GiB` (2^30), `8GB` (10^9), `500MiB`.
+
+    Raises `HarnessError` for anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([KMGT]?i?B?)\s*", text)
+    if not match or match[2] not in _UNITS or not float(match[1]):
+        raise HarnessError(f"{option} {text}: give bytes with their unit, such as 8GiB or 500MiB")
+    return float(match[1]) * _UNITS[match[2]]
 
 
 def percent_of(name: str, value: float) -> float:

@@ -6,6 +6,7 @@ Stored seconds are never compared.
 from collections.abc import Collection, Sequence
 
 from harness.analysis.comparison import Group
+from harness.analysis.measured_rows import scenario_ratios
 from harness.gate.rules import (
     Difference,
     Finding,
@@ -31,20 +32,11 @@ def speed_findings(
     for row in group.rows:
         if not is_judged(row.first, rules) or not row.succeeded:
             continue
-        speedups = [
-            measurement
-            for record in row.succeeded
-            for measurement in record.measurements
-            if measurement.name == DECODE_X.key
-        ]
-        if not speedups:
+        ratios = scenario_ratios(row, DECODE_X.key)
+        if not ratios:
             difference = Difference("timing", "was not timed beside its teacher (--grid none?)")
             findings.append(not_comparable("speed", row.label, "", difference))
-        for condition in dict.fromkeys(speedup.condition for speedup in speedups):
-            alike = [speedup for speedup in speedups if speedup.condition == condition]
-            ratio = stats.Interval(alike[0].value, alike[0].low, alike[0].high)
-            if len(alike) > 1:
-                ratio = stats.ratio_of_rounds([speedup.value for speedup in alike])
+        for condition, ratio in ratios.items():
             findings.append(_speedup_finding(row.label, condition, ratio, least, frozen_labels))
     return findings
 

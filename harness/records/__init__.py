@@ -3,6 +3,7 @@
 No torch. `record.RunRecord` with `record.read_record` and `record.write_record`, `store.Store` of a
 user's cells, `samples` beside a record, `columns` (every quantity, of the type in `quantity`),
 `baseline` (the file), `environment` of a process, `model_card` and `export` for others.
+`lm_eval_logs` and `own_logs` read what was logged of every item (`logged_items`).
 """
 
 __all__ = [
@@ -13,7 +14,10 @@ __all__ = [
     "environment",
     "export",
     "json_schema",
+    "lm_eval_logs",
+    "logged_items",
     "model_card",
+    "own_logs",
     "quantity",
     "record",
     "samples",

@@ -303,12 +303,13 @@ def freeze_record(record: RunRecord) -> FrozenRow:
         weight_bytes=record.student.weight_bytes if record.student else None,
         conditions=FrozenRow.conditions_of(record),
         machine=FrozenRow.machine_of(record),
-        scores=tuple(map(_freeze_score, record.scores)),
+        scores=tuple(map(freeze_score, record.scores)),
         decode_speedup=(speedup.value, speedup.low, speedup.high) if speedup else None,
     )
 
 
-def _freeze_score(score: TaskScore) -> FrozenScore:
+def freeze_score(score: TaskScore) -> FrozenScore:
+    """Freeze one score of a record."""
     marks = score.outcomes.get(score.primary, "") if score.primary not in score.values else ""
     bits = (
         np.packbits(np.frombuffer(marks.encode(), dtype=np.uint8) - ord("0")).tobytes()

@@ -313,6 +313,15 @@ KEEPS = Quantity(
     "% (yes) or below (no) on every task; "
     "not judged where the teacher is at chance; speed counts only beside it",
 )
+FRONT = Quantity(
+    "front",
+    "front",
+    words=True,
+    help="whether a row is not dominated in what it keeps, speed and size on disk. Its rival is "
+    "the row that keeps most of those no larger and not shown to be slower. yes: none, or shown to "
+    "be better than it on a task; no: the rival is shown to keep up (within 2 points on every task "
+    "and 5 % of the speed) and to be smaller, faster or better; Holm over the rows",
+)
 DECODE_X = Quantity(
     "decode_speedup",
     "decode x",

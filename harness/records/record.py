@@ -6,6 +6,7 @@ is refused by name.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -34,6 +35,11 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 class _RecordPart(ConsistentModel, BaseModel):
     """What every part of a record is: frozen, of known fields, checked when it is read."""
+
+
+@lru_cache(maxsize=1024)  # a report asks for each row's again and again
+def _numbers_of(outcomes: str) -> tuple[float, ...]:
+    return tuple(float(mark == "1") for mark in outcomes)
 
 
 class TaskScore(_RecordPart):
@@ -118,9 +124,7 @@ class TaskScore(_RecordPart):
     @property
     def numbers(self) -> tuple[float, ...]:
         """The value of every item; empty where items have none."""
-        return self.values.get(self.primary) or tuple(
-            float(mark == "1") for mark in self.outcomes.get(self.primary, "")
-        )
+        return self.values.get(self.primary) or _numbers_of(self.outcomes.get(self.primary, ""))
 
     def format_value(self, value: float) -> str:
         """Write a figure of this task: a share in per cent, anything else as a number."""

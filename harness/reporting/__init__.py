@@ -17,6 +17,7 @@ __all__ = [
     "notes",
     "plots",
     "quality",
+    "recommendation",
     "report",
     "scores",
     "table",

@@ -12,6 +12,10 @@ from harness.analysis.comparison import (
     ordered_rows,
     teacher_at_chance,
 )
+from harness.analysis.front import FrontPlace, front_places
+from harness.analysis.measured_rows import mean_measurement
+from harness.analysis.measured_rows import speed_ratio as speed_ratio
+from harness.escape import clean
 from harness.records import columns
 from harness.records.columns import DASH, Quantity
 from harness.records.record import TEACHER, Cost, Measurement, RunRecord
@@ -20,10 +24,8 @@ from harness.reporting.table import (
     RowCells,
     Table,
     build_table,
-    mean_measurement,
     without_empty_columns,
 )
-from harness.statistics import stats
 from harness.statistics.intervals import Interval
 
 KEPT_SHARE = 0.95  # of the teacher's score, for the verdict "yes"
@@ -35,19 +37,24 @@ _USUAL_LENGTH_RATIOS = (0.9, 1.1)  # answers outside of it are marked
 def speed_table(group: Group) -> Table:
     """Return speeds beside the verdict on quality: ratios to the teacher, rates, time a problem."""
     scenario = table_scenario(group)
-    lines = [_speed_cells(group, row, scenario) for row in ordered_rows(group)]
-    lines = without_empty_columns(lines, _LAUNCHED)
+    front = front_places(group)
+    lines = [_speed_cells(group, row, scenario, front) for row in ordered_rows(group)]
+    lines = without_empty_columns(lines, (*_LAUNCHED, columns.FRONT))
     if not _any_row_timed(group):
         lines = without_empty_columns(lines)
     return build_table("speed", f"Speed ({scenario})", lines)
 
 
-def _speed_cells(group: Group, row: ResultRow, scenario: str) -> RowCells:
+def _speed_cells(
+    group: Group, row: ResultRow, scenario: str, front: Mapping[str, FrontPlace]
+) -> RowCells:
     # a column holds one scenario only: a note names the rows that were timed under another one
     if row.succeeded and row_scenario(row) not in ("", scenario):
         row = replace(row, records=tuple(map(_without_timings, row.records)))
     line, verdict = RowBuilder(row), quality_verdict(group, row)
     line.add_words(columns.KEEPS, verdict)
+    place = front.get(row.label)
+    line.add_words(columns.FRONT, clean(place.text) if place else DASH)
     for quantity in (columns.DECODE_X, columns.PREFILL_X):
         line.add_ratio(quantity, speed_ratio(row, quantity.key), verdict)
     line.add_ratio(columns.EAGER_DECODE_X, speed_ratio(row, columns.EAGER_DECODE_X.key), verdict)
@@ -144,23 +151,6 @@ def _length_ratio(row: ResultRow, teacher: ResultRow | None, task: str) -> float
 def _answer_lengths(row: ResultRow | None, task: str) -> list[float]:
     scores = row.scores(task) if row else ()
     return [score.tokens_per_answer for score in scores if score.tokens_per_answer]
-
-
-def speed_ratio(row: ResultRow, name: str) -> Interval:
-    """Return a row's speed ratio with its interval.
-
-    The interval of one record is that of its rounds; of several records it is taken over the seeds.
-    """
-    measurements = [
-        measurement
-        for record in row.succeeded
-        if (measurement := record.measurement(name)) is not None
-    ]
-    if not measurements:
-        return Interval(None, reason="not measured")
-    if len(measurements) == 1:
-        return Interval(measurements[0].value, measurements[0].low, measurements[0].high)
-    return stats.ratio_of_rounds([measurement.value for measurement in measurements])
 
 
 def table_scenario(group: Group) -> str:

@@ -111,6 +111,7 @@ _WORDS = (
     columns.SCENARIO,
     columns.FAMILY,
     columns.SUBJECT,
+    columns.FRONT,
 )
 _FLIPS = (columns.ROW, columns.LOSSES, columns.WINS, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)

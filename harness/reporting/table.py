@@ -4,10 +4,10 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.analysis.comparison import ResultRow, row_block
+from harness.analysis.measured_rows import mean_measurement as mean_measurement
 from harness.escape import clean, csv_cell
 from harness.files.writing import replace_file
 from harness.records.columns import DASH, FAMILY, ROW, Header, Quantity, quantity_of
@@ -191,13 +191,3 @@ def without_empty_columns(
         }
 
     return [RowCells(without_empty(cells.shown), without_empty(cells.exact)) for cells in rows]
-
-
-def mean_measurement(row: ResultRow | None, name: str) -> float | None:
-    """Return a measurement's mean over a row's seeds, None where it was not measured."""
-    values = [
-        measurement.value
-        for record in (row.succeeded if row else ())
-        if (measurement := record.measurement(name)) is not None
-    ]
-    return fmean(values) if values else None

@@ -26,6 +26,9 @@ OPTIONS = {
     "check": "--baseline --margin --rows --decide --task-weights --alpha --frozen-alpha "
     "--tolerance --detect --exact --faster --measured "
     "--slower --json --junit --markdown --annotate --no-annotate",
+    "compare": "--tasks --metric --filter --other-prompts --task-weights --alpha --tolerance "
+    "--detect --json --junit --markdown --annotate --no-annotate",
+    "recommend": "--keep --memory --faster --smaller --on --take --rows --alpha --json",
     "baseline": "",
     "data": "",
     "export": "--out --project",

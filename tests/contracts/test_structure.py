@@ -183,11 +183,14 @@ _DOOR = "the Python door: each keyword is an option of the command, by the same 
 LARGE = {
     "harness/api.py:estimate_plans": _DOOR,
     "harness/api.py:measure_models": _DOOR,
+    "harness/api.py:recommend": _DOOR,
     "harness/cli/app.py:plan": _OPTIONS,
     "harness/cli/app.py:report": _OPTIONS,
     "harness/cli/check.py:baseline_update": _OPTIONS,
     "harness/cli/app.py:measure": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
+    "harness/cli/compare.py:compare": _OPTIONS,
+    "harness/cli/recommend.py:recommend": _OPTIONS,
     "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
     "the names that options had before",
 }

@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 
 from harness.cli.app import app
 from harness.errors import HarnessError
-from harness.gate.inputs import parse_decide, parse_margin, parse_task_weights
+from harness.gate.inputs import parse_bytes, parse_decide, parse_margin, parse_task_weights
 from harness.records.record import (
     write_record,
 )
@@ -109,3 +109,11 @@ def test_the_command_says_it_in_one_line(tmp_path, options, message):
         write_record(tmp_path / f"{record.label}.json", record)
     done = CliRunner().invoke(app, ["check", str(tmp_path), *options], standalone_mode=False)
     assert message in str(done.exception) and "\n" not in str(done.exception)
+
+
+def test_bytes_have_a_unit_or_are_refused():
+    texts = ("8GiB", "8 GB", "1.5MiB", "500", "2KiB")
+    assert [parse_bytes(text) for text in texts] == [2**33, 8e9, 1.5 * 2**20, 500, 2048]
+    for text in ("8 apples", "-1GiB", "0MiB", "GiB", "8gib"):
+        with pytest.raises(HarnessError, match="give bytes with their unit"):
+            parse_bytes(text)

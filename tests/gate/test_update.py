@@ -840,3 +840,4 @@ def test_the_power_of_so_many_items_is_said_beforehand():
     assert f"{100 * shown:.1f} points where 5 % of the items flip" in text
     assert stats.items_to_detect(0.05, shown, alpha=Rules().frozen_alpha) <= 300
     assert power_text(3, Rules()) == "too few items to show any drop"
+    assert power_text(30, Rules()).endswith("points where 2 % or 5 % or 10 % of the items flip")

@@ -608,3 +608,31 @@ def test_a_torn_checkpoint_ends_the_run_before_anything_is_computed(tmp_path):
     weights.write_bytes(weights.read_bytes()[:-100])
     with pytest.raises(HarnessError, match=r"model\.safetensors is damaged .* download or save"):
         plan(checkpoint=[f"mine={torn}"])
+
+
+def test_a_subset_is_in_the_keys_of_scores_and_in_no_students():
+    def cells(**values):
+        return {cell.label: cell for cell in plan(methods=["int8"], **values).cells}
+
+    whole, quick = cells(), cells(subset="quick:30")
+    for label, cell in quick.items():
+        assert cell.key != whole[label].key
+        assert cell.student_key == whole[label].student_key
+    for other in ("quick:30:2", "quick:31"):
+        assert cells(subset=other)["int8"].key != quick["int8"].key
+    assert cells(subset="quick:30:1")["int8"].key == quick["int8"].key
+    conditions = plan(methods=["int8"], subset="quick:30").conditions
+    assert conditions.subset == "quick:30:1" and not conditions.limited
+
+
+def test_a_subset_that_cannot_be_scored_is_refused_at_once(tmp_path):
+    path = tmp_path / "quick.json"
+    path.write_text(json.dumps({"name": "quick", "items": {"gsm8k-mini": ["0" * 64]}}))
+    for values, message in (
+        ({"subset": "quick:30", "limit": 7}, r"drop --limit, or name a smaller subset"),
+        ({"subset": str(path)}, r"1 items of gsm8k-mini that its data does not hold"),
+        ({"subset": str(path), "suite": ["mmlu-mini"]}, r"lists no item of mmlu-mini"),
+        ({"subset": "quick"}, r"type for example quick:300"),
+    ):
+        with pytest.raises(HarnessError, match=message):
+            plan(methods=["int8"], **values)
