@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "harness-shared"
 # tokens of texts that share nothing: so many at least are attended to at once on a CPU
-_STRETCH_TOKENS = 128
+_STRETCH_TOKENS = 48
 # arguments of an attention function that ours does not support
 _UNSUPPORTED_ARGUMENTS = ("softcap", "s_aux", "sliding_window", "position_bias")
 
@@ -90,6 +90,13 @@ class KeyValues:
         )
 
 
+class Stretch(NamedTuple):
+    """Neighbouring nodes that see nothing outside of them; in a chain each sees all before it."""
+
+    nodes: slice
+    is_chain: bool
+
+
 @dataclass
 class PackedAttention:
     """One row of N tokens that form a tree after a prefix; stores their keys and values.
@@ -103,7 +110,7 @@ class PackedAttention:
     # (N, N) bool on the model's device: which token sees which; None for a causal chain
     visible: "torch.Tensor | None"
     prefix_width: int = 0  # of the prefix with what fills it up; 0 without a prefix
-    stretches: Sequence[slice] = ()  # without a prefix alone; empty for the row as a whole
+    stretches: Sequence[Stretch] = ()  # without a prefix alone; empty for the row as a whole
     computed: KeyValues = field(default_factory=KeyValues)
     _mask: "torch.Tensor | None" = None
 
@@ -129,20 +136,11 @@ class PackedAttention:
         queries = query[0].unflatten(0, (heads, groups))
         keys, values = (part[0].unsqueeze(1).expand(heads, groups, -1, -1) for part in (key, value))
         if self.stretches:
-            mask = self._additive_mask(count, query)
-            attended = torch.cat(
-                [
-                    torch.nn.functional.scaled_dot_product_attention(
-                        queries[..., part, :],
-                        keys[..., part, :],
-                        values[..., part, :],
-                        attn_mask=mask[part, part],
-                        scale=scaling,
-                    )
-                    for part in self.stretches
-                ],
-                dim=-2,
-            )
+            parts = [
+                self._attend_to_itself(stretch, queries, keys, values, scaling)
+                for stretch in self.stretches
+            ]
+            attended = torch.cat(parts, dim=-2)
         elif self.visible is None and not self.prefix.layers:
             attended = torch.nn.functional.scaled_dot_product_attention(
                 queries, keys, values, is_causal=count > 1, scale=scaling
@@ -152,6 +150,30 @@ class PackedAttention:
                 queries, keys, values, attn_mask=self._additive_mask(count, query), scale=scaling
             )
         return attended.flatten(0, 1).transpose(0, 1)[None]
+
+    def _attend_to_itself(
+        self,
+        stretch: Stretch,
+        queries: "torch.Tensor",
+        keys: "torch.Tensor",
+        values: "torch.Tensor",
+        scaling: float,
+    ) -> "torch.Tensor":
+        """Return the attended values (K, G, n, D) of a stretch of n tokens."""
+        import torch
+
+        nodes = stretch.nodes
+        mask = None
+        if not stretch.is_chain:
+            mask = self._additive_mask(queries.shape[-2], queries)[nodes, nodes]
+        return torch.nn.functional.scaled_dot_product_attention(
+            queries[..., nodes, :],
+            keys[..., nodes, :],
+            values[..., nodes, :],
+            attn_mask=mask,
+            is_causal=stretch.is_chain,
+            scale=scaling,
+        )
 
     def _filled(self, part: "torch.Tensor") -> "list[torch.Tensor]":
         """Return the prefix's keys or values, and what fills them up to its width."""
@@ -455,7 +477,7 @@ class TokenTree:
             self.paths,
         )
 
-    def stretches(self, least: int = _STRETCH_TOKENS) -> list[slice]:
+    def stretches(self, least: int = _STRETCH_TOKENS) -> list[Stretch]:
         """Cut the nodes into stretches that see nothing of each other, of `least` nodes or more.
 
         The last one may be shorter. Where all is one tree there is one stretch.
@@ -466,7 +488,14 @@ class TokenTree:
             if start - cuts[-1] >= least:
                 cuts.append(start)
         ends = [*cuts[1:], len(self.tokens)]
-        return [slice(start, end) for start, end in zip(cuts, ends, strict=True)]
+        return [
+            Stretch(slice(start, end), self._is_chain(start, end))
+            for start, end in zip(cuts, ends, strict=True)
+        ]
+
+    def _is_chain(self, start: int, end: int) -> bool:
+        """Tell whether nodes from `start` on follow each other."""
+        return all(self.parents[index] == index - 1 for index in range(start + 1, end))
 
     def visible(self, device: str = "cpu") -> "torch.Tensor | None":
         """Return which token sees which, (N, N) bool: ancestors and itself. None for a chain.

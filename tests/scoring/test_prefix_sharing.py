@@ -129,15 +129,18 @@ def test_stretches_of_a_pack_hold_every_node_once_and_see_nothing_of_each_other(
     texts = [[5, 6, 7], [5, 6, 8, 9], [10], [11, 12], [11, 13], [14, 15, 16, 17, 18]]
     tree = TokenTree.of(texts)
     stretches = tree.stretches(least)
-    nodes = [list(range(part.start, part.stop)) for part in stretches]
+    nodes = [list(range(stretch.nodes.start, stretch.nodes.stop)) for stretch in stretches]
     assert [node for part in nodes for node in part] == list(range(len(tree.tokens)))
     assert all(len(part) >= least for part in nodes[:-1])
     assert len(stretches) == {1: 4, 3: 3, 8: 2, 100: 1}[least]
     visible = tree.visible()
-    for index, part in enumerate(stretches):
+    for index, stretch in enumerate(stretches):
         for other in stretches[:index] + stretches[index + 1 :]:
-            assert not visible[part, other].any()
-    assert TokenTree.of([[1, 2], [1, 3]]).stretches(1) == [slice(0, 3)]
+            assert not visible[stretch.nodes, other.nodes].any()
+        own = visible[stretch.nodes, stretch.nodes]
+        assert stretch.is_chain is torch.equal(own, torch.ones_like(own).tril())
+    assert TokenTree.of([[1, 2], [1, 3]]).stretches(1) == [(slice(0, 3), False)]
+    assert TokenTree.of([[1, 2], [3]]).stretches(1) == [(slice(0, 2), True), (slice(2, 3), True)]
 
 
 @pytest.mark.parametrize("kind", ["Llama", "Qwen3", "GPTNeoX"])
@@ -157,8 +160,8 @@ def test_texts_that_share_nothing_attend_to_themselves_alone(small, kind, monkey
     answers = log_likelihoods(opened, rows, pack=2_000)
     monkeypatch.undo()
     tokens = sum(map(len, texts))
-    # a stretch is less than 128 tokens and the longest text
-    assert len(keys_of_calls) > 5 and max(keys_of_calls) < 128 + max(map(len, texts)) < tokens
+    # a stretch is less than 48 tokens and the longest text
+    assert len(keys_of_calls) > 5 and max(keys_of_calls) < 48 + max(map(len, texts)) < tokens
     for row, (value, _) in zip(rows, answers, strict=True):
         assert value == pytest.approx(by_hand(opened, row.ids, row.count), abs=1e-4)
 
