@@ -309,6 +309,11 @@ class Method:
         return False
 
     @property
+    def needs_answers(self) -> bool:
+        """Tell whether it trains only on examples whose answer is known apart from the text."""
+        return False
+
+    @property
     def answers_per_row(self) -> int:
         """Return how many answers a teacher writes for each training row, if it writes any."""
         return 1

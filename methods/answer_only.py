@@ -23,6 +23,11 @@ class AnswerOnly(Trained):
 
     equal: Literal["examples", "tokens"] = "examples"
 
+    @property
+    def needs_answers(self) -> bool:
+        """Return True: nothing else is trained."""
+        return True
+
     def compress(self, job: Job) -> Checkpoint:
         """Train with cross-entropy on the bare answers."""
         from harness.data.examples import examples_of, training_examples

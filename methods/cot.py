@@ -63,6 +63,11 @@ class ChainOfThought(Trained):
         return True
 
     @property
+    def needs_answers(self) -> bool:
+        """Tell whether wrong answers are left out, or bare ones are trained."""
+        return self._rejects or self.form == "step-by-step"
+
+    @property
     def answers_per_row(self) -> int:
         """Return how many answers the teacher writes for each problem."""
         return self.samples
@@ -118,7 +123,7 @@ class ChainOfThought(Trained):
         if self.form == "step-by-step":
             ungraded = {example.task for example in examples if not example.answer}
         without = next((example.task for example in examples if example.task in ungraded), "")
-        if without and (self._rejects or self.form == "step-by-step"):
+        if without and self.needs_answers:
             raise CellFailed(
                 f"{without} has no gold answers, which this row needs; use cot-unfiltered, or sft"
             )

@@ -90,6 +90,7 @@ def _row_lines(
     """Yield a row's line, and below it the peak of each piece of work."""
     from harness.estimating.estimate import duration
     from harness.estimating.memory import bytes_text, peak_text
+    from harness.machine.memory import device_bytes
 
     seed = f" seed {cell.seed}" if cell.seed is not None else ""
     name = f"  {cell.label}{seed}{' (control)' if cell.is_control else ''}"
@@ -104,6 +105,11 @@ def _row_lines(
     state += f" ({estimate.peak.name})"
     if estimate.training_bytes:
         state += f": {estimate.verdict}"
+    if estimate.state_copy:
+        state += (
+            f"; {bytes_text(estimate.state_copy)} of the processor's "
+            f"{bytes_text(device_bytes('cpu'))} while a state is written"
+        )
     yield f"{name}: {state}"
     for peak in estimate.peaks:
         yield f"      {peak_text(peak)}"

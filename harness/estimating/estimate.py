@@ -23,6 +23,7 @@ from harness.estimating.memory import (
     Precision,
     activation_bytes,
     available_memory,
+    bytes_text,
     compression_parts,
     forward_bytes,
     loss_bytes,
@@ -31,9 +32,11 @@ from harness.estimating.memory import (
     reading_parts,
     rows_written_at_once,
     scoring_parts,
+    state_copy_bytes,
     state_parts,
     timing_parts,
     training_precision,
+    unpacked_bytes,
     writing_parts,
 )
 from harness.estimating.workload import (
@@ -81,6 +84,8 @@ class StageEstimate:
     # of a training: its memory with the settings that it has, and the most that there is for it
     memory_as_set: float = 0.0
     memory_limit: float = 0.0
+    # of a training on a GPU: bytes of the processor's memory, while its state is written beside it
+    state_copy: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +252,7 @@ def _training_stage(
         memory_as_set=process + as_set,
         memory_limit=process + available,
         peaks=(peak,),
+        state_copy=state_copy_bytes(needed.states) if hardware.kind == "cuda" else 0.0,
         layout=layout.name,
         tokens=float(request.budget),
         fits=fits,
@@ -267,6 +273,7 @@ class _TrainingMemory:
 
     rows: int  # of a micro-batch
     states: Parts  # weights, gradients and moments of the student
+    unpacked: float  # of a packed layer, the float values that are computed with
     activations: float
     logits: float
     whole_logits: float  # where they are not computed in parts, as over several devices
@@ -290,7 +297,8 @@ class _TrainingMemory:
             "activations": self.activations * kept_activations * batch_share,
             "logits": self.head + (most if whole_logits else min(self.logits, most)),
         }
-        return {**parts, "teacher": teacher_bytes} if teacher_bytes else parts
+        beside = {"unpacked layer": self.unpacked, "teacher": teacher_bytes}
+        return {**parts, **{name: size for name, size in beside.items() if size}}
 
 
 def _training_memory(
@@ -318,6 +326,7 @@ def _training_memory(
     return _TrainingMemory(
         rows=request.micro_batch_size,
         states=state_parts(workload, student, item),
+        unpacked=unpacked_bytes(workload, student, item),
         activations=activations,
         logits=losses(in_parts=workload.logits_in_parts),
         whole_logits=losses(in_parts=False),
@@ -728,9 +737,16 @@ def estimate_text(estimate: Estimate, *, price: float | None = None) -> str:
         total += f", {money:,.2f} at {price:g} a device-hour"
     table = tabulate(rows, headers="keys", tablefmt="pipe", disable_numparse=True)
     peaks = [peak_text(peak) for stage in estimate.stages for peak in stage.peaks]
+    copies = [
+        f"{stage.name} holds {bytes_text(stage.state_copy)} of the processor's memory while its "
+        "state is written"
+        for stage in estimate.stages
+        if stage.state_copy
+    ]
     lines = [
         f"- Rates: {hardware.source}.",
         *(f"- Peak: {line}." for line in peaks),
+        *(f"- {line}." for line in copies),
         *(f"- {line}" for line in estimate.advice),
     ]
     return "\n".join([title, "", table, "", f"{total}.", "", *lines])

@@ -22,7 +22,7 @@ from harness.estimating.estimate import (
     writing_stage,
 )
 from harness.estimating.hardware import Hardware, parse_hardware, this_machine
-from harness.estimating.memory import Peak
+from harness.estimating.memory import Peak, model_bytes
 from harness.estimating.recipes import RecipesThatFit
 from harness.estimating.requests import are_generated, items_of, request_of_run
 from harness.estimating.workload import (
@@ -30,6 +30,7 @@ from harness.estimating.workload import (
     Packed,
     cut_parameters,
     is_size,
+    packed_as,
     parameter_factor,
     parse_model,
     training_bytes,
@@ -188,6 +189,8 @@ class CellEstimate:
     hardware: Hardware
     recipes: tuple[str, ...] = ()  # of its trained stages
     peaks: tuple[Peak, ...] = ()  # of all that is done for it, in order
+    # bytes of the processor's memory while a GPU trains and its state is written beside it
+    state_copy: float = 0.0
 
     @property
     def memory(self) -> float:
@@ -269,6 +272,7 @@ class _CellEstimator:
             hardware=self.hardware,
             recipes=tuple(student.recipes),
             peaks=(*student.peaks, *score.peaks),
+            state_copy=max((stage.state_copy for stage in student.trainings), default=0.0),
         )
 
     def _student(self, cell: PlannedCell) -> _StudentEstimate:
@@ -283,6 +287,7 @@ class _CellEstimator:
             workload = workload_of(method)
             if position == 0 and not workload.starts_from_teacher:
                 folder, student.shape = self.plan.student_base.path, self.request.student
+                student.packed = packed_as(folder)
             request = replace(
                 self.request, micro_batch_size=method.rows_at_once, samples=method.answers_per_row
             )
@@ -298,7 +303,10 @@ class _CellEstimator:
             student.seconds += self._uncounted_seconds(key, stages)
             if workload.trains:
                 parameters = cut_parameters(folder, student.shape)
-                needed = training_bytes(workload, parameters, teachers, self.plan.conditions.dtype)
+                frozen = model_bytes(student.shape, 4, student.packed) if student.packed else None
+                needed = training_bytes(
+                    workload, parameters, teachers, self.plan.conditions.dtype, packed=frozen
+                )
                 student.training_bytes = max(student.training_bytes, needed)
                 student.trainings.append(stages[-1])
                 student.recipes += [workload.recipe] if workload.recipe else []

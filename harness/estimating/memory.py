@@ -114,6 +114,27 @@ def state_parts(workload: Workload, shape: Shape, value_bytes: int) -> Parts:
     return {**parts, "bf16 copies": copies} if copies else parts
 
 
+def unpacked_bytes(workload: Workload, shape: Shape, value_bytes: int) -> float:
+    """Return the bytes of the largest packed layer while its float values are computed with.
+
+    They are its values in float32 and, where that is another type, in the type of the product.
+    """
+    if workload.packed_start is None:
+        return 0.0
+    widest = shape.hidden * max(shape.intermediate, shape.hidden)
+    if workload.packed_start.table_bits is not None:
+        widest = max(widest, shape.embedding)
+    return widest * (4.0 if value_bytes == 4 else 4.0 + value_bytes)
+
+
+def state_copy_bytes(states: Parts) -> float:
+    """Return the bytes of a training's state in the processor's memory, while it is written.
+
+    It holds all weights, frozen ones too, and the moments.
+    """
+    return states["weights"] + states["optimizer"]
+
+
 def activation_bytes(shape: Shape, tokens: float, precision: Precision) -> float:
     """Return the bytes that a forward pass keeps for the backward pass, with fused attention."""
     held = _HELD[precision]

@@ -9,7 +9,13 @@ from harness.estimating.estimate import StageEstimate, student_stages
 from harness.estimating.hardware import GIB, GPUS, Hardware, smallest_gpu, this_machine
 from harness.estimating.memory import USABLE
 from harness.estimating.requests import request_of_run
-from harness.estimating.workload import EstimateRequest, parameter_factor, workload_of
+from harness.estimating.workload import (
+    EstimateRequest,
+    Packed,
+    packed_as,
+    parameter_factor,
+    workload_of,
+)
 from harness.models.shape import Shape
 from harness.planning.recipes import NamedMethod, TrainingFit
 from harness.planning.setup import Setup
@@ -24,6 +30,7 @@ class RecipesThatFit:
     # stored weights of teacher and student for each one of their shapes' formula
     teacher_factor: float = 1.0
     student_factor: float = 1.0
+    student_packed: Packed | None = None  # how the weights of the student are packed
 
     @classmethod
     def of(cls, setup: Setup) -> Self | None:
@@ -43,6 +50,7 @@ class RecipesThatFit:
                 this_machine(resolved.device, [], dtype=resolved.dtype),
                 parameter_factor(models.teachers[0].path),
                 parameter_factor(models.base.path),
+                packed_as(models.base.path),
             )
         except HarnessError:
             return None
@@ -63,6 +71,7 @@ class RecipesThatFit:
             memory=self.hardware.memory,
             fits=as_set,
             smaller=training.note if training.fits and not as_set else "",
+            device=self.hardware.name,
         )
 
     def _training(self, stages: Sequence[NamedMethod], student: Shape) -> StageEstimate:
@@ -70,10 +79,12 @@ class RecipesThatFit:
         from_teacher = workload_of(stages[0][1]).starts_from_teacher
         shape = self.request.teacher if from_teacher else student
         factor = self.teacher_factor if from_teacher else self.student_factor
+        packed = None if from_teacher else self.student_packed
         for _, method in stages[:-1]:
-            shape = workload_of(method).student_shape(shape)
+            stage = workload_of(method)
+            shape, packed = stage.student_shape(shape), stage.packed or packed
         name, method = stages[-1]
-        workload = replace(workload_of(method), parameter_factor=factor)
+        workload = replace(workload_of(method), parameter_factor=factor, packed_start=packed)
         request = replace(
             self.request, micro_batch_size=method.rows_at_once, samples=method.answers_per_row
         )

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from harness.contract import Method
 from harness.errors import HarnessError
+from harness.models.resolve import quantized_by
 from harness.models.shape import (
     TRAINING_BYTES_PER_WEIGHT,
     Shape,
@@ -99,8 +100,11 @@ def cut_parameters(folder: Path, shape: Shape) -> float:
 def parameter_factor(folder: Path) -> float:
     """Return how many parameters a stored model has for each one of its shape's formula.
 
-    It is near 1, and far above for a mixture of experts.
+    It is near 1, and far above for a mixture of experts. Of packed weights it is 1: several of them
+    lie in one stored number.
     """
+    if packed_as(folder) is not None:
+        return 1.0
     return parameters_on_disk(folder) / Shape.of_folder(folder).parameters
 
 
@@ -113,6 +117,24 @@ class Packed(NamedTuple):
 
     bits: float  # in the blocks
     table_bits: float | None  # of embedding and head; None where they stay floats
+
+
+def packed_as(folder: Path) -> Packed | None:
+    """Return how many bits the weights of a model folder have, None where they are floats.
+
+    By its headers: what is stored as floats is taken for embedding and head where it is as large as
+    they are, and else for scales.
+    """
+    if quantized_by(folder) in ("", "float"):
+        return None
+    shape = Shape.of_folder(folder)
+    in_float32, in_bfloat16 = (weight_bytes(folder, dtype) for dtype in ("float32", "bfloat16"))
+    floats = (in_float32 - in_bfloat16) / 2
+    tables = shape.parameters - shape.body
+    if floats < tables:
+        bits = 8 * in_float32 / shape.parameters
+        return Packed(bits, bits)
+    return Packed(8 * (in_float32 - 4 * tables) / shape.body, None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,13 +201,21 @@ def workload_of(method: Method) -> Workload:
 
 
 def training_bytes(
-    workload: Workload, parameters: float, teachers: Sequence[Path], dtype: str
+    workload: Workload,
+    parameters: float,
+    teachers: Sequence[Path],
+    dtype: str,
+    *,
+    packed: float | None = None,
 ) -> float:
     """Return the bytes that training needs whatever its batch size.
 
     They are the training states of the student, and the weights of teachers that must be open.
+    `packed` is the bytes of packed weights that adapters are trained beside.
     """
     student_bytes = workload.bytes_per_weight * parameters
+    if packed is not None:  # in place of frozen weights in float32
+        student_bytes += packed - 4 * parameters
     if not workload.reads_teacher_live:
         return student_bytes
     teacher_bytes = [weight_bytes(folder, dtype) for folder in teachers]

@@ -11,6 +11,7 @@ from harness.contract import Method, Prompting
 from harness.machine.gpu import device_label, gpu_of, has_bf16
 from harness.machine.processor import processor_label
 from harness.measuring.scenario import parse_grid
+from harness.models.resolve import quantized_by
 from harness.planning.cells import Plan, PlannedCell, PlannedStage
 from harness.planning.config import RunConfig
 from harness.planning.keys import (
@@ -29,6 +30,7 @@ from harness.planning.setup import (
     check_checkpoint_names,
     check_start,
     check_teachers,
+    check_training_data,
     check_vocabularies,
 )
 from harness.records.record import CHECKPOINT, TEACHER
@@ -53,11 +55,12 @@ def make_plan(
     models = RunModels.of(config, resolved.teachers, resolved.checkpoints)
     check_vocabularies(rows, models)
     check_start(rows, models)
+    check_training_data(rows, resolved.training_sets)
     setup = Setup.of(config, resolved, models)
     code = CodeDigests(resolved.tasks)
     if any(row.trains for row in rows) and (fits := fits_of(setup)) is not None:
         chooser = _recipe_chooser(setup, code, fits)
-        rows = build_rows(config, resolved.methods, chooser.settle)
+        rows = build_rows(config, resolved.methods, chooser.settle, chooser.settle_control)
     key_builder = KeyBuilder(_user_request(setup))
     planner = _Planner(setup, code, key_builder)
     return Plan(
@@ -93,7 +96,14 @@ def _recipe_chooser(setup: Setup, code: CodeDigests, fits: TrainingFits) -> Reci
 
     gpu = gpu_of(setup.resolved.device)
     lacks_bf16 = gpu.name if gpu is not None and not has_bf16(gpu) else ""
-    return RecipeChooser(fits, lacks_bf16, setup.models.draws_weights, is_stored)
+    models = setup.models
+    return RecipeChooser(
+        fits,
+        lacks_bf16,
+        draws_weights=models.draws_weights,
+        starts_packed=quantized_by(models.base.path) not in ("", "float"),
+        is_stored=is_stored,
+    )
 
 
 def _user_request(setup: Setup) -> dict[str, object]:

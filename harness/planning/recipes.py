@@ -1,5 +1,7 @@
 """Chooses the recipe of trained rows that name none: the first that fits the device. No torch.
 
+A recipe that was typed is kept where it fits, and refused where it does not.
+
 A row's key holds the recipe that was chosen, so a student is the same whether its recipe was typed
 or chosen. A student that is stored already decides: where memory is another than when it was
 trained, a run goes on with the recipe that it has.
@@ -26,6 +28,7 @@ class TrainingFit(NamedTuple):
     memory: float  # bytes of the device
     fits: bool  # with the settings that it has
     smaller: str = ""  # settings with which it would fit, "" where it does or none are enough
+    device: str = "this device"
 
     @property
     def advice(self) -> str:
@@ -52,6 +55,9 @@ class SettledStages(NamedTuple):
     notes: dict[str, str]  # method -> "recipe lora: full needs 25.1 GiB of 16.0"
 
 
+Settle = Callable[[Sequence[NamedMethod]], SettledStages]
+
+
 @dataclass(frozen=True)
 class Candidates:
     """The recipes that a method could train by, the dearest first, and why others cannot be."""
@@ -62,11 +68,12 @@ class Candidates:
 
 @dataclass(frozen=True)
 class RecipeChooser:
-    """Replaces `recipe=auto` in the stages of rows."""
+    """Replaces `recipe=auto` in the stages of rows, and refuses typed recipes that do not fit."""
 
     fits: TrainingFits
     lacks_bf16: str = ""  # the name of a card that has no bf16
     draws_weights: bool = False  # students start from new random weights
+    starts_packed: bool = False  # students start from packed weights
     # tells whether the student of stages is in the store
     is_stored: Callable[[Sequence[NamedMethod]], bool] = lambda stages: False
     has_package: Callable[[str], bool] = lambda package: find_spec(package) is not None
@@ -74,12 +81,23 @@ class RecipeChooser:
     def settle(self, stages: Sequence[NamedMethod]) -> SettledStages:
         """Return the stages with a recipe each.
 
-        Raises `HarnessError` for a stage that fits in no recipe.
+        Raises `HarnessError` for a stage that fits in no recipe, and for one whose typed recipe
+        does not fit.
         """
+        return self._settled(stages, refuses_typed=True)
+
+    def settle_control(self, stages: Sequence[NamedMethod]) -> SettledStages:
+        """Return a control's stages with a recipe each; what it has of its row is kept."""
+        return self._settled(stages, refuses_typed=False)
+
+    def _settled(self, stages: Sequence[NamedMethod], *, refuses_typed: bool) -> SettledStages:
         settled: list[NamedMethod] = []
         notes: dict[str, str] = {}
         for name, method in stages:
             chosen, note = self._chosen(name, method, settled)
+            is_typed = chosen is method and getattr(method, "recipe", "") != ""
+            if refuses_typed and is_typed:
+                self._refuse_unfit(name, method, settled)
             settled.append((name, chosen))
             if note:
                 notes[name] = note
@@ -114,11 +132,32 @@ class RecipeChooser:
         note = f"recipe {fitting}: {', '.join(filter(None, reasons))}"
         return candidates.methods[fitting], note
 
+    def _refuse_unfit(self, name: str, method: Any, settled: Sequence[NamedMethod]) -> None:
+        """Refuse a typed recipe that does not fit, unless the student is stored already."""
+        typed_fit = self.fits.fit([*settled, (name, method)])
+        only_typed = Candidates({method.recipe: method}, {})
+        if typed_fit.fits or self._stored(name, only_typed, settled):
+            return
+        candidates = self._candidates(method, [stage for _, stage in settled])
+        fits = {
+            recipe: self.fits.fit([*settled, (name, candidate)])
+            for recipe, candidate in candidates.methods.items()
+        }
+        if not (advice := _what_fits(name, typed_fit, fits)):
+            fits = {method.recipe: typed_fit, **fits}
+            methods = {method.recipe: method, **candidates.methods}
+            tried = replace(candidates, methods=methods)
+            raise HarnessError(self._refusal(name, tried, settled, fits))
+        raise HarnessError(
+            f"{name}[recipe={method.recipe}] needs {typed_fit.needed / _GIB:,.1f} GiB, and "
+            f"{typed_fit.device} has {typed_fit.memory / _GIB:,.1f} GiB; type {advice}"
+        )
+
     def _candidates(self, method: Any, earlier: Sequence[Any]) -> Candidates:
         """Return the recipes of a method that follows `earlier` methods of its chain."""
         left_out = {
             recipe: reason
-            for recipe in method.recipes[1:]
+            for recipe in method.recipes
             if (reason := self._lack(recipe, method, earlier))
         }
         usable = [recipe for recipe in method.recipes if recipe not in left_out]
@@ -126,6 +165,9 @@ class RecipeChooser:
 
     def _lack(self, recipe: str, method: Any, earlier: Sequence[Any]) -> str:
         """Return why a recipe cannot train a stage here, "" where it can."""
+        is_packed = any(stage.bits_per_weight and not stage.simulated for stage in earlier)
+        if recipe != "lora" and (is_packed or (self.starts_packed and not earlier)):
+            return "packed weights take no gradient"
         if recipe == "bf16" and self.lacks_bf16:
             return f"{self.lacks_bf16} has no bf16"
         draws_weights = self.draws_weights and not earlier and method.starts_from == "student"
@@ -182,6 +224,21 @@ def _reason(
         else f"{recipe} needs {fits[recipe].needed / _GIB:,.1f} GiB {memory}"
         for recipe in dearer
     )
+
+
+def _what_fits(name: str, typed: TrainingFit, fits: Mapping[str, TrainingFit]) -> str:
+    """Return what to type in place of a recipe that does not fit, "" where nothing does.
+
+    Those are settings that need less, and the recipes that fit, the smallest first.
+    """
+    ordered = sorted(
+        (recipe for recipe, fit in fits.items() if fit.fits), key=lambda name: fits[name].needed
+    )
+    recipes = [
+        f"--set {name}.recipe={recipe} ({fits[recipe].needed / _GIB:,.1f} GiB)"
+        for recipe in ordered
+    ]
+    return " or ".join([*recipes, typed.smaller] if typed.smaller else recipes)
 
 
 def first_recipes(stages: Sequence[NamedMethod]) -> SettledStages:

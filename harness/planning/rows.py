@@ -4,7 +4,7 @@ A row's label names its methods, and in brackets their settings that differ from
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from pydantic import JsonValue
 from harness.errors import HarnessError, unknown
 from harness.planning.chain import check_chain, companion_chains, split_chain, without_settings
 from harness.planning.config import RowSettings
-from harness.planning.recipes import AUTO, NamedMethod, SettledStages, first_recipes
+from harness.planning.recipes import AUTO, NamedMethod, Settle, SettledStages, first_recipes
 from harness.planning.spec import parse_method
 from harness.registry import Registry, settings_with_defaults
 from harness.renames.settings import current_settings, settings_of_class
@@ -76,18 +76,21 @@ class PlannedRow:
 def build_rows(
     config: RowSettings,
     methods: Registry,
-    settle: Callable[[Sequence[NamedMethod]], SettledStages] = first_recipes,
+    settle: Settle = first_recipes,
+    settle_control: Settle = first_recipes,
 ) -> list[PlannedRow]:
     """Build the row of every chain that is named, then the rows of their controls, each once.
 
-    `settle` chooses the recipes of stages that name none.
+    `settle` chooses the recipes of stages that name none, `settle_control` those of controls, which
+    have most of theirs from the rows that they control.
     """
     for name in config.set:
         if name not in methods:
             raise unknown("method", name, methods.table, hint="(in --set)")
-    builder = _RowBuilder(config, methods, settle)
+    builder = _RowBuilder(config, methods, settle_control)
     for spec in config.methods:
-        builder.add([builder.stage(*parse_method(part)) for part in split_chain(spec)])
+        stages = [builder.stage(*parse_method(part)) for part in split_chain(spec)]
+        builder.add(settle(stages))
     if config.controls:
         builder.add_controls()
     _refuse_unused_settings(config, builder.rows.values())
@@ -101,7 +104,7 @@ class _RowBuilder:
 
     config: RowSettings
     methods: Registry
-    settle: Callable[[Sequence[NamedMethod]], SettledStages]
+    settle_control: Settle
     rows: dict[str, PlannedRow] = field(default_factory=dict)
 
     def stage(self, name: str, settings: Mapping[str, JsonValue]) -> NamedMethod:
@@ -115,9 +118,9 @@ class _RowBuilder:
             },
         )
 
-    def add(self, stages: Sequence[NamedMethod]) -> PlannedRow | None:
+    def add(self, settled: SettledStages) -> PlannedRow | None:
         """Add a row and return it; None if there is a row of the same label."""
-        stages, recipe_notes = self.settle(stages)
+        stages, recipe_notes = settled
         names, methods = tuple(name for name, _ in stages), tuple(method for _, method in stages)
         parts = tuple(map(label_of, names, methods))
         controls = methods[-1].controls
@@ -137,7 +140,7 @@ class _RowBuilder:
         while pending:
             for stages in self._controls_of(pending.pop(0)):
                 # a variant with other settings that the user named is another row
-                control = self.add(stages)
+                control = self.add(self.settle_control(stages))
                 pending += [control] if control else []
 
     def _controls_of(self, row: PlannedRow) -> Iterator[list[NamedMethod]]:

@@ -153,6 +153,19 @@ def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
             )
 
 
+def check_training_data(rows: Sequence[PlannedRow], sets: Sequence[TrainingSet]) -> None:
+    """Refuse rows that need answers beside the texts where a teacher would write the texts."""
+    written = [data.name for data in sets if isinstance(data, TeacherSet)]
+    for row in rows:
+        if written and any(method.trains and method.needs_answers for method in row.methods):
+            raise HarnessError(
+                f"{row.label} needs to know the right answers, and of the texts that a teacher "
+                f"writes for --train-data {written[0]} nobody does; type cot-unfiltered, sft or "
+                "response in its place, or run it without --train-data: cot has the teacher "
+                "answer the tasks' train prompts, and keeps what is right"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """What all rows of a plan share, decided once."""

@@ -270,22 +270,35 @@ def _refuse_too_large(
 ) -> None:
     """Fail before any training if the device's memory cannot hold what every batch size needs."""
     from harness.estimating.hardware import GIB
-    from harness.estimating.workload import cut_parameters, training_bytes, workload_of
-    from harness.models.shape import Shape, parameters_on_disk
+    from harness.estimating.workload import (
+        cut_parameters,
+        packed_as,
+        training_bytes,
+        workload_of,
+    )
+    from harness.models.shape import Shape, parameters_on_disk, weight_bytes
     from harness.models.shaping import parse_student_cut
 
     device, dtype = job.conditions.device, job.conditions.dtype
     workload, memory = workload_of(method), device_bytes(device)
     folders = [teacher.path for teacher in job.teachers]
+    packed = weight_bytes(start.path, "float32") if packed_as(start.path) is not None else None
+    stored = parameters_on_disk(start.path)
     # the uncut model fits: no need to know the shape of the cut one
-    if training_bytes(workload, parameters_on_disk(start.path), folders, dtype) <= memory:
+    if packed is None and training_bytes(workload, stored, folders, dtype) <= memory:
         return
     cut, uncut_shape = parse_student_cut(recipe), Shape.of_folder(start.path)
     shape = cut.shape_of(uncut_shape) if cut else uncut_shape
     parameters = cut_parameters(start.path, shape)
-    needed = training_bytes(workload, parameters, folders, dtype)
+    needed = training_bytes(workload, parameters, folders, dtype, packed=packed)
     if needed > memory:
-        own_bytes = workload.bytes_per_weight * parameters
+        alone = replace(workload, reads_teacher_live=False)
+        own_bytes = training_bytes(alone, parameters, folders, dtype, packed=packed)
+        states = (
+            f"packed weights and adapters of {parameters:,.0f} parameters"
+            if packed is not None
+            else f"{workload.bytes_per_weight:g} bytes x {parameters:,.0f} parameters"
+        )
         with_teacher = ", and the teacher beside it" if needed > own_bytes else ""
         advice = (
             "a smaller --student"
@@ -293,9 +306,8 @@ def _refuse_too_large(
             else "a student that an earlier stage cuts further"
         )
         raise CellFailed(
-            f"{stage.method} cannot be trained here: {workload.bytes_per_weight:g} bytes x "
-            f"{parameters:,.0f} parameters{with_teacher} are {needed / GIB:,.1f} GiB, and this "
-            f"{device} has {memory / GIB:,.1f} GiB; give {advice}"
+            f"{stage.method} cannot be trained here: {states}{with_teacher} are "
+            f"{needed / GIB:,.1f} GiB, and this {device} has {memory / GIB:,.1f} GiB; give {advice}"
             + _recipe_advice(stage.method, method, needed - memory, parameters)
         )
 

@@ -14,6 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from harness.machine.memory import free_bytes
+
+KEPT_FREE = 0.1  # of what is free of the processor's memory: other processes grow as well
+
 
 def writes_in_background(device: torch.device) -> bool:
     """Tell whether states are written beside the training: on a GPU.
@@ -90,6 +94,29 @@ def _copied(value: Any, copies: dict[tuple[Any, ...], Tensor]) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copied(element, copies) for element in value)
     return value
+
+
+def copies_fit(accelerator: Any) -> bool:
+    """Tell whether the processor's memory has room for a copy of the state."""
+    free = free_bytes("cpu")
+    if free is None:
+        return True
+    parameters = {weight for model in accelerator._models for weight in model.parameters()}
+    states = [optimizer.state_dict() for optimizer in accelerator._optimizers]
+    return _tensor_bytes([*parameters]) + _tensor_bytes(states) <= (1 - KEPT_FREE) * free
+
+
+def _tensor_bytes(value: Any) -> int:
+    """Return the bytes of all tensors in a value."""
+    if is_traceable_wrapper_subclass(value):
+        return _tensor_bytes([getattr(value, name) for name in value.__tensor_flatten__()[0]])
+    if isinstance(value, Tensor):
+        return int(value.nbytes)
+    if isinstance(value, dict):
+        return sum(map(_tensor_bytes, value.values()))
+    if isinstance(value, list | tuple):
+        return sum(map(_tensor_bytes, value))
+    return 0
 
 
 class BackgroundWriter:

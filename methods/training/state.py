@@ -26,7 +26,12 @@ from harness.errors import in_one_line
 from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable
 from harness.files.writing import read_signed, sync_to_disk, write_signed
-from methods.training.snapshots import BackgroundWriter, Snapshot, writes_in_background
+from methods.training.snapshots import (
+    BackgroundWriter,
+    Snapshot,
+    copies_fit,
+    writes_in_background,
+)
 
 # 0: a state after each step
 SECONDS_BETWEEN_STATES = float(os.environ.get("HARNESS_STATE_SECONDS", "20"))
@@ -161,13 +166,16 @@ class SavedStates:
             self.pause = max(SECONDS_BETWEEN_STATES, SAVES_BETWEEN_STATES * save_seconds)
 
     def _write(self, state: LoopState, target: Path) -> None:
-        """Write a state, in the thread where there is one: it is copied before that."""
+        """Write a state, in the thread where there is one: it is copied before that.
+
+        Where the copy has no room, training waits.
+        """
         part_folder, fields = target.with_suffix(".part"), dataclasses.asdict(state)
-        if self.writer is None:
+        self.wait()
+        if self.writer is None or not copies_fit(self.accelerator):
             self.accelerator.save_state(str(part_folder))
             self._complete(part_folder, target, fields)
             return
-        self.writer.wait()
         snapshot = Snapshot(self.accelerator, part_folder)
 
         def write() -> None:

@@ -88,9 +88,7 @@ def _write(folder: Path, file: HubFile) -> int:
     """Write a file, its line in the manifest, and the revision beside it; return its rows."""
     rows = 0
     path = folder / file.relative
-    revision = file.revision() if file.revision is not None else ""
-    if revision:
-        _refuse_mixed_revisions(path, revision)
+    revision = _revision_to_note(path, file)
 
     def write(fresh: Path) -> None:
         nonlocal rows
@@ -108,17 +106,26 @@ def _write(folder: Path, file: HubFile) -> int:
     return rows
 
 
-def _refuse_mixed_revisions(path: Path, revision: str) -> None:
-    """Raise `HarnessError` where other files of this file's folder are of another revision."""
-    note = path.with_name(REVISION_FILE)
-    if not note.is_file() or not any(other not in (note, path) for other in path.parent.iterdir()):
-        return
+def _revision_to_note(path: Path, file: HubFile) -> str:
+    """Return the revision to write beside a file that is to come; "" where none is known.
+
+    Beside files without a revision, copied by hand, none is written: it would be taken for theirs
+    too. Raises `HarnessError` where other files of the folder are of another revision.
+    """
+    if file.revision is None or not (revision := file.revision()):
+        return ""
+    note, folder = path.with_name(REVISION_FILE), path.parent
+    if not folder.is_dir() or all(other in (note, path) for other in folder.iterdir()):
+        return revision
+    if not note.is_file():
+        return ""
     copied = read_object(note, MODEL_LIMITS).get("revision")
     if copied != revision:
         raise HarnessError(
-            f"{path.parent} holds files of revision {copied}, and the Hub has {revision} now; "
+            f"{folder} holds files of revision {copied}, and the Hub has {revision} now; "
             "remove that folder, then type the command again"
         )
+    return revision
 
 
 def _list_in_manifest(folder: Path, file: HubFile, rows: int) -> None:

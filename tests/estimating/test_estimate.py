@@ -33,6 +33,7 @@ from harness.models.shape import Shape, shape_of_size
 from harness.planning.config import build_config
 from harness.records.conditions import ModelReference
 from harness.records.record import Cost, Environment, RunRecord, TaskScore
+from harness.records.store import Store
 from harness.registry import Registry
 
 
@@ -495,7 +496,14 @@ def test_what_cells_share_counts_once_and_what_is_finished_not_at_all(tmp_path):
 
 
 def test_training_that_does_not_fit_is_said_before_it_runs(tmp_path, monkeypatch):
+    # a student that is stored needs no training; another is refused before there is a plan
+    plan = plan_run(build_config({"methods": ["sft"], "controls": False, "out": tmp_path}))
+    done = Store(tmp_path).student(plan.cells[-1].student_key) / "done.json"
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
     monkeypatch.setattr("harness.estimating.hardware.device_bytes", lambda device: 2**23)
+    with pytest.raises(HarnessError, match=r"^sft fits no recipe here"):
+        expected(["sft[recipe=full,patience=3]"], out=tmp_path)
     cells, _ = expected(["sft[recipe=full]"], out=tmp_path)
     assert (
         cells["sft", 1].verdict

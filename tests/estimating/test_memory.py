@@ -6,12 +6,22 @@ from unittest import mock
 
 import pytest
 import torch
-from counted_memory import QWEN_1_5B, QWEN_7B, ROWS, counted, hidden_states, model_of, opened
+from counted_memory import (
+    QWEN_1_5B,
+    QWEN_7B,
+    ROWS,
+    LiveBytes,
+    counted,
+    hidden_states,
+    model_of,
+    opened,
+)
 
 from harness import catalog
 from harness.estimating.estimate import student_stages
 from harness.estimating.hardware import GIB, parse_hardware
 from harness.estimating.memory import (
+    PROCESS_BYTES,
     Peak,
     adapter_weights,
     available_memory,
@@ -23,7 +33,9 @@ from harness.estimating.memory import (
     scoring_parts,
     timing_parts,
 )
-from harness.estimating.workload import EstimateRequest, Packed, workload_of
+from harness.estimating.recipes import RecipesThatFit
+from harness.estimating.workload import EstimateRequest, Packed, packed_as, workload_of
+from harness.models.language_model import open_model
 from harness.models.logit_tail import LogitTail
 from harness.models.shape import Shape
 from harness.scoring.backend import TopK
@@ -152,6 +164,62 @@ def planned_training(shape, method, settings, hardware=H100):
     stage = student_stages(method, workload_of(built), shape, REQUEST, hardware)[-1]
     [peak] = stage.peaks
     return stage.memory_as_set - peak.parts["process"]
+
+
+def packed_step_peak(student):
+    """Count two steps of `response` with adapters beside packed weights, in real tensors."""
+    from methods.training.lora import add_adapters
+
+    model = open_model(student).model.train()
+    add_adapters(model, rank=16, alpha=32, seed=1, label="x")
+    weights = sum(weight.nbytes for weight in model.state_dict().values())
+    [scaled] = make_optimizers(model, loop_settings())
+    head = model.get_output_embeddings()
+    chunked = ChunkedLoss(
+        head, LogitTail(), positions_of_a_part(model.config.vocab_size), None, nullcontext
+    )
+    with LiveBytes() as count:
+        for _ in range(2):
+            one_step(model, None, chunked, nullcontext)
+            scaled.optimizer.step()
+            scaled.optimizer.zero_grad()
+    return weights + count.peak
+
+
+@pytest.mark.slow
+def test_adapters_beside_packed_weights_hold_what_the_plan_says(compress):
+    pytest.importorskip("peft")
+    student, _ = compress("int4")
+    shape = Shape.of_folder(student.path)
+    request = replace(REQUEST, teacher=shape, student=shape)
+    trained = ("response", catalog.methods().build("response", {"recipe": "lora"}))
+    from_folder = RecipesThatFit(
+        request, parse_hardware("cpu", []), student_packed=packed_as(student.path)
+    )
+    planned = from_folder.fit([trained]).needed - PROCESS_BYTES["cpu"]
+    assert_near(planned, packed_step_peak(student))
+    # the same, where a stage of the chain packs it
+    chain = [("int4", catalog.methods().build("int4", {})), trained]
+    behind = RecipesThatFit(request, parse_hardware("cpu", [])).fit(chain).needed
+    assert behind - PROCESS_BYTES["cpu"] == pytest.approx(planned, rel=0.02)
+
+
+def test_a_copy_of_a_state_has_frozen_weights_too():
+    full, lora = (
+        student_stages(
+            "response",
+            workload_of(catalog.methods().build("response", {"recipe": recipe})),
+            STUDENT,
+            REQUEST,
+            H100,
+        )[-1].state_copy
+        for recipe in ("full", "lora")
+    )
+    assert full == 12 * STUDENT.parameters
+    assert lora == 4 * STUDENT.parameters + 12 * adapter_weights(STUDENT, 16)
+    on_cpu = parse_hardware("cpu", [])
+    built = workload_of(catalog.methods().build("response", {"recipe": "full"}))
+    assert student_stages("response", built, STUDENT, REQUEST, on_cpu)[-1].state_copy == 0
 
 
 CUT_7B = {**QWEN_7B, "num_hidden_layers": 21}

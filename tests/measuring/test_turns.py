@@ -57,7 +57,7 @@ class Scripted:
         return answer
 
 
-def timed(rounds="2", *, on_gpu=True, not_captured=None, share=0.3, **problems):
+def timed(rounds="2", *, on_gpu=True, not_captured=None, share=0.3, prefill_share=0.9, **problems):
     calls = []
     processes = {
         role: Scripted(role, calls, **problems.get(role, {})) for role in ("student", "base")
@@ -69,7 +69,7 @@ def timed(rounds="2", *, on_gpu=True, not_captured=None, share=0.3, **problems):
     )
     measurements = measuring._speed_measurements(timing, SCENARIO, rule)
     if on_gpu:
-        timing["busy"] = {"prefill": 0.9, "decode": share}
+        timing["busy"] = {"prefill": prefill_share, "decode": share}
         measurements += measuring._launch_measurements(timing, SCENARIO)
     return calls, timing, {measurement.name: measurement for measurement in measurements}
 
@@ -150,6 +150,14 @@ def test_what_an_eager_row_is_bound_by_is_measured(share, said):
     assert remark.endswith(said)
     assert "the base's step could not be: measuring the base: out of memory" in remark
     assert ("decode_busy_share" in by) == (share is not None)
+
+
+def test_a_prefill_is_never_captured_and_is_said_to_be_bound_by_launches():
+    """Its own share decides: the captured steps behind it are bound by nothing of the kind."""
+    _, _, by = timed(prefill_share=0.5)
+    said = by["skipped_prefill_capture"].remark
+    assert said.startswith("reading the prompt is bound by launches: the GPU worked for less than")
+    assert columns.NOT_CAPTURED not in by and by["prefill_busy_share"].value == 0.5
 
 
 def test_rounds_end_when_prefill_and_decoding_are_narrow_and_no_sooner():

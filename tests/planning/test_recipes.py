@@ -61,10 +61,62 @@ def test_the_first_recipe_that_fits_is_taken_and_the_reason_is_said():
     }
 
 
-def test_a_typed_recipe_is_kept_and_nothing_is_asked():
+def test_a_typed_recipe_is_kept_where_it_fits():
+    assert settled(Needs(30, **NEEDS), ("response", {"recipe": "lora"})) == (["lora"], {})
     needs = Needs(1, **NEEDS)
-    assert settled(needs, ("response", {"recipe": "full"})) == (["full"], {})
     assert settled(needs, ("int8", {})) == ([""], {}) and not needs.asked
+
+
+@pytest.mark.parametrize(
+    ("memory", "recipe", "refusal"),
+    [
+        (
+            13,
+            "full",
+            "response[recipe=full] needs 25.1 GiB, and this device has 13.0 GiB; type "
+            "--set response.recipe=lora (9.0 GiB) or --set response.recipe=bf16 (12.0 GiB)",
+        ),
+        (
+            10,
+            "bf16",
+            "response[recipe=bf16] needs 12.0 GiB, and this device has 10.0 GiB; type "
+            "--set response.recipe=lora (9.0 GiB) or --set METHOD.micro_batch_size=1",
+        ),
+        (
+            7,
+            "lora",
+            "response[recipe=lora] needs 9.0 GiB, and this device has 7.0 GiB; type "
+            "--set METHOD.micro_batch_size=1",
+        ),
+        (6, "full", "response by lora needs 6.75"),
+    ],
+)
+def test_a_typed_recipe_that_does_not_fit_is_refused_with_those_that_do(memory, recipe, refusal):
+    with pytest.raises(HarnessError) as caught:
+        settled(Needs(memory, **NEEDS), ("response", {"recipe": recipe}))
+    assert str(caught.value) == refusal
+
+
+def test_what_is_advised_in_place_of_a_typed_recipe_can_be_trained():
+    needs = Needs(13, **NEEDS)
+    with pytest.raises(HarnessError, match=r"type --set response\.recipe=bf16 \(12\.0 GiB\)$"):
+        settled(needs, ("prune-magnitude", {}), ("response", {"recipe": "full"}))
+    packed = Needs(10, full=8, bf16=8, lora=15)  # recipes that packed weights do not take
+    for stages, changes in (
+        ([("int8", {}), ("response", {"recipe": "lora"})], {}),
+        ([("response", {"recipe": "lora"})], {"starts_packed": True}),
+    ):
+        with pytest.raises(
+            HarnessError, match=r"by lora needs 11\.25; recipe=full: packed weights"
+        ):
+            settled(packed, *stages, **changes)
+
+
+def test_a_typed_recipe_of_a_stored_student_and_of_a_control_is_kept():
+    typed = ("response", {"recipe": "full"})
+    assert settled(Needs(1, **NEEDS), typed, is_stored=lambda stages: True)[0] == ["full"]
+    built = [(typed[0], REGISTRY.build(*typed))]
+    assert chooser(Needs(1, **NEEDS)).settle_control(built).stages == built
 
 
 @pytest.mark.parametrize(
@@ -145,7 +197,8 @@ def test_controls_train_by_their_rows_recipe():
     only_sft = Needs(30, **NEEDS)
     config = build_config({"methods": ["response[recipe=bf16]"]})
     rows = build_rows(config, REGISTRY, chooser(only_sft).settle)
-    assert "sft[recipe=bf16]" in {row.label for row in rows} and not only_sft.asked
+    assert "sft[recipe=bf16]" in {row.label for row in rows}
+    assert only_sft.asked == [("response", "bf16")]  # what it typed, and of its controls nothing
 
 
 def test_the_first_recipe_is_not_named_in_a_label():
@@ -198,9 +251,18 @@ def test_a_student_that_fits_no_recipe_is_refused_while_planning(tmp_path, monke
     ) as refusal:
         planned(tmp_path, monkeypatch, memory=0.745 * GIB)
     assert "\n" not in str(refusal.value)
-    # what was typed is the user's own word: the row says so when it runs
-    cell = planned(tmp_path, monkeypatch, memory=0.745 * GIB, methods=["response[recipe=full]"])
-    assert cell.label == "response"
+    # what was typed is no less refused, whether in brackets or by --set
+    with pytest.raises(HarnessError, match=r"^response fits no recipe here: response\[recipe="):
+        planned(tmp_path, monkeypatch, memory=0.745 * GIB, methods=["response[recipe=full]"])
+    pytest.importorskip("peft")
+    refused = (
+        r"^response\[recipe=full\] needs 0\.\d GiB, and CPU, \d+ cores has 0\.9 GiB; type "
+        r"--set response\.recipe=lora \(0\.\d GiB\) or --set response\.micro_batch_size=1$"
+    )
+    monkeypatch.setattr("harness.planning.recipes.find_spec", lambda name: name == "peft" or None)
+    with pytest.raises(HarnessError, match=refused):
+        small = 0.74 * GIB + 119 * 2**20
+        planned(tmp_path, monkeypatch, memory=small, set={"response": {"recipe": "full"}})
 
 
 def test_a_model_without_a_known_shape_trains_by_the_first_recipe(tmp_path, monkeypatch):

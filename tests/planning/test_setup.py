@@ -5,8 +5,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from harness.data.teacher_sets import parse_teacher_set
+from harness.data.training_sets import TrainingSet
 from harness.errors import HarnessError
-from harness.planning.setup import check_start
+from harness.planning.setup import check_start, check_training_data
 from harness.testing import method_registry
 
 
@@ -46,3 +48,27 @@ def test_a_packed_base_is_not_cut(tmp_path):
         check_start([row("untouched")], ours)
     with pytest.raises(HarnessError, match=r"can neither be cut nor trained; .* floats$"):
         check_start([row("sft", {"recipe": "lora"})], ours)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "is_refused"),
+    [
+        ("cot", {}, True),
+        ("cot", {"form": "step-by-step"}, True),
+        ("answer-only", {}, True),
+        ("cot-unfiltered", {}, False),
+        ("response", {}, False),
+        ("int8", {}, False),
+    ],
+)
+def test_what_a_teacher_writes_has_no_answers_to_compare_with(name, settings, is_refused):
+    written = parse_teacher_set("teacher").data
+    rows = [row(name, settings)]
+    check_training_data(rows, [])
+    check_training_data(rows, [TrainingSet("chats.jsonl", 1.0)])  # its lines may have answers
+    if not is_refused:
+        check_training_data(rows, [written])
+        return
+    message = rf"^{name} needs to know the right answers, .* --train-data teacher nobody does;"
+    with pytest.raises(HarnessError, match=message):
+        check_training_data(rows, [TrainingSet("chats.jsonl", 1.0), written])

@@ -4,7 +4,9 @@ libraries are planted, none is needed.
 
 import importlib
 import sys
+from importlib import metadata
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -82,7 +84,17 @@ def job(random_model, tmp_path):
 
 
 @pytest.fixture
-def planted(tmp_path, monkeypatch):
+def unversioned(monkeypatch):
+    """Hide the versions of libraries that are installed beside their stand-ins."""
+    hidden = SimpleNamespace(
+        version=lambda name: metadata.version(f"no-such-{name}"),
+        PackageNotFoundError=metadata.PackageNotFoundError,
+    )
+    monkeypatch.setattr("methods.compression.external.metadata", hidden)
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch, unversioned):
     """Plant stand-ins for the libraries; return a function that says what packing raises."""
     folder = tmp_path / "site"
     for name, text in {
@@ -197,7 +209,9 @@ def test_a_library_that_cannot_be_imported_is_one_line(name, module, line, plant
 
 @pytest.mark.parametrize("at", ["save", "answer"])
 @pytest.mark.parametrize("kind", ["assertion", "panic", "import", "foreign"])
-def test_what_a_library_raises_while_saving_or_answering_is_one_line(at, kind, job, monkeypatch):
+def test_what_a_library_raises_while_saving_or_answering_is_one_line(
+    at, kind, job, monkeypatch, unversioned
+):
     from methods.compression.base import StudentBuilder
 
     making = StudentBuilder(job, "torchao", plain=True)

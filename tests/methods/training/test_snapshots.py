@@ -201,6 +201,28 @@ def test_the_moments_of_bf16_training_are_copied_each_for_itself():
             assert copy.codes.data_ptr() != moment.codes.data_ptr()
 
 
+def test_a_copy_that_has_no_room_is_not_made(small, tmp_path, in_background, monkeypatch):
+    """The state is written while training waits, and training comes to the same weights."""
+    whole, _ = run(small("Llama"), tmp_path / "whole")
+    copies = []
+    monkeypatch.setattr(states, "Snapshot", lambda *_: copies.append(1))
+    monkeypatch.setattr(snapshots, "free_bytes", lambda device: 1000)
+    run(small("Llama"), tmp_path / "parts", stop=5)
+    again, _ = run(small("Llama"), tmp_path / "parts")
+    assert_equal(whole, again)
+    assert not copies
+
+
+def test_a_copy_has_weights_and_moments(monkeypatch):
+    model, optimizer, accelerator = linear_training()
+    one_step(model, optimizer)
+    # 8 weights in float32, two moments of each, and a count of steps for each of two parameters
+    needed = 3 * 8 * 4 + 2 * 4
+    for free, fits in ((needed, False), (needed / 0.9 + 1, True), (None, True)):
+        monkeypatch.setattr(snapshots, "free_bytes", lambda device, free=free: free)
+        assert snapshots.copies_fit(accelerator) is fits
+
+
 def test_one_thing_is_written_at_a_time_and_an_error_is_raised_once():
     writer, go_on, written = BackgroundWriter(), threading.Event(), []
 

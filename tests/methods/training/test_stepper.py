@@ -225,6 +225,29 @@ def test_a_step_of_two_micro_batches_waits_for_its_device_once(
     assert len(later) == 4 and all(seen == ["tolist"] for seen in later)
 
 
+@pytest.mark.parametrize("start", ["float", "packed"])
+def test_a_step_of_adapters_waits_for_its_device_once(
+    small, compress, tmp_path, start, waits_of_steps
+):
+    pytest.importorskip("peft")
+    from methods.training.lora import add_adapters
+
+    student = small("Llama") if start == "float" else open_model(compress("int4")[0])
+    add_adapters(student.model, rank=2, alpha=4, seed=1, label="x")
+    trained(student, "cached", small, tmp_path / "a")
+    assert waits_of_steps == [["tolist"]] * 5
+
+
+def test_a_step_in_bf16_waits_for_its_device_once(small, tmp_path, waits_of_steps):
+    pytest.importorskip("torchao")
+    student = small("Llama")
+    student.model.bfloat16()
+    trained(student, "cached", small, tmp_path / "a", optimizer="adamw-8bit")
+    first, *later = waits_of_steps
+    assert later == [["tolist"]] * 4
+    assert set(first) == {"tolist"}  # it makes the moments, and the library their tables from lists
+
+
 def test_what_waits_for_a_device_is_seen(small, tmp_path, waits_of_steps, monkeypatch):
     """The counter can fail: transformers asks every batch's mask whether it has padding."""
     monkeypatch.setattr(row_attention, "packs_by_default", lambda device: False)

@@ -139,6 +139,21 @@ def test_files_of_two_revisions_are_never_mixed(tmp_path):
     assert note["revision"] == "b2"
 
 
+def test_files_copied_by_hand_are_not_said_to_be_of_a_fetched_files_revision(tmp_path):
+    folder = tmp_path / "hub/a/b/default"
+    folder.mkdir(parents=True)
+    by_hand = folder / "train.jsonl"
+    by_hand.write_text('{"x": 0}\n')
+    copy(tmp_path, "test", "b2")
+    assert sorted(path.name for path in folder.iterdir()) == ["test.jsonl.gz", "train.jsonl"]
+    copy(tmp_path, "validation", "b2")  # nor beside what was fetched there before
+    assert not (folder / "revision.json").exists()
+    for path in (by_hand, folder / "validation.jsonl.gz"):
+        path.unlink()
+    copy(tmp_path, "test", "c3")  # the only file there: its revision is known
+    assert json.loads((folder / "revision.json").read_text())["revision"] == "c3"
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
