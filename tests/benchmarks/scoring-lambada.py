@@ -13,7 +13,7 @@ from _scoring import alternate_sides, best_batch_size, data_source, outside_mode
 
 import suites
 
-SIZES = (4, 16, 64)
+SIZES = (1, 4, 16)
 
 
 def main() -> None:
