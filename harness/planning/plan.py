@@ -55,7 +55,7 @@ def make_plan(
     models = RunModels.of(config, resolved.teachers, resolved.checkpoints)
     check_vocabularies(rows, models)
     check_start(rows, models)
-    check_training_data(rows, resolved.training_sets)
+    check_training_data(rows, resolved.training_sets, config.methods)
     setup = Setup.of(config, resolved, models)
     code = CodeDigests(resolved.tasks)
     if any(row.trains for row in rows) and (fits := fits_of(setup)) is not None:

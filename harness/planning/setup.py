@@ -25,8 +25,10 @@ from harness.models.shape import parameters_on_disk
 from harness.models.shaping import StudentCut, parse_student_cut
 from harness.models.vocabulary import common_vocabulary, token_map
 from harness.planning.cells import PlannedModel
+from harness.planning.chain import split_chain
 from harness.planning.config import EMBEDDED_BUDGET, OUTSIDE_BUDGET, RunConfig
 from harness.planning.rows import PlannedRow
+from harness.planning.spec import parse_method
 from harness.records.conditions import Conditions, DataReference
 from harness.records.record import CHECKPOINT, TEACHER
 from harness.registry import Registry
@@ -153,17 +155,29 @@ def check_start(rows: Sequence[PlannedRow], models: RunModels) -> None:
             )
 
 
-def check_training_data(rows: Sequence[PlannedRow], sets: Sequence[TrainingSet]) -> None:
-    """Refuse rows that need answers beside the texts where a teacher would write the texts."""
+def check_training_data(
+    rows: Sequence[PlannedRow], sets: Sequence[TrainingSet], typed: Sequence[str]
+) -> None:
+    """Refuse a run for which a teacher would write texts that no row of `typed` can train on.
+
+    Rows that need answers beside the texts cannot; beside rows that can they are skipped by name.
+    """
     written = [data.name for data in sets if isinstance(data, TeacherSet)]
-    for row in rows:
-        if written and any(method.trains and method.needs_answers for method in row.methods):
-            raise HarnessError(
-                f"{row.label} needs to know the right answers, and of the texts that a teacher "
-                f"writes for --train-data {written[0]} nobody does; type cot-unfiltered, sft or "
-                "response in its place, or run it without --train-data: cot has the teacher "
-                "answer the tasks' train prompts, and keeps what is right"
-            )
+    chains = {tuple(parse_method(part)[0] for part in split_chain(chain)) for chain in typed}
+    # controls that nobody typed are no reason to write
+    trained = [row for row in rows if row.trains and row.names in chains]
+    if not (written and trained) or not all(map(_needs_answers, trained)):
+        return
+    raise HarnessError(
+        f"{trained[0].label} needs to know the right answers, and of the texts that a teacher "
+        f"writes for --train-data {written[0]} nobody does; type cot-unfiltered, sft or "
+        "response in its place, or run it without --train-data: cot has the teacher "
+        "answer the tasks' train prompts, and keeps what is right"
+    )
+
+
+def _needs_answers(row: PlannedRow) -> bool:
+    return any(method.trains and method.needs_answers for method in row.methods)
 
 
 @dataclass(frozen=True, kw_only=True)

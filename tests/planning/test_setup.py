@@ -14,7 +14,7 @@ from harness.testing import method_registry
 
 def row(name, settings=None):
     method = method_registry().build(name, settings or {})
-    return SimpleNamespace(label=name, names=(name,), methods=(method,))
+    return SimpleNamespace(label=name, names=(name,), methods=(method,), trains=method.trains)
 
 
 def models(folder, *, library, recipe=None):
@@ -64,11 +64,34 @@ def test_a_packed_base_is_not_cut(tmp_path):
 def test_what_a_teacher_writes_has_no_answers_to_compare_with(name, settings, is_refused):
     written = parse_teacher_set("teacher").data
     rows = [row(name, settings)]
-    check_training_data(rows, [])
-    check_training_data(rows, [TrainingSet("chats.jsonl", 1.0)])  # its lines may have answers
+    check_training_data(rows, [], [name])
+    check_training_data(
+        rows, [TrainingSet("chats.jsonl", 1.0)], [name]
+    )  # its lines may have answers
     if not is_refused:
-        check_training_data(rows, [written])
+        check_training_data(rows, [written], [name])
         return
     message = rf"^{name} needs to know the right answers, .* --train-data teacher nobody does;"
     with pytest.raises(HarnessError, match=message):
-        check_training_data(rows, [TrainingSet("chats.jsonl", 1.0), written])
+        check_training_data(rows, [TrainingSet("chats.jsonl", 1.0), written], [name])
+
+
+@pytest.mark.parametrize(
+    ("typed", "is_refused"),
+    [
+        (["answer-only", "sft", "int8"], False),
+        (["cot[form=step-by-step]", "response"], False),
+        (["int8", "answer-only", "cot"], True),
+        (["cot"], True),  # sft is its control
+    ],
+)
+def test_rows_that_need_answers_stand_beside_others_that_train_on_what_the_teacher_writes(
+    typed, is_refused
+):
+    rows = [row(name.partition("[")[0]) for name in [*typed, "sft"]]
+    written = parse_teacher_set("teacher").data
+    if not is_refused:
+        check_training_data(rows, [written], typed)
+        return
+    with pytest.raises(HarnessError, match=r"needs to know the right answers"):
+        check_training_data(rows, [written], typed)
