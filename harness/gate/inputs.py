@@ -37,12 +37,12 @@ def parse_margin(text: str | None, *, option: str = "--margin") -> Margin:
     if not 0 < share < 1 or (unit == "%" and value < 1):
         suggestion = ""
         if match and not unit and 1 < value < 100:
-            suggestion = f" ({value:g}%?)"
+            suggestion = f"; did you mean {value:g}%?"
         elif unit == "%" and 0 < value < 1:
-            suggestion = f" ({value:g}?)"
+            suggestion = f"; did you mean {value:g}?"
         raise HarnessError(
             f"{option} {text}: give the share that must be kept, between 0 and 1 (0.95 or "
-            f"95%){suggestion}, or what may be lost (2points)"
+            f"95%), or what may be lost (2points){suggestion}"
         )
     return Margin(share, points)
 

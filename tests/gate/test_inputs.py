@@ -44,6 +44,12 @@ def test_a_margin_that_is_none_is_one_line(text):
     ) and "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(("text", "meant"), [("98", "98%"), ("2", "2%"), ("0.95%", "0.95")])
+def test_a_margin_without_its_unit_or_with_one_too_many_is_said_at_the_end(text, meant):
+    with pytest.raises(HarnessError, match=rf"\(2points\); did you mean {meant}\?$"):
+        parse_margin(text)
+
+
 @pytest.mark.parametrize("text", ["1", "1.0", "100%", "1."])
 def test_no_number_of_items_shows_that_all_of_it_is_kept(text):
     with pytest.raises(
