@@ -135,10 +135,23 @@ def decide(groups: Sequence[Group], question: Question) -> Decision:
 
     Of several seeds the mean of a row's trainings is asked, as the tables' retention is.
     """
+    return decide_each(groups, [question])[0]
+
+
+def decide_each(groups: Sequence[Group], questions: Sequence[Question]) -> list[Decision]:
+    """Answer several questions of the same rows, each as `decide` does.
+
+    What two questions ask of a row's items in the same way is tested once.
+    """
+    known: _KnownEvidence = {}
+    return [_decide(groups, question, known) for question in questions]
+
+
+def _decide(groups: Sequence[Group], question: Question, known: "_KnownEvidence") -> Decision:
     subjects = _subjects(groups, question)
     limited = [_limits_of(subject, question) for subject in subjects]
     tested = [number for number, limits in enumerate(limited) if not limits.failed]
-    evidence = [_evidence_of(subjects[number], question) for number in tested]
+    evidence = [_evidence_of(subjects[number], question, known) for number in tested]
     kept = stats.holm([max((task.p_kept for task in tasks), default=1.0) for tasks in evidence])
     lost = stats.holm(
         [
@@ -285,10 +298,21 @@ def slowest_ratio(row: ResultRow) -> Interval:
 # --- what is kept
 
 
-def _evidence_of(subject: _Subject, question: Question) -> list[TaskEvidence]:
+# what was tested already: by the row (its identity), the task and what must be kept of it
+_KnownEvidence = dict[tuple[int, str, float, bool], TaskEvidence]
+
+
+def _evidence_of(
+    subject: _Subject, question: Question, known: _KnownEvidence
+) -> list[TaskEvidence]:
     """Test every task that must be kept."""
-    tasks = question.tasks or subject.group.tasks
-    return [_task_evidence(subject, task, question) for task in tasks]
+    evidence = []
+    for task in question.tasks or subject.group.tasks:
+        key = (id(subject.row), task, question.keep, question.points)
+        if key not in known:
+            known[key] = _task_evidence(subject, task, question)
+        evidence.append(known[key])
+    return evidence
 
 
 def _task_evidence(subject: _Subject, task: str, question: Question) -> TaskEvidence:

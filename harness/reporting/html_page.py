@@ -12,7 +12,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from harness.analysis.comparison import (
     Group,
@@ -22,6 +22,7 @@ from harness.analysis.comparison import (
     row_block,
     teacher_at_chance,
 )
+from harness.analysis.decision import Decision, Question, decide_each
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord
 from harness.records.samples import Evidence
@@ -29,6 +30,15 @@ from harness.reporting.formats import ReportSection, table_data
 from harness.reporting.glossary import GLOSSARY
 from harness.reporting.notes import mixed_conditions
 from harness.reporting.plots import AXES, Point, colours, points_of
+from harness.reporting.recommendation import (
+    CANDIDATE_HEADERS,
+    KEPT_HEADER,
+    answer_text,
+    asked_text,
+    candidate_cells,
+    family_text,
+    shared_reasons,
+)
 from harness.reporting.table import failure_of, less_is_better, row_name
 from harness.statistics.intervals import Interval
 
@@ -112,6 +122,7 @@ _WORDS = (
     columns.FAMILY,
     columns.SUBJECT,
     columns.FRONT,
+    columns.WHY,
 )
 _FLIPS = (columns.ROW, columns.LOSSES, columns.WINS, columns.NET, columns.CHANGED)
 _PARTS = (columns.SUBJECT, columns.TEACHER, columns.STUDENT, columns.GAP)
@@ -128,6 +139,7 @@ def _with_columns(template: str) -> str:
         f"columns:{name}": [quantity.header for quantity in quantities]
         for name, quantities in lists.items()
     }
+    values["columns:words"].append(KEPT_HEADER)  # of the decision: a text for each task
     values["less:flips"] = [quantity.better == "lower" for quantity in _FLIPS]
     values |= {"column:row": columns.ROW.header, "column:lowest": columns.LOWEST.header}
     for name, value in values.items():
@@ -173,6 +185,7 @@ def _group_data(
             for task in tasks
         },
         "kept": _retention_lines(group, tasks),
+        "decisions": _decisions(group),
         "flips": {task: _flip_lines(group, task) for task in tasks},
         "parts": {task: _accuracies_by_subject(group, task) for task in tasks},
         "curves": _training_curves(group, evidence),
@@ -222,6 +235,59 @@ def _retention_lines(group: Group, tasks: Sequence[str]) -> list[list[Any]]:
         numbers = [None if value is None else round(value, 4) for value in values]
         lines.append([row_name(row), row_block(row), texts, numbers])
     return lines
+
+
+# what the page answers at once; anything else: harness recommend
+_OFFERED_KEEPS = (0.90, 0.95, 0.98, 0.99)
+_OFFERED_SPEEDS = (None, 1.5, 2.0)
+_OFFERED_WISHES: tuple[Literal["smallest", "fastest"], ...] = ("smallest", "fastest")
+
+
+def _decisions(group: Group) -> dict[str, Any]:
+    """Return which row to take for each question that the page offers, as `recommend` says it.
+
+    Empty where nothing can be asked: without a teacher, or without a row beside it.
+    """
+    questions = [
+        Question(keep=keep, faster=faster, take=take)
+        for keep in _OFFERED_KEEPS
+        for faster in _OFFERED_SPEEDS
+        for take in _OFFERED_WISHES
+    ]
+    if group.teacher is None:
+        return {}
+    decisions = decide_each([group], questions)
+    if not decisions[0].candidates:
+        return {}
+    return {
+        "columns": CANDIDATE_HEADERS,
+        "keep": [f"{100 * keep:g} %" for keep in _OFFERED_KEEPS],
+        "faster": [f"{faster:g} x" if faster else "any" for faster in _OFFERED_SPEEDS],
+        "take": list(_OFFERED_WISHES),
+        # one for each combination, in the order of three nested loops over the lists above
+        "answers": [_decision_data(decision) for decision in decisions],
+    }
+
+
+def _decision_data(decision: Decision) -> dict[str, Any]:
+    """Return an answer, how it was found, the command that gives it, and its candidates."""
+    question, shared = decision.question, shared_reasons(decision)
+    command = f"harness recommend RUN --keep {question.keep:g}"
+    if question.faster:
+        command += f" --faster {question.faster:g}"
+    if question.take != "smallest":
+        command += f" --take {question.take}"
+    return {
+        "answer": decision.answer.value,
+        "said": answer_text(decision),
+        "notes": [
+            *(f"every row: {reason}" for reason in shared),
+            f"asked: {asked_text(question)}",
+            family_text(decision),
+        ],
+        "command": command,
+        "rows": [candidate_cells(candidate, shared) for candidate in decision.candidates],
+    }
 
 
 def _titles(sections: Sequence[ReportSection]) -> list[str]:

@@ -20,10 +20,11 @@ from harness.files.writing import nonfinite_as_null
 from harness.records import columns
 from harness.records.record import TEACHER, RunRecord
 
-_HEADERS = [
+KEPT_HEADER = "kept"
+CANDIDATE_HEADERS = [
     columns.VERDICT.header,
     columns.ROW.header,
-    "kept",
+    KEPT_HEADER,
     columns.P_HOLM.header,
     columns.DECODE_X.header,
     columns.DISK.header,
@@ -90,22 +91,42 @@ def decision_text(decision: Decision) -> str:
     """Return the candidates, what was asked and the answer, for a terminal."""
     from tabulate import tabulate
 
-    rows = [[clean(text) for text in _cells(candidate)] for candidate in decision.candidates]
-    table = tabulate(rows, headers=_HEADERS, tablefmt="plain", disable_numparse=True)
-    family = (
-        f"retention: one-sided alpha {decision.question.alpha:g}, Holm over {decision.tests} rows "
-        "(of choices: above chance); brackets hold each row's own 95 % interval"
-    )
+    shared = shared_reasons(decision)
+    rows = [
+        [clean(text) for text in candidate_cells(candidate, shared)]
+        for candidate in decision.candidates
+    ]
+    table = tabulate(rows, headers=CANDIDATE_HEADERS, tablefmt="plain", disable_numparse=True)
     parts = (
         table if rows else "",
+        *(f"every row: {reason}" for reason in shared),
         f"asked: {asked_text(decision.question)}",
-        family if decision.tests else "",
+        family_text(decision),
         answer_text(decision),
     )
     return "\n".join(clean(part) if part is not parts[0] else part for part in parts if part)
 
 
-def _cells(candidate: Candidate) -> list[str]:
+def family_text(decision: Decision) -> str:
+    """Return how retention was tested, in one line; "" where nothing was."""
+    if not decision.tests:
+        return ""
+    return (
+        f"retention: one-sided alpha {decision.question.alpha:g}, Holm over {decision.tests} rows "
+        "(of choices: above chance); brackets hold each row's own 95 % interval"
+    )
+
+
+def shared_reasons(decision: Decision) -> list[str]:
+    """Return the reasons that hold of every candidate, which are said once and not in each row."""
+    first, *others = decision.candidates or (None,)
+    if first is None or not others:
+        return []
+    return [reason for reason in first.reasons if all(reason in row.reasons for row in others)]
+
+
+def candidate_cells(candidate: Candidate, shared: Sequence[str] = ()) -> list[str]:
+    """Return a candidate's cells under `CANDIDATE_HEADERS`, without the reasons in `shared`."""
     is_tested = any(not task.reason for task in candidate.tasks)
     return [
         candidate.standing.value,
@@ -115,7 +136,7 @@ def _cells(candidate: Candidate) -> list[str]:
         columns.DECODE_X.with_interval(candidate.speed),
         columns.DISK.text(columns.DISK.scaled(candidate.disk)),
         columns.PEAK.text(columns.PEAK.scaled(candidate.memory)),
-        "; ".join(candidate.reasons),
+        "; ".join(reason for reason in candidate.reasons if reason not in shared),
     ]
 
 

@@ -14,6 +14,7 @@ import time
 import pytest
 from typer.testing import CliRunner
 
+import harness
 from harness.cli.app import app
 from harness.records.conditions import ModelReference
 from harness.records.record import (
@@ -26,6 +27,7 @@ from harness.records.record import (
 )
 from harness.records.samples import Evidence, evidence_of
 from harness.reporting import html_page, report
+from harness.reporting.recommendation import answer_text
 
 ENVIRONMENT = Environment(
     device="cpu",
@@ -229,6 +231,30 @@ def test_the_page_holds_what_the_tables_hold(made):
     assert series["validation_ce"] == [[20000], [0.5]]  # logged once: thinning never loses a term
 
 
+def test_the_page_answers_which_row_to_take_as_recommend_does(made):
+    offered = data_of(made / "page.html")["groups"][0]["decisions"]
+    answers = iter(offered["answers"])
+    said = []
+    for keep in offered["keep"]:
+        for faster in offered["faster"]:
+            for take in offered["take"]:
+                share = float(keep.removesuffix(" %")) / 100
+                ratio = None if faster == "any" else float(faster.removesuffix(" x"))
+                expected = harness.recommend(records(), keep=share, faster=ratio, take=take)
+                answer = next(answers)
+                said.append(answer["said"])
+                assert answer["said"] == answer_text(expected)
+                assert [row[1] for row in answer["rows"]] == [
+                    candidate.label for candidate in expected.candidates
+                ]
+    assert next(answers, None) is None and len(set(said)) > 2
+
+
+def test_a_page_without_a_teacher_offers_no_decision(tmp_path):
+    html_page.write_page(report.build_sections(records()[1:]), tmp_path)
+    assert data_of(tmp_path / "page.html")["groups"][0]["decisions"] == {}
+
+
 def test_the_frontier_holds_what_nothing_beats():
     [group] = [one.group for one in report.build_sections(records())]
     from harness.reporting.plots import points_of
@@ -410,6 +436,19 @@ def test_sorting(shown):
     ]
     shown.locator(f"{QUALITY} button", has_text="as made").click()
     assert names(shown)[0] == "teacher" and head.get_attribute("aria-sort") == "none"
+
+
+def test_choosing_what_a_row_must_keep_changes_the_answer(shown):
+    part = shown.locator("section[aria-label=decision]")
+    answer = part.locator("p[role=status]").first
+    strict = answer.inner_text()
+    part.locator("select").first.select_option("90 %")
+    part.locator("select").nth(1).select_option("2 x")
+    assert answer.inner_text() != strict
+    expected = harness.recommend(records(), keep=0.9, faster=2.0)
+    assert answer.inner_text() == answer_text(expected)
+    assert part.locator("tbody tr").count() == len(expected.candidates)
+    assert "harness recommend RUN --keep 0.9 --faster 2" in part.inner_text()
 
 
 def test_filtering(shown):

@@ -78,3 +78,14 @@ def test_questions_that_cannot_be_answered_are_refused(asked, message):
 def test_records_without_a_teacher_are_refused():
     with pytest.raises(HarnessError, match="no teacher that succeeded"):
         refuse_question(Question(keep=0.95), [SAME])
+
+
+def test_a_reason_that_all_rows_share_is_said_once():
+    """`--on` a task that nobody scored, or a teacher at chance: not the same words in each row."""
+    other = row("int4", flipped(marks(800), lose=5))
+    decision = answered([TEACHES, SAME, other], tasks=("unseen",))
+    text = decision_text(decision)
+    assert text.count("unseen was not scored") == 2  # under the table, and in the answer
+    assert "every row: unseen was not scored" in text
+    own = answered([TEACHES, SAME, row("int4", flipped(marks(800), lose=300))])
+    assert "every row" not in decision_text(own)
