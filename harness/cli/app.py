@@ -20,6 +20,7 @@ from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
 from harness.cli.recommend import recommend
 from harness.cli.score import ScoreCommand, score
+from harness.cli.show import show
 from harness.errors import CellFailed, HarnessError, OldName, unknown
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ app.command(cls=ScoreCommand)(score)
 app.command(cls=Command)(check)
 app.command(cls=Command)(compare)
 app.command(cls=Command)(recommend)
+app.command(cls=Command)(show)
 app.add_typer(baseline_app)
 app.add_typer(data_app)
 app.command(cls=Command)(export)

@@ -29,6 +29,7 @@ OPTIONS = {
     "compare": "--tasks --metric --filter --other-prompts --task-weights --alpha --tolerance "
     "--detect --json --junit --markdown --annotate --no-annotate",
     "recommend": "--keep --memory --faster --smaller --on --take --rows --alpha --json",
+    "show": "--seed",
     "baseline": "",
     "data": "",
     "export": "--out --project",
@@ -108,6 +109,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & heavy)
         (["run", "--dry-run"], []),
         (["report", "--explain"], []),
         (["check", "--help"], []),
+        (["show", "response", "results/distillation-tiny"], []),
         (["cache", "ls", "--cache", "."], []),
     ],
 )

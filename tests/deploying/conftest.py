@@ -1,0 +1,35 @@
+"""A store of made-up rows, as a run leaves one, without a model."""
+
+import json
+
+import pytest
+from gate_rows import TEACHES, flipped, marks, row
+
+from harness.planning.config import RunConfig
+from harness.records.record import write_record
+from harness.records.store import Store
+
+
+@pytest.fixture
+def made_store(tmp_path):
+    """Return a store of a teacher and of int4 at two group sizes, one with a student's files."""
+    store = Store(tmp_path / "runs")
+    store.prepare()
+    rows = [
+        TEACHES.model_copy(update={"key": "teaches"}),
+        row("int4", flipped(marks(800), lose=45, win=10), key="plain"),
+        row("int4[group_size=32]", flipped(marks(800), lose=20, win=10), key="small"),
+    ]
+    student = store.student("student-of-int4") / "student"
+    student.mkdir(parents=True)
+    (student / "config.json").write_text("{}")
+    (student / "model.safetensors").write_bytes(b"12345")
+    for record in rows:
+        write_record(store.record_path(record.key), record)
+        stages = ["/elsewhere/students/student-of-int4"] if record.label == "int4" else []
+        job = {"stage_folders": stages, "teachers": [{"path": str(tmp_path / "gone")}]}
+        (store.cell(record.key) / "job.json").write_text(json.dumps({**job, "cell": {}}))
+    (store.cell(rows[1].key) / "log.txt").write_text("a line of the log\n")
+    asked = RunConfig(methods=("int4", "int4[group_size=32]"), seeds=1, limit=1000)
+    store.write_run(asked.model_dump(mode="json"), [record.key for record in rows])
+    return store
