@@ -1,7 +1,8 @@
 """Evaluation-first benchmarking of LLM compression.
 
 `run` makes students and scores them; `load_records` reads the records, `recommend` names the row to
-take. All are loaded lazily, so that importing this package imports neither torch nor pandas.
+take, `export_student` writes its student for servers. All are loaded lazily, so that importing this
+package imports neither torch nor pandas.
 """
 
 import sys
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from types import ModuleType
 
-    from harness.api import Run, load_records, recommend, run
+    from harness.api import Run, export_student, load_records, recommend, run
     from harness.errors import HarnessError
 
-__all__ = ["HarnessError", "Run", "load_records", "recommend", "run"]
+__all__ = ["HarnessError", "Run", "export_student", "load_records", "recommend", "run"]
 __version__ = "0.1.0"
 
 

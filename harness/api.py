@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.data.source import LocalOrHubData
     from harness.data.subsets import Subset
     from harness.data.training_sets import TrainingSet
+    from harness.deploying.student import Export
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
     from harness.measuring.measure import MeasurementResult, TimedModel, TimingSettings
@@ -640,6 +641,31 @@ def _write_stamps(
         path, json.dumps({"environment": place.model_dump(mode="json"), "models": models})
     )
     return path
+
+
+def export_student(
+    row: str,
+    place: Path = Path("results/runs"),
+    *,
+    out: Path,
+    form: str = "safetensors",
+    dtype: str = "auto",
+    check: int | str = 50,
+    tolerance: float = 0.04,
+    seed: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+) -> "Export":
+    """Write a row's student into a new folder in a form that others serve, and check it.
+
+    `check` items of the row are scored again ("all" of them, or "none"), of which the share
+    `tolerance` may be graded otherwise than in the record. Raises `HarnessError` for what the form
+    cannot express; `CellFailed` where the opened export does not hold the student's weights.
+    """
+    from harness.deploying.row import find_row
+    from harness.deploying.student import export_options, export_student
+
+    options = export_options(form=form, dtype=dtype, check=check, tolerance=tolerance)
+    return export_student(find_row(row, place, seed=seed), out, options, progress=progress)
 
 
 def train_embedded(

@@ -1,6 +1,6 @@
 """The command `harness`: options in, exit code out. No torch until a command computes.
 
-`app.main` is the console script. `check` holds the commands that judge and export, `compare`,
+`app.main` is the console script. `check` holds the commands that judge, `compare`, `export`,
 `recommend` and `show` the commands of these names, `data` the one that copies tasks' data,
 `options` what all commands share, `tables` what `harness report` writes, `dry_run` what a plan
 looks like. `console` shows progress, `ending` says how a command ended, and `pytest_plugin` turns
@@ -15,6 +15,7 @@ __all__ = [
     "data",
     "dry_run",
     "ending",
+    "export",
     "options",
     "pytest_plugin",
     "recommend",

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from harness.cli.check import baseline_app, check, export, verify
+from harness.cli.check import baseline_app, check, verify
 from harness.cli.compare import compare
 from harness.cli.data import data_app
 from harness.cli.ending import catch_signals, exit_code_of, flush_output, guard_streams
+from harness.cli.export import export_app
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, ConfigCommand, refuse_duplicates
 from harness.cli.recommend import recommend
 from harness.cli.score import ScoreCommand, score
@@ -47,7 +48,7 @@ app.command(cls=Command)(recommend)
 app.command(cls=Command)(show)
 app.add_typer(baseline_app)
 app.add_typer(data_app)
-app.command(cls=Command)(export)
+app.add_typer(export_app)
 app.command(cls=Command)(verify)
 
 

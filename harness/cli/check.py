@@ -1,4 +1,4 @@
-"""The commands that judge and export: `harness check`, `baseline`, `verify`, `export`. No torch.
+"""The commands that judge: `harness check`, `baseline`, `verify`. No torch.
 
 Exit codes of `check`: 0 passed, 1 regressed or missed, 3 cannot tell, 4 not comparable; 2 is a
 user's mistake, as everywhere.
@@ -7,16 +7,15 @@ user's mistake, as everywhere.
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from harness.cli.options import HELP_FLAGS, Command, CommandGroup, refuse_duplicates
-from harness.errors import HarnessError, unknown
+from harness.errors import HarnessError
 from harness.escape import clean
-from harness.files.places import check_file, check_folder
+from harness.files.places import check_file
 from harness.gate.inputs import (
     parse_decide,
     parse_margin,
@@ -440,50 +439,3 @@ def verify(
     differing = sum(bool(result.difference) for result in results)
     typer.echo(f"{len(results)} records, {differing} differ")
     return 1 if differing or problems else 0
-
-
-class ExportForm(StrEnum):
-    """Where records can be handed on to."""
-
-    lm_eval = "lm-eval"
-    datasets = "datasets"
-    mlflow = "mlflow"
-    wandb = "wandb"
-    trackio = "trackio"
-
-
-def export(
-    form: Annotated[
-        ExportForm,
-        typer.Argument(
-            help="lm-eval: its result files; datasets: per-item rows; or a tracker that is "
-            "installed."
-        ),
-    ],
-    place: Records = Path("results/runs"),
-    out: Annotated[Path, typer.Option(help="Where files are written.")] = Path("results/exported"),
-    project: Annotated[
-        str, typer.Option(help="Project or experiment of a tracker.")
-    ] = "compression-harness",
-) -> int:
-    """Export records as lm-eval's result JSON, as a `datasets` folder, or as runs of a tracker.
-
-    The trackers are MLflow, W&B and trackio.
-    """
-    from harness.records import export as handing
-    from harness.records.samples import evidence_of
-
-    check_folder(out, "--out")
-    records = [record for record in records_of(place) if record.status == "success"]
-    if not records:
-        raise HarnessError(f"{place}: no record that succeeded; type: harness run")
-    if form is ExportForm.lm_eval:
-        written = list(map(str, handing.to_lm_eval(records, out)))
-    elif form is ExportForm.datasets:
-        written = list(map(str, handing.to_datasets(records, evidence_of(place, records), out)))
-    elif form in (ExportForm.mlflow, ExportForm.wandb, ExportForm.trackio):
-        written = handing.to_tracker(form.value, records, project=project)
-    else:
-        raise unknown("form", str(form), [record.value for record in ExportForm])
-    typer.echo(f"written: {', '.join(written)}")
-    return 0

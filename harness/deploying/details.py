@@ -3,6 +3,7 @@
 No torch.
 """
 
+import shlex
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from harness.analysis.comparison import ResultRow, compare, figure_ratio
 from harness.analysis.single import score_interval
 from harness.deploying.row import StoredRow
+from harness.deploying.written import STUDENT_FORMS
 from harness.escape import clean
 from harness.files.untrusted import Unreadable, read_object
 from harness.planning.spelled import typed_command
@@ -191,8 +193,8 @@ def _command(row: StoredRow) -> list[str]:
     path = run_file_of(row)
     if path is None:
         return ["not kept: a study holds records alone"]
-    asked = read_object(path).get("asked")
-    return [typed_command(asked if isinstance(asked, dict) else {}), f"(run file {path})"]
+    config = read_object(path).get("asked")
+    return [typed_command(config if isinstance(config, dict) else {}), f"(run file {path})"]
 
 
 def run_file_of(row: StoredRow) -> Path | None:
@@ -231,4 +233,8 @@ def _cell_files(row: StoredRow) -> Iterator[str]:
 
 def _next_steps(row: StoredRow) -> list[str]:
     """Return what may be typed next: how the row's student is handed on."""
-    return []
+    if not row.made_here or row.model is None:
+        return []
+    place = "" if row.place == Path("results/runs") else f" {shlex.quote(str(row.place))}"
+    name = f"{shlex.quote(row.record.label)}{place}"
+    return [f"harness export student {name} --form {form} --out DIR" for form in STUDENT_FORMS]

@@ -106,9 +106,9 @@ def _labelled(label: str, records: Sequence[RunRecord]) -> list[RunRecord]:
 def _of_seed(records: Sequence[RunRecord], seed: int | None, label: str) -> RunRecord:
     if seed is None:
         return records[0]
-    found = next((record for record in records if record.seed == seed), None)
-    if found is None:
+    of_seed = next((record for record in records if record.seed == seed), None)
+    if of_seed is None:
         seeds = sorted({str(record.seed) for record in records if record.seed is not None})
         known = f"it has {', '.join(seeds)}" if seeds else "it drew nothing; leave --seed out"
         raise HarnessError(f"--seed {seed}: {label} has no record of that seed; {known}")
-    return found
+    return of_seed

@@ -215,12 +215,17 @@ def _describe_non_finite(name: str, tensor: "torch.Tensor") -> str:
     return f"{name}{position if position else ''} is {value} ({count})"
 
 
+def is_model_file(path: Path) -> bool:
+    """Tell whether a file of a model folder decides how the model answers."""
+    return _MODEL_FILES.fullmatch(path.name) is not None
+
+
 def folder_digest(folder: Path, *, cache: Path | None = None) -> str:
     """Return the content digest of a model folder: weights, configuration, tokenizer.
 
     Made of the files' names and bytes. Weights are read, or their digests remembered in `cache`.
     """
-    files = (path for path in sorted(folder.iterdir()) if _MODEL_FILES.fullmatch(path.name))
+    files = (path for path in sorted(folder.iterdir()) if is_model_file(path))
     return digest_of([(path.name, _file_digest(path, cache)) for path in files])
 
 

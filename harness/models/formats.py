@@ -59,13 +59,17 @@ def require_format(folder: Path, name: str, *, device: str) -> None:
     packed = packing_library(folder)
     if packed in ("", OWN_FORMAT):
         return
-    module, packages = _LIBRARIES.get(packed, ("", ""))
-    if module and not _is_installed(module):
-        raise Skipped(
-            f"{name} is stored as {packed}, and {module} is not installed here; type: pip install "
-            f"{packages}"
-        )
+    if problem := library_problem(packed):
+        raise Skipped(f"{name} is stored as {packed}, and {problem}")
     _ask_transformers(folder, name, packed, device)
+
+
+def library_problem(packed: str) -> str:
+    """Return that the library of a format is missing and what to install; "" where it is here."""
+    module, packages = _LIBRARIES.get(packed, ("", ""))
+    if not module or _is_installed(module):
+        return ""
+    return f"{module} is not installed here; type: pip install {packages}"
 
 
 def require_peft(name: str) -> None:

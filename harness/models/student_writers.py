@@ -211,7 +211,7 @@ class BlockwiseWriter:
                     spool.add(key, tensor)
         size = inspect.signature(model.save_pretrained).parameters["max_shard_size"].default
         metadata = {"total_parameters": model.num_parameters()}
-        _write_shards(folder, spool, names, str(size), metadata, end="\n", sort_keys=True)
+        write_shards(folder, spool, names, str(size), metadata, end="\n", sort_keys=True)
 
     def save_packed(self, folder: Path, specs: dict[str, Any], *, method: str) -> None:
         """Write a packed student into a folder."""
@@ -220,7 +220,7 @@ class BlockwiseWriter:
         own_weights = self.spool.keys() - self._packed.keys()
         names = [key for key in model.state_dict() if key in own_weights]
         names += self._packed
-        _write_shards(folder, self.spool, names, PACKED_SHARD, {"format": "pt"})
+        write_shards(folder, self.spool, names, PACKED_SHARD, {"format": "pt"})
         save_packed_config(self.opened, folder, specs=specs, dtype=self.dtype)
         refuse_changed_blocks(
             folder, self.spool, name=method, dtype=self.dtype, tied=is_tied(model)
@@ -241,7 +241,7 @@ def _save_all_but_weights(model: Any, folder: Path) -> None:
         model.hf_quantizer = quantizer
 
 
-def _write_shards(
+def write_shards(
     folder: Path,
     spool: TensorSpool,
     names: list[str],

@@ -7,7 +7,7 @@ gets a remark. No torch at import.
 import json
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -143,6 +143,35 @@ def score_again(job: CellJob) -> "list[TaskScore]":
     student = _finished_student(loaded)
     with _open_backend(loaded.job, student, job.conditions.dtype) as backend:
         return _score_tasks(loaded, backend)[0]
+
+
+def score_checkpoint(
+    job: CellJob,
+    checkpoint: Checkpoint,
+    *,
+    limit: int | None,
+    progress: Callable[[Progress], None],
+) -> "list[ItemRow]":
+    """Score another model as a finished cell was scored; return its answers, write nothing.
+
+    `limit` is the largest number of items of a task: a sample of those that the cell has. No cached
+    answer is used.
+    """
+    import torch
+
+    torch.set_num_threads(job.threads)
+    own_limits = {name: limit_for(job.conditions.limit, name) for name in job.conditions.task_names}
+    limits = {
+        name: min(filter(None, (limit, own)), default=None) for name, own in own_limits.items()
+    }
+    conditions = job.conditions.model_copy(
+        update={"limit": {name: count for name, count in limits.items() if count} or None}
+    )
+    work = job.work.model_copy(update={"force": True, "backend": "transformers"})
+    changed = job.model_copy(update={"work": work, "conditions": conditions})
+    loaded = LoadedJob.of(changed, progress)
+    with _open_backend(loaded.job, checkpoint, job.conditions.dtype) as backend:
+        return _score_tasks(loaded, backend)[1]
 
 
 def _finished_student(loaded: LoadedJob) -> Checkpoint:

@@ -32,7 +32,7 @@ OPTIONS = {
     "show": "--seed",
     "baseline": "",
     "data": "",
-    "export": "--out --project",
+    "export": "",
     "verify": "--score",
     "report": "--out --keep --price --against --sort --forms --html --plots --explain",
     "train-tiny": "--budget --help --only --out",
@@ -73,6 +73,15 @@ def test_the_surface_is_this_and_no_more():
         },
         "show": set(),
         "diff": set(),
+    }
+    inner = {
+        name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params])))
+        for name, one in commands["export"].commands.items()
+    }
+    assert inner == {
+        "student": {"--form", "--out", "--dtype", "--check", "--tolerance", "--seed"},
+        **{name: {"--out"} for name in ("lm-eval", "datasets")},
+        **{name: {"--project"} for name in ("mlflow", "wandb", "trackio")},
     }
     for name, command in commands.items():
         found = {

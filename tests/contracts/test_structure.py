@@ -182,6 +182,7 @@ _OPTIONS = "a command's options are its parameters: typer reads them from the si
 _DOOR = "the Python door: each keyword is an option of the command, by the same name"
 LARGE = {
     "harness/api.py:estimate_plans": _DOOR,
+    "harness/api.py:export_student": _DOOR,
     "harness/api.py:measure_models": _DOOR,
     "harness/api.py:recommend": _DOOR,
     "harness/cli/app.py:plan": _OPTIONS,

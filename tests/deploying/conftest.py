@@ -33,3 +33,39 @@ def made_store(tmp_path):
     asked = RunConfig(methods=("int4", "int4[group_size=32]"), seeds=1, limit=1000)
     store.write_run(asked.model_dump(mode="json"), [record.key for record in rows])
     return store
+
+
+@pytest.fixture(scope="session")
+def packed_student(random_model, tmp_path_factory):
+    """Return a maker of packed students of a random Llama: every block's matrix by `quantize`.
+
+    `kind` and `entries` stand in `config.json`; the table becomes int8 unless `table` is False.
+    """
+    import torch
+
+    from harness.models.language_model import open_model
+    from harness.models.packed import save_packed
+    from methods.compression.rounding import packed_layer, round_to_nearest
+
+    def make(kind, *, table=True, **settings):
+        opened = open_model(random_model)
+        opened.model.to(torch.bfloat16)
+        specs, tensors = {}, {}
+        for name, layer in opened.model.named_modules():
+            if isinstance(layer, torch.nn.Linear) and name != "lm_head":
+                bits = 4 if kind == "int4" else 8
+                matrix = round_to_nearest(layer.weight, bits=bits, **settings)
+                specs[name], own = packed_layer(name, matrix, None, kind=kind)
+                tensors |= own
+        if table:
+            name, weight = "model.embed_tokens", opened.model.model.embed_tokens.weight
+            rows = round_to_nearest(weight, bits=8)
+            specs[name], own = packed_layer(name, rows, None, kind="int8", embedding=True)
+            specs["lm_head"] = {"kind": "tied", "table": name}
+            tensors |= own
+        folder = tmp_path_factory.mktemp("packed") / "student"
+        folder.mkdir()
+        save_packed(opened, folder, specs=specs, tensors=tensors, dtype=torch.bfloat16)
+        return folder
+
+    return make
