@@ -650,6 +650,7 @@ def export_student(
     out: Path,
     form: str = "safetensors",
     dtype: str = "auto",
+    kind: str = "auto",
     check: int | str = 50,
     tolerance: float = 0.04,
     seed: int | None = None,
@@ -664,7 +665,7 @@ def export_student(
     from harness.deploying.row import find_row
     from harness.deploying.student import export_options, export_student
 
-    options = export_options(form=form, dtype=dtype, check=check, tolerance=tolerance)
+    options = export_options(form=form, dtype=dtype, kind=kind, check=check, tolerance=tolerance)
     return export_student(find_row(row, place, seed=seed), out, options, progress=progress)
 
 

@@ -39,6 +39,7 @@ class StudentForm(StrEnum):
 
     safetensors = "safetensors"
     compressed_tensors = "compressed-tensors"
+    gguf = "gguf"
 
 
 @export_app.command("student", cls=Command)
@@ -49,7 +50,7 @@ def student(
         StudentForm,
         typer.Option(
             help="safetensors: plain floats; compressed-tensors: int8 and int4 as vLLM and SGLang "
-            "read them."
+            "read them; gguf: for llama.cpp and Ollama (Llama architecture)."
         ),
     ] = StudentForm.safetensors,
     out: Annotated[
@@ -60,6 +61,13 @@ def student(
         typer.Option(
             help="Type of floats: auto (none changes), float32, bfloat16, float16 (rounded; it is "
             "said by how much)."
+        ),
+    ] = "auto",
+    kind: Annotated[
+        str,
+        typer.Option(
+            help="Of a GGUF file's matrices: auto (the student's own codes), f32, f16, bf16, q8_0, "
+            "q4_0, q4_1."
         ),
     ] = "auto",
     check: Annotated[
@@ -90,6 +98,7 @@ def student(
             form=form.value,
             out=out,
             dtype=dtype,
+            kind=kind,
             check=check,
             tolerance=tolerance,
             seed=seed,

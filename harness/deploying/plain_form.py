@@ -60,7 +60,10 @@ def dtype_note(dtype: torch.dtype, largest: float) -> str:
     name = str(dtype).removeprefix("torch.")
     if not largest:
         return f"floats are stored in {name}, which holds every one of them exactly"
-    return f"rounded to {name}: a weight changes by at most {100 * largest:.2g} % of itself"
+    return (
+        f"rounded to {name}: a weight moves by at most {100 * largest:.2g} % of the largest in its "
+        "matrix"
+    )
 
 
 def copy_model_files(source: Path, folder: Path, *, weights: bool) -> None:

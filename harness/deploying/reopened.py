@@ -18,7 +18,7 @@ class Reopened(NamedTuple):
 
     weights: int  # tensors that were compared
     missing: tuple[str, ...]  # that the opened export does not have
-    largest_change: float  # of a weight, relative to it
+    largest_change: float  # of a weight, relative to the largest of its tensor
     where: str  # the tensor with that change; "" where all are equal
     libraries: tuple[str, ...]  # with their versions
 
@@ -75,8 +75,6 @@ def _opened(export: Path) -> tuple[Any, list[str]]:
 
 def _compared(student: Path, state: dict[str, Any]) -> Reopened:
     """Compare every weight of a student with those of an opened export."""
-    import torch
-
     from harness.deploying.stored import StoredStudent
 
     stored = StoredStudent(student, student.name)
@@ -88,12 +86,9 @@ def _compared(student: Path, state: dict[str, Any]) -> Reopened:
             missing.append(name)
             continue
         opened, own = state[name].double(), own.double()
-        if torch.equal(opened, own):
-            continue
-        moved = opened != own
-        # a weight of 0 that is none any more has changed without bound
-        change = float(((opened - own).abs()[moved] / own.abs()[moved]).max())
-        if change > largest:
+        gap = float((opened - own).abs().max())
+        change = gap / max(float(own.abs().max()), 1e-300)
+        if not change <= largest:  # a number that is none counts too
             largest, where = change, name
     return Reopened(len(names), tuple(missing), largest, where, ())
 

@@ -24,7 +24,7 @@ from harness.models.formats import quantization_of
 from harness.models.packed import packed_module, tied_names, unpack_nibbles
 
 _EXACT_DTYPES = (torch.bfloat16, torch.float16)  # tried in this order; else fp32
-_COLUMNS_AT_ONCE = 2**24  # weights of a part of a matrix that is compared
+_WEIGHTS_AT_ONCE = 2**24  # of a tensor that is compared
 
 
 class PackedMatrix(NamedTuple):
@@ -225,15 +225,16 @@ def exact_dtype(student: StoredStudent) -> torch.dtype:
 
 
 def largest_change(tensor: Tensor, dtype: torch.dtype) -> float:
-    """Return the largest relative change of a weight that a float type makes; 0 for none."""
-    largest = 0.0
-    for part in tensor.reshape(-1).split(_COLUMNS_AT_ONCE):
+    """Return the largest change of a weight that a float type makes, 0 for none.
+
+    It is relative to the largest weight of the tensor.
+    """
+    gap = largest = 0.0
+    for part in tensor.reshape(-1).split(_WEIGHTS_AT_ONCE):
         values = part.double()
-        change = (part.to(dtype).double() - values).abs()
-        moved = change > 0
-        if bool(moved.any()):
-            largest = max(largest, float((change[moved] / values[moved].abs()).max()))
-    return largest
+        gap = max(gap, float((part.to(dtype).double() - values).abs().max()))
+        largest = max(largest, float(values.abs().max()))
+    return gap / largest if gap else 0.0
 
 
 def _shape_text(shape: tuple[int, ...] | None) -> str:

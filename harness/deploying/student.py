@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
@@ -10,7 +11,7 @@ from harness.contract import Progress
 from harness.deploying.reopened import Reopened, reopen
 from harness.deploying.rescoring import Rescoring, require_answers, score_export
 from harness.deploying.row import StoredRow
-from harness.deploying.written import STUDENT_FORMS, Written
+from harness.deploying.written import GGUF_KINDS, STUDENT_FORMS, Written
 from harness.errors import CellFailed, HarnessError, unknown
 from harness.files.places import check_folder
 from harness.files.problems import path_text
@@ -30,16 +31,25 @@ class ExportOptions:
 
     form: str  # one of `STUDENT_FORMS`
     dtype: str = "auto"  # of floats
+    kind: str = "auto"  # of the tensors of a GGUF file
     check: int | Literal["all", "none"] = 50  # items that are scored again
     tolerance: float = 0.04  # the share of them that may be graded otherwise than in the record
 
 
-def export_options(*, form: str, dtype: str, check: int | str, tolerance: float) -> ExportOptions:
+def export_options(
+    *, form: str, dtype: str, kind: str, check: int | str, tolerance: float
+) -> ExportOptions:
     """Return options as they were typed. Raises `HarnessError` for what is none."""
     if form not in STUDENT_FORMS:
         raise unknown("form", form, STUDENT_FORMS, hint="(in --form)")
     if dtype not in DTYPES:
         raise unknown("type", dtype, DTYPES, hint="(in --dtype)")
+    if kind not in GGUF_KINDS:
+        raise unknown("GGUF kind", kind, GGUF_KINDS, hint="(in --kind)")
+    if form == "gguf" and dtype != "auto":
+        raise HarnessError(f"--dtype {dtype}: the type of a GGUF file's tensors is named by --kind")
+    if form != "gguf" and kind != "auto":
+        raise HarnessError(f"--kind {kind}: kinds are of --form gguf; for {form} type --dtype")
     if not 0 <= tolerance <= 1:
         raise HarnessError(f"--tolerance {tolerance:g}: give a share of the items, from 0 to 1")
     items: int | Literal["all", "none"]
@@ -49,7 +59,7 @@ def export_options(*, form: str, dtype: str, check: int | str, tolerance: float)
         items = int(check)
     else:
         raise HarnessError(f"--check {check}: give a number of items, such as 50, or all, or none")
-    return ExportOptions(form=form, dtype=dtype, check=items, tolerance=tolerance)
+    return ExportOptions(form=form, dtype=dtype, kind=kind, check=items, tolerance=tolerance)
 
 
 @dataclass(frozen=True)
@@ -93,9 +103,10 @@ def export_student(
 
     folder = _student_folder(row)
     _refuse_filled(out)
+    if options.check != "none" or options.form == "gguf":
+        _require_library(options.form)
     if options.check != "none":
         require_answers(row)
-        _require_library(options.form)
     student = StoredStudent(folder, row.record.label)
     written: list[Written] = []
     save_atomically(out, lambda part: written.append(_write(student, part, options)))
@@ -120,11 +131,17 @@ def export_student(
 
 
 def _write(student: "StoredStudent", folder: Path, options: ExportOptions) -> Written:
-    from harness.deploying.compressed_form import write_compressed
+    if options.form == "gguf":
+        from harness.deploying.gguf_form import write_gguf
+
+        return write_gguf(student, folder, kind=options.kind)
+    if options.form == "compressed-tensors":
+        from harness.deploying.compressed_form import write_compressed
+
+        return write_compressed(student, folder, dtype=options.dtype)
     from harness.deploying.plain_form import write_plain
 
-    write = write_plain if options.form == "safetensors" else write_compressed
-    return write(student, folder, dtype=options.dtype)
+    return write_plain(student, folder, dtype=options.dtype)
 
 
 def _student_folder(row: StoredRow) -> Path:
@@ -158,7 +175,11 @@ def _refuse_filled(out: Path) -> None:
 
 
 def _require_library(form: str) -> None:
-    """Raise `HarnessError` where the library that would open the export is missing."""
+    """Raise `HarnessError` where the library that an export needs is missing."""
+    if form == "gguf" and find_spec("gguf") is None:
+        raise HarnessError(
+            "--form gguf needs the gguf package; type: pip install 'compression-harness[gguf]'"
+        )
     if form == "compressed-tensors" and (problem := library_problem(form)):
         raise HarnessError(
             f"--form {form}: {problem}; without it the export is not opened again: type --check "

@@ -79,7 +79,7 @@ def test_the_surface_is_this_and_no_more():
         for name, one in commands["export"].commands.items()
     }
     assert inner == {
-        "student": {"--form", "--out", "--dtype", "--check", "--tolerance", "--seed"},
+        "student": {"--form", "--out", "--dtype", "--kind", "--check", "--tolerance", "--seed"},
         **{name: {"--out"} for name in ("lm-eval", "datasets")},
         **{name: {"--project"} for name in ("mlflow", "wandb", "trackio")},
     }

@@ -191,6 +191,7 @@ LARGE = {
     "harness/cli/app.py:measure": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
     "harness/cli/compare.py:compare": _OPTIONS,
+    "harness/cli/export.py:student": _OPTIONS,
     "harness/cli/recommend.py:recommend": _OPTIONS,
     "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
     "the names that options had before",

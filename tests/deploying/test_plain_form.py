@@ -31,16 +31,15 @@ def test_a_packed_student_is_unpacked_and_opens_in_a_fresh_process(dtype, packed
     changes = []
     for name in student.names():
         own, opened = student.plain(name).double(), state[name].double()
-        moved = own != opened
-        changes += ((opened - own).abs()[moved] / own.abs()[moved]).tolist()
-    assert max(changes, default=0.0) == written.largest_change
+        changes.append(float((opened - own).abs().max() / own.abs().max()))
+    assert max(changes) == written.largest_change
     assert (written.largest_change == 0) == (dtype == "auto")
     assert str(state["model.norm.weight"].dtype) == (
         "torch.float32" if dtype == "auto" else "torch.bfloat16"
     )
     if dtype == "bfloat16":  # 8 bits of each number are kept
         assert 2**-10 < written.largest_change <= 2**-8
-        assert f"at most {100 * written.largest_change:.2g} % of itself" in written.notes[-1]
+        assert f"at most {100 * written.largest_change:.2g} % of the larg" in written.notes[-1]
 
 
 def test_symmetric_int4_of_a_float_table_is_exact_in_half_the_bytes(packed_student, tmp_path):
