@@ -6,13 +6,15 @@ by the second moments of the layer's inputs. It works block by block: the inputs
 from the packed blocks before it. All tokens count alike; as published a token counts by its norm,
 and in models with attention sinks a few tokens then decide alone (docs/design.md). `fake-int4`
 keeps the rounded values as floats, to measure accuracy alone: its row shows no bytes and no speed.
+`scales=mse` searches each group's scale, and `refinement_passes` lowers GPTQ's error further, in
+the same format (docs/design.md).
 
 Bits per weight: 4 + 16 / group_size, and 4 / group_size for zero points; table and head are int8.
 Cost: seconds; for `int4-calibrated` two passes over the calibration text and one factorisation per
 layer. Fails on small models with large groups. The control of `int4-calibrated` is `int4`.
 """
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,10 +22,10 @@ from harness.contract import Checkpoint, Job
 from methods.base import settings
 from methods.compression.base import StudentBuilder
 from methods.compression.calibrated import Calibrated, calibration_flops
-from methods.compression.quantized import Packer, Quantized, pack_student
+from methods.compression.quantized import Packer, Quantized, pack_student, simulate_student
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from methods.compression.rounding import QuantizedMatrix
 
@@ -36,6 +38,8 @@ class Int4(Quantized):
     # inputs that share a scale; 128 loses too much on models of this size
     group_size: Literal[32, 64, 128, 256] = 64
     symmetric: bool = True  # false: a zero point for every group
+    # absmax: a group's largest magnitude is not clipped; mse: the scale of the least squared error
+    scales: Literal["absmax", "mse"] = "absmax"
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -47,7 +51,11 @@ class Int4(Quantized):
         from methods.compression.rounding import round_to_nearest
 
         return round_to_nearest(
-            layer.weight, bits=4, group_size=self.group_size, symmetric=self.symmetric
+            layer.weight,
+            bits=4,
+            group_size=self.group_size,
+            symmetric=self.symmetric,
+            scales=self.scales,
         )
 
     def compress(self, job: Job) -> Checkpoint:
@@ -63,7 +71,7 @@ class Int4(Quantized):
             layers,
             lambda name, layer: self.quantize(layer),
             kind="int4",
-            notes={"group_size": self.group_size},
+            notes={"group_size": self.group_size, "scales": self.scales},
         )
 
 
@@ -80,34 +88,13 @@ class FakeInt4(Int4):
 
     def compress(self, job: Job) -> Checkpoint:
         """Round every matrix, and save the rounded values as floats."""
-        import torch
-
-        from methods.compression.layers import blocks_of, layers_of
-        from methods.compression.rounding import round_to_nearest
-
-        # bf16 cannot hold a scale times a code
-        builder = StudentBuilder(job, "fake-int4", blockwise=True, saved_dtype="float32")
-        layers = layers_of(builder.model, ignore=self.ignore, method="fake-int4")
-        with torch.no_grad():
-            for block, names in blocks_of(layers.linear, builder.writer):
-                with builder.writer.changing(block):
-                    for name in names:
-                        weight = layers.linear[name].weight
-                        weight.copy_(self.quantize(layers.linear[name]).dequantized())
-            if self.embeddings == "int8":
-                head = [layers.head] if layers.head and not layers.tied else []
-                for name, module in (layers.table, *head):
-                    if name not in layers.ignored:
-                        module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
-        notes = {
-            "group_size": self.group_size,
-            "simulated": True,
-            "packed_layers": len(layers.linear),
-            "table_and_head": self.embeddings,
-            "skipped": list(self.ignore),
-            **layers.notes,
-        }
-        return builder.save(notes=notes)
+        return simulate_student(
+            job,
+            self,
+            lambda layer: self.quantize(layer).dequantized(),
+            name="fake-int4",
+            notes={"group_size": self.group_size, "scales": self.scales},
+        )
 
 
 @settings
@@ -120,20 +107,20 @@ class Int4Calibrated(Int4, Calibrated):
     dampening_frac: Annotated[float, Field(gt=0, le=1)] = 0.01
     # alike: each token's input is divided by its norm first; raw: as published
     weighting: Literal["alike", "raw"] = "alike"
+    # after GPTQ, over scales and codes: each lowers the error on the calibration text further
+    refinement_passes: Annotated[int, Field(ge=0, le=20)] = 0
 
     def control_settings(self) -> dict[str, object]:
         """Return what the control takes over: it rounds the same groups of the same layers."""
         return {
             name: getattr(self, name)
-            for name in ("group_size", "symmetric", "embeddings", "ignore")
+            for name in ("group_size", "symmetric", "scales", "embeddings", "ignore")
         }
 
     def compress(self, job: Job) -> Checkpoint:
         """Round block by block; later blocks get the inputs that the rounded blocks give."""
         from methods.compression.calibration import InputStatistics, VisitOptions, visit_blocks
         from methods.compression.layers import layers_below, layers_of
-        from methods.compression.rounding import round_with_gptq
-        from methods.masks import kept_weights
 
         builder = StudentBuilder(job, "int4-calibrated", blockwise=True)
         layers = layers_of(builder.model, ignore=self.ignore, method="int4-calibrated")
@@ -142,15 +129,7 @@ class Int4Calibrated(Int4, Calibrated):
 
         def visit(block: str, statistics: InputStatistics) -> None:
             for name, layer in layers_below(layers.linear, block):
-                rounded = round_with_gptq(
-                    layer.weight,
-                    statistics.sums.pop(name),
-                    bits=4,
-                    group_size=self.group_size,
-                    symmetric=self.symmetric,
-                    dampening=self.dampening_frac,
-                    keep_mask=kept_weights(builder.model.config, layer.weight),
-                )
+                rounded = self._rounded(builder, layer, statistics.sums.pop(name))
                 packer.add_layer(name, layer, rounded)
                 rounded.write_into(layer.weight)
 
@@ -164,6 +143,33 @@ class Int4Calibrated(Int4, Calibrated):
         notes = {
             "group_size": self.group_size,
             "weighting": self.weighting,
+            "scales": self.scales,
+            "refinement_passes": self.refinement_passes,
             "calibration": dict(data.description),
         }
         return packer.finish(self, notes, flops=calibration_flops(builder, data, 2))
+
+    def _rounded(
+        self, builder: StudentBuilder, layer: "nn.Linear", gram: "Tensor"
+    ) -> "QuantizedMatrix":
+        """Round a layer by the second moments of its inputs, (I, I)."""
+        from methods.compression.refining import refine
+        from methods.compression.rounding import round_with_gptq, round_with_searched_gptq
+        from methods.masks import kept_weights
+
+        keep_mask = kept_weights(builder.model.config, layer.weight)
+        options: dict[str, Any] = {
+            "group_size": self.group_size,
+            "symmetric": self.symmetric,
+            "dampening": self.dampening_frac,
+            "keep_mask": keep_mask,
+        }
+        if self.scales == "mse":
+            rounded = round_with_searched_gptq(layer.weight, gram, **options)
+        else:
+            rounded = round_with_gptq(layer.weight, gram, bits=4, **options)
+        if not self.refinement_passes:
+            return rounded
+        return refine(
+            rounded, layer.weight, gram, passes=self.refinement_passes, keep_mask=keep_mask
+        )

@@ -13,7 +13,7 @@ from methods.base import Patterns, settings
 from methods.compression.base import Compressed, StudentBuilder
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
     from methods.compression.layers import Layers
     from methods.compression.rounding import QuantizedMatrix
@@ -81,6 +81,47 @@ def pack_student(
         with builder.writer.holding(name):
             packer.add_layer(name, layer, quantize(name, layer))
     return packer.finish(method, notes, flops=flops)
+
+
+def simulate_student(
+    job: Job,
+    method: Quantized,
+    values_of: "Callable[[nn.Linear], Tensor]",
+    *,
+    name: str,
+    notes: dict[str, Any],
+) -> Checkpoint:
+    """Save a student whose floats stand for a format: what `values_of(layer)` returns, (O, I).
+
+    Table and head become int8's rounded values where the settings say so. `name` is the row's.
+    """
+    import torch
+
+    from methods.compression.layers import blocks_of, layers_of
+    from methods.compression.rounding import round_to_nearest
+
+    # bf16 cannot hold a scale times a code
+    builder = StudentBuilder(job, name, blockwise=True, saved_dtype="float32")
+    layers = layers_of(builder.model, ignore=method.ignore, method=name)
+    with torch.no_grad():
+        for block, names in blocks_of(layers.linear, builder.writer):
+            with builder.writer.changing(block):
+                for layer in (layers.linear[name] for name in names):
+                    layer.weight.copy_(values_of(layer))
+        if method.embeddings == "int8":
+            head = [layers.head] if layers.head and not layers.tied else []
+            for module_name, module in (layers.table, *head):
+                if module_name not in layers.ignored:
+                    module.weight.copy_(round_to_nearest(module.weight, bits=8).dequantized())
+    all_notes = {
+        **notes,
+        "simulated": True,
+        "packed_layers": len(layers.linear),
+        "table_and_head": method.embeddings,
+        "skipped": list(method.ignore),
+        **layers.notes,
+    }
+    return builder.save(notes=all_notes)
 
 
 class Packer:

@@ -4,14 +4,22 @@ Legend: O outputs, I inputs, G groups of inputs. Scales are rounded to bf16 *bef
 rounded to them, so that saving them in another float type changes no weight.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from harness.errors import CellFailed
 from harness.models.packed import pack_nibbles, row_parts
+
+Scales = Literal["absmax", "mse"]  # where the scale of a group comes from
+# What the largest magnitude of a group is divided by to give the scales that a search tries: by 7
+# nothing is clipped, by 12.75 everything above 0.6 of it.
+_DIVISORS = tuple(7 + step / 4 for step in range(24))
+_SHRINKS = tuple(1 - step / 40 for step in range(17))  # of the range of an asymmetric group
+_REFINING_DAMPENING = 1e-3  # share of the mean second moment, added to each
 
 
 @dataclass(frozen=True)
@@ -62,14 +70,52 @@ def quantization_grid(w: Tensor, *, bits: int, group_size: int, symmetric: bool)
     groups = padded.view(w.shape[0], -1, group_size)
     if not symmetric:
         low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-        scale = _bf16_without_zeros((high - low) / (2**bits - 1))
+        scale = bf16_without_zeros((high - low) / (2**bits - 1))
         return Grid(scale, torch.round(-low / scale.float()).clamp(0, 2**bits - 1))
-    scale = _bf16_without_zeros(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
+    scale = bf16_without_zeros(groups.abs().amax(-1) / (2 ** (bits - 1) - 1))
     middle = 0.0 if bits == 8 else float(2 ** (bits - 1))
     return Grid(scale, torch.full_like(scale, middle, dtype=torch.float32))
 
 
-def _bf16_without_zeros(scale: Tensor) -> Tensor:
+def searched_grid(group: Tensor, importance: Tensor, *, symmetric: bool) -> Grid:
+    """Return the int4 grid of one group that has the smallest weighted squared error, (O, 1).
+
+    `group` (O, n) are the weights, `importance` (n,) what a squared error of each counts. Symmetric
+    grids use all 16 codes, -8..7 about the middle, and their scale may be negative, so that the
+    longer side is the one of the larger weights (llama.cpp's Q4_0 does so): it is +-max|w| / d for
+    24 divisors d from 7 to 12.75. An asymmetric range is shrunk towards 0, to 0.6 of its size.
+    """
+    best_error = torch.full((len(group),), torch.inf, device=group.device)
+    best = Grid(torch.ones_like(best_error, dtype=torch.bfloat16), torch.zeros_like(best_error))
+    for grid in _tried_grids(group, symmetric=symmetric):
+        scale = grid.scale.float()
+        codes = nearest_codes(group, scale, grid.zero_point, bits=4, symmetric=False)
+        rounded = scale[:, None] * (codes - grid.zero_point[:, None])
+        error = (group - rounded).square() @ importance
+        is_better = error < best_error
+        best_error = torch.where(is_better, error, best_error)
+        best = Grid(
+            *(torch.where(is_better, new, old) for new, old in zip(grid, best, strict=True))
+        )
+    return Grid(best.scale[:, None], best.zero_point[:, None])
+
+
+def _tried_grids(group: Tensor, *, symmetric: bool) -> Iterator[Grid]:
+    """Yield the grids (O,) that a search tries, those without clipping first."""
+    if symmetric:
+        largest = group.abs().amax(1)
+        middle = torch.full_like(largest, 8.0)
+        for divisor in _DIVISORS:
+            for side in (largest, -largest):
+                yield Grid(bf16_without_zeros(side / divisor), middle)
+        return
+    low, high = group.amin(1).clamp(max=0), group.amax(1).clamp(min=0)
+    for shrink in _SHRINKS:
+        scale = bf16_without_zeros(shrink * (high - low) / 15)
+        yield Grid(scale, torch.round(-shrink * low / scale.float()).clamp(0, 15))
+
+
+def bf16_without_zeros(scale: Tensor) -> Tensor:
     """Round scales to bf16; a scale of 0, of a group of zeros, becomes 1."""
     rounded = scale.to(torch.bfloat16)
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
@@ -86,23 +132,53 @@ def nearest_codes(
 
 
 def round_to_nearest(
-    w: Tensor, *, bits: int, group_size: int = 0, symmetric: bool = True
+    w: Tensor,
+    *,
+    bits: int,
+    group_size: int = 0,
+    symmetric: bool = True,
+    scales: Scales = "absmax",
 ) -> QuantizedMatrix:
     """Round every weight to the nearest code (RTN), the baseline of calibrated methods.
 
-    A `group_size` of 0 is the whole row.
+    A `group_size` of 0 is the whole row. `scales="mse"` (int4 alone) searches each group's scale by
+    the squared error of its weights.
     """
     group_size = group_size or w.shape[1]
     codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     grids: list[Grid] = []
     for part in row_parts(*w.shape):
         rows = w[part].float()
-        grids.append(quantization_grid(rows, bits=bits, group_size=group_size, symmetric=symmetric))
+        if scales == "mse":
+            grid = _searched_grids(rows, group_size=group_size, symmetric=symmetric)
+        else:
+            grid = quantization_grid(rows, bits=bits, group_size=group_size, symmetric=symmetric)
+        grids.append(grid)
         codes[part] = _codes_of_groups(
-            rows, grids[-1], bits=bits, group_size=group_size, symmetric=symmetric
+            rows,
+            grid,
+            bits=bits,
+            group_size=group_size,
+            symmetric=symmetric and scales == "absmax",
         )
-    scales, zero_points = (torch.cat(of_parts) for of_parts in zip(*grids, strict=True))
-    return QuantizedMatrix(codes, scales, zero_points, group_size)
+    scale, zero_point = (torch.cat(of_parts) for of_parts in zip(*grids, strict=True))
+    return QuantizedMatrix(codes, scale, zero_point, group_size)
+
+
+def _searched_grids(w: Tensor, *, group_size: int, symmetric: bool) -> Grid:
+    """Return the searched grids of all groups of weights (O, I), whose errors count alike."""
+    return _joined(
+        [
+            searched_grid(columns, w.new_ones(columns.shape[1]), symmetric=symmetric)
+            for columns in w.split(group_size, dim=1)
+        ]
+    )
+
+
+def _joined(grids: Sequence[Grid]) -> Grid:
+    """Return the grids of neighbouring groups as one."""
+    scale, zero_point = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
+    return Grid(scale, zero_point)
 
 
 def _codes_of_groups(
@@ -169,6 +245,35 @@ def _upper_cholesky(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return factor, failed
 
 
+class _Columns(NamedTuple):
+    """How GPTQ rounds columns: the grid of a group, and the codes of a column on it."""
+
+    bits: int
+    group_size: int
+    symmetric: bool
+    scales: Scales
+
+    def grid(self, group: Tensor, pivots: Tensor) -> Grid:
+        """Return a group's grid (O, 1).
+
+        An error of weight i costs its square divided by pivot i's square, once the columns after it
+        have compensated.
+        """
+        if self.scales == "mse":
+            return searched_grid(group, 1 / pivots.square(), symmetric=self.symmetric)
+        return quantization_grid(
+            group, bits=self.bits, group_size=group.shape[1], symmetric=self.symmetric
+        )
+
+    def codes(self, column: Tensor, grid: Grid) -> Tensor:
+        """Return the nearest codes of one column, (O,)."""
+        scale, zero_point = grid.scale[:, 0].float(), grid.zero_point[:, 0]
+        middle = self.symmetric and self.scales == "absmax"  # -7..7 of the 16 codes
+        return nearest_codes(column[:, None], scale, zero_point, bits=self.bits, symmetric=middle)[
+            :, 0
+        ]
+
+
 def round_with_gptq(
     w: Tensor,
     gram: Tensor,
@@ -187,10 +292,35 @@ def round_with_gptq(
     column is rounded, from the corrected weights. A weight was pruned where `keep_mask` (O, I) is
     False: it stays zero and compensates nothing.
     """
+    rounding = _Columns(bits, group_size or w.shape[1], symmetric, "absmax")
+    return _round_columns(w, inverse_cholesky(gram, dampening), rounding, columns, keep_mask)
+
+
+def round_with_searched_gptq(
+    w: Tensor,
+    gram: Tensor,
+    *,
+    group_size: int,
+    symmetric: bool = True,
+    dampening: float = 0.01,
+    keep_mask: Tensor | None = None,
+) -> QuantizedMatrix:
+    """Round to int4 as `round_with_gptq` does, with scales that `searched_grid` finds."""
+    rounding = _Columns(4, group_size, symmetric, "mse")
+    return _round_columns(w, inverse_cholesky(gram, dampening), rounding, 128, keep_mask)
+
+
+def _round_columns(
+    w: Tensor,
+    inverse: InverseFactor,
+    rounding: _Columns,
+    columns: int,
+    keep_mask: Tensor | None,
+) -> QuantizedMatrix:
+    """Round the columns of W (O, I) one after another, in parts of `columns`."""
     w = w.float().clone()
-    width = w.shape[1]
-    group_size = group_size or width
-    factor, dead = inverse_cholesky(gram, dampening)
+    width, group_size = w.shape[1], rounding.group_size
+    factor, dead = inverse
     w[:, dead] = 0
     codes = torch.empty(w.shape, dtype=torch.int8, device=w.device)
     grids: list[Grid] = []
@@ -204,22 +334,17 @@ def round_with_gptq(
                 if keep_mask is not None:
                     group = group * keep_mask[:, column : column + group_size]
                 grids.append(
-                    quantization_grid(
-                        group, bits=bits, group_size=group.shape[1], symmetric=symmetric
-                    )
+                    rounding.grid(group, factor.diagonal()[column : column + group.shape[1]])
                 )
             scale, zero_point = grids[-1].scale[:, 0].float(), grids[-1].zero_point[:, 0]
-            code = nearest_codes(
-                w[:, column, None], scale, zero_point, bits=bits, symmetric=symmetric
-            )[:, 0]
+            code = rounding.codes(w[:, column], grids[-1])
             codes[:, column] = code.to(torch.int8)
             rounded = scale * (code - zero_point)
             errors[:, offset] = (w[:, column] - rounded) / factor[column, column]
             correction = errors[:, offset : offset + 1] * factor[column, None, column + 1 : stop]
             subtract_correction(w, column + 1, stop, correction, keep_mask)
         subtract_correction(w, stop, width, errors @ factor[start:stop, stop:], keep_mask)
-    scales, zero_points = (torch.cat(parts, 1) for parts in zip(*grids, strict=True))
-    return QuantizedMatrix(codes, scales, zero_points, group_size)
+    return QuantizedMatrix(codes, *_joined(grids), group_size)
 
 
 def subtract_correction(
