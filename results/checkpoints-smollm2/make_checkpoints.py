@@ -25,6 +25,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    GgufConfig,
     PreTrainedTokenizerBase,
 )
 
@@ -38,11 +39,22 @@ ADAPTER_BATCH = 8
 ADAPTER_TOKENS = 192
 
 
-def open_base(gguf: Path, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Return the unpacked model and its tokenizer, by plain transformers."""
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=dtype)
-    return model, tokenizer
+def base_folder(gguf: Path, out: Path) -> Path:
+    """Unpack the file beside the checkpoints, once, by plain transformers; return the folder."""
+    folder = out.with_name("base")
+    if not folder.exists():
+        place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        unpacked = GgufConfig(dequantize=True)
+        model = AutoModelForCausalLM.from_pretrained(**place, quantization_config=unpacked)
+        AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+        model.to(torch.bfloat16).save_pretrained(folder)
+    return folder
+
+
+def open_base(folder: Path, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Return the unpacked model and its tokenizer."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model, AutoTokenizer.from_pretrained(folder)
 
 
 def data_file(name: str) -> Path:
@@ -66,22 +78,24 @@ def make_compressed_tensors(gguf: Path, out: Path, kind: str) -> None:
     from llmcompressor.modifiers.gptq import GPTQModifier
     from llmcompressor.modifiers.quantization import QuantizationModifier
 
-    model, tokenizer = open_base(gguf, torch.bfloat16)
+    model, tokenizer = open_base(base_folder(gguf, out), torch.bfloat16)
     options = {}
-    if kind == "int4":
-        weights = QuantizationArgs(
-            num_bits=4, type="int", symmetric=True, strategy="group", group_size=GROUP_SIZE
+    if kind == "fp8":
+        recipe = QuantizationModifier(targets="Linear", scheme="FP8_DYNAMIC", ignore=["lm_head"])
+    else:
+        bits = {"int8": {"num_bits": 8, "strategy": "channel"}}.get(
+            kind, {"num_bits": 4, "strategy": "group", "group_size": GROUP_SIZE}
         )
+        weights = QuantizationArgs(type="int", symmetric=True, **bits)
         groups = {"group_0": QuantizationScheme(targets=["Linear"], weights=weights)}
-        recipe = GPTQModifier(config_groups=groups, ignore=["lm_head"])
+        modifier = QuantizationModifier if kind == "int8" else GPTQModifier
+        recipe = modifier(config_groups=groups, ignore=["lm_head"])
+    if kind == "int4":
         options = {
             "dataset": calibration_set(tokenizer),
             "num_calibration_samples": CALIBRATION_SEQUENCES,
             "max_seq_length": CALIBRATION_TOKENS,
         }
-    else:
-        scheme = {"int8": "W8A16", "fp8": "FP8_DYNAMIC"}[kind]
-        recipe = QuantizationModifier(targets="Linear", scheme=scheme, ignore=["lm_head"])
     oneshot(model=model, tokenizer=tokenizer, recipe=recipe, **options)
     model.save_pretrained(out, save_compressed=True)
     tokenizer.save_pretrained(out)
@@ -101,19 +115,16 @@ def make_gguf(gguf: Path, out: Path, kind: str) -> None:
 
 def make_nf4(gguf: Path, out: Path) -> None:
     """Write bitsandbytes' NF4 with double quantization of its scales."""
-    plain = out.with_name("base")
-    model, tokenizer = open_base(gguf, torch.bfloat16)
-    model.save_pretrained(plain)
-    tokenizer.save_pretrained(plain)
+    folder = base_folder(gguf, out)
     config = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
     )
-    packed = AutoModelForCausalLM.from_pretrained(plain, quantization_config=config)
+    packed = AutoModelForCausalLM.from_pretrained(folder, quantization_config=config)
     packed.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
 
 
 def make_adapter(gguf: Path, out: Path) -> None:
@@ -121,7 +132,7 @@ def make_adapter(gguf: Path, out: Path) -> None:
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    model, tokenizer = open_base(gguf)
+    model, tokenizer = open_base(base_folder(gguf, out), torch.float32)
     targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
     model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets))
     path = next(data_file("gsm8k").glob("*train*.jsonl*"))
