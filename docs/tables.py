@@ -4,13 +4,14 @@ They stand between `<!-- table: FILE -->` or `<!-- figures: PROGRAM -->` and `<!
 
 `<!-- figures: PROGRAM WORD -->` takes those figures whose name holds the word; `<!-- methods:
 FAMILY FAMILY -->` lists the methods of the registry that are of these families, by what they
-declare.
+declare; `<!-- summary: STUDY TASK -->` is a study's rows in seven columns.
 
     python docs/tables.py
 
 A test holds the pages to what this writes.
 """
 
+import csv
 import json
 import re
 import textwrap
@@ -25,9 +26,10 @@ ROOT = Path(__file__).parents[1]
 MARGIN = " " * 15  # of a line of modules in the tree
 PAGES = (
     ROOT / "README.md",
-    ROOT / "docs" / "statistics.md",
-    ROOT / "docs" / "ci.md",
-    ROOT / "docs" / "decisions.md",
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("statistics", "ci", "decisions", "methods", "measured", "tree")
+    ),
 )
 
 
@@ -68,14 +70,55 @@ def filled(page: str) -> str:
             + "\n\n<!-- end -->"
         )
 
-    page = re.sub(r"(?<=## The tree\n).*?```\n.*?\n```", tree, page, flags=re.S)
+    page = re.sub(r"(?<=# The tree\n).*?```\n.*?\n```", tree, page, flags=re.S)
     page = re.sub(r"<!-- methods: ([\w -]+) -->.*?<!-- end -->", methods, page, flags=re.S)
+    page = re.sub(r"<!-- summary: (\S+) (\S+) -->.*?<!-- end -->", summary, page, flags=re.S)
     page = re.sub(r"<!-- table: (\S+) -->.*?<!-- end -->", table, page, flags=re.S)
     return re.sub(r"<!-- figures: (\S+)( \S+)? -->.*?<!-- end -->", figures, page, flags=re.S)
 
 
+def summary(match: re.Match[str]) -> str:
+    """Return what a study's CSV files say of each row: retention, speed, bytes, training.
+
+    Rows stand in the order of the quality table; a dash was not measured.
+    """
+    tables = {}
+    for name in ("quality", "speed", "memory", "training"):
+        path = ROOT / match[1] / "tables" / f"{name}.csv"
+        with path.open(encoding="utf-8", newline="") as lines:
+            tables[name] = {line["row"]: line for line in csv.DictReader(lines)}
+
+    def figure(name: str, row: str, column: str, form: str, *, ends: bool = False) -> str:
+        cells = tables[name].get(row, {})
+        values = [cells.get(f"{column}{end}", "") for end in ("", " low", " high")]
+        if not all(values[: 3 if ends else 1]):
+            return "-"
+        texts = [form.format(float(value)) for value in values if value]
+        return f"{texts[0]} [{texts[1]}, {texts[2]}]" if ends else texts[0]
+
+    lines = [
+        "| row | seeds | retention % | keeps 95 % | decode x | disk x | train s |",
+        "|:--|--:|--:|:--|--:|--:|--:|",
+    ]
+    for row, cells in tables["quality"].items():
+        is_control = " (control)" if cells["control"] == "True" else ""
+        percent = {f"{match[2]} retention{end}" for end in ("", " low", " high")}
+        for column in percent & {name for name, value in cells.items() if value}:
+            cells[column] = str(100 * float(cells[column]))
+        columns = (
+            cells["seeds"],
+            figure("quality", row, f"{match[2]} retention", "{:.1f}", ends=True),
+            tables["speed"].get(row, {}).get("keeps 95 %", "") or "-",
+            figure("speed", row, "decode x", "{:.2f}", ends=True),
+            figure("memory", row, "disk x", "{:.2f}"),
+            figure("training", row, "train s", "{:.1f}"),
+        )
+        lines.append(f"| {row}{is_control} | {' | '.join(columns)} |")
+    return f"<!-- summary: {match[1]} {match[2]} -->\n\n" + "\n".join(lines) + "\n\n<!-- end -->"
+
+
 def tree(match: re.Match[str]) -> str:
-    """Return README's tree with today's modules under each folder; its words stay."""
+    """Return the tree with today's modules under each folder; its words stay."""
     lines: list[str] = []
     top = ""
     for line in match[0].split("\n"):
