@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from harness.data.source import LocalOrHubData
     from harness.data.subsets import Subset
     from harness.data.training_sets import TrainingSet
+    from harness.deploying.hub import HubExport
     from harness.deploying.student import Export
     from harness.estimating.estimate import Estimate
     from harness.estimating.expect import CellEstimate
@@ -667,6 +668,33 @@ def export_student(
 
     options = export_options(form=form, dtype=dtype, kind=kind, check=check, tolerance=tolerance)
     return export_student(find_row(row, place, seed=seed), out, options, progress=progress)
+
+
+def export_hub(
+    row: str,
+    place: Path = Path("results/runs"),
+    *,
+    to: str,
+    out: Path,
+    base: str = "",
+    private: bool = False,
+    dry_run: bool = False,
+    seed: int | None = None,
+    progress: Callable[[Progress], None] = lambda _: None,
+    **options: Any,
+) -> "HubExport":
+    """Write a folder for the Hub (student, card, records) and upload it to `to`, ORG/NAME.
+
+    `options` are those of `export_student`: form, dtype, kind, check and tolerance. Raises
+    `HarnessError` for what the form cannot express and what the Hub refuses.
+    """
+    from harness.deploying.hub import HubOptions, export_hub
+    from harness.deploying.row import find_row
+    from harness.deploying.student import export_options
+
+    hub = HubOptions(to=to, base=base, private=private, dry_run=dry_run)
+    found_row = find_row(row, place, seed=seed)
+    return export_hub(found_row, out, export_options(**options), hub, progress=progress)
 
 
 def train_embedded(

@@ -42,44 +42,49 @@ class StudentForm(StrEnum):
     gguf = "gguf"
 
 
+Form = Annotated[
+    StudentForm,
+    typer.Option(
+        help="safetensors: plain floats; compressed-tensors: int8 and int4 as vLLM and SGLang read "
+        "them; gguf: for llama.cpp and Ollama (Llama architecture)."
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Type of floats: auto (none changes), float32, bfloat16, float16 (rounded; it is said "
+        "by how much)."
+    ),
+]
+Kind = Annotated[
+    str,
+    typer.Option(
+        help="Of a GGUF file's matrices: auto (the student's own codes), f32, f16, bf16, q8_0, "
+        "q4_0, q4_1."
+    ),
+]
+Check = Annotated[
+    str,
+    typer.Option(help="Open the export again and score it on so many items of the row, all, none."),
+]
+Tolerance = Annotated[
+    float,
+    typer.Option(help="Share of these items that may be graded otherwise than in the record."),
+]
+
+
 @export_app.command("student", cls=Command)
 def student(
     row: Row,
     place: Place = _RECORDS,
-    form: Annotated[
-        StudentForm,
-        typer.Option(
-            help="safetensors: plain floats; compressed-tensors: int8 and int4 as vLLM and SGLang "
-            "read them; gguf: for llama.cpp and Ollama (Llama architecture)."
-        ),
-    ] = StudentForm.safetensors,
+    form: Form = StudentForm.safetensors,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the student.", show_default=False)
     ] = None,
-    dtype: Annotated[
-        str,
-        typer.Option(
-            help="Type of floats: auto (none changes), float32, bfloat16, float16 (rounded; it is "
-            "said by how much)."
-        ),
-    ] = "auto",
-    kind: Annotated[
-        str,
-        typer.Option(
-            help="Of a GGUF file's matrices: auto (the student's own codes), f32, f16, bf16, q8_0, "
-            "q4_0, q4_1."
-        ),
-    ] = "auto",
-    check: Annotated[
-        str,
-        typer.Option(
-            help="Open the export again and score it on so many items of the row, all, or none."
-        ),
-    ] = "50",
-    tolerance: Annotated[
-        float,
-        typer.Option(help="Share of these items that may be graded otherwise than in the record."),
-    ] = 0.04,
+    dtype: Dtype = "auto",
+    kind: Kind = "auto",
+    check: Check = "50",
+    tolerance: Tolerance = 0.04,
     seed: Seed = None,
 ) -> int:
     """Export a row's student in a form that others serve; it is opened and scored again.
@@ -107,6 +112,67 @@ def student(
     for line in export.lines():
         typer.echo(line)
     return 0 if export.passed else 1
+
+
+@export_app.command("hub", cls=Command)
+def hub(
+    row: Row,
+    place: Place = _RECORDS,
+    to: Annotated[
+        str, typer.Option(help="The repository on the Hub: ORG/NAME.", show_default=False)
+    ] = "",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder for what is uploaded. [default: results/exported/ORG--NAME]",
+            show_default=False,
+        ),
+    ] = None,
+    base: Annotated[
+        str, typer.Option(help="The base model's Hub id, where the row has a path.")
+    ] = "",
+    private: Annotated[
+        bool, typer.Option("--private", help="Make the repository private.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Write the folder; upload nothing.")
+    ] = False,
+    form: Form = StudentForm.safetensors,
+    dtype: Dtype = "auto",
+    kind: Kind = "auto",
+    check: Check = "50",
+    tolerance: Tolerance = 0.04,
+    seed: Seed = None,
+) -> int:
+    """Upload a row's student to the Hub with a card, evaluation metadata and the row's records.
+
+    Exit code 1: the export did not pass its check, and was not uploaded.
+    """
+    from harness.api import export_hub
+    from harness.cli.console import Console
+
+    if not to:
+        raise HarnessError("--to is missing; name a repository of yours on the Hub: --to ORG/NAME")
+    with Console() as console:
+        result = export_hub(
+            row,
+            place,
+            to=to,
+            out=out or _OUT / to.replace("/", "--"),
+            base=base,
+            private=private,
+            dry_run=dry_run,
+            form=form.value,
+            dtype=dtype,
+            kind=kind,
+            check=check,
+            tolerance=tolerance,
+            seed=seed,
+            progress=console.progress,
+        )
+    for line in result.lines():
+        typer.echo(line)
+    return 0 if result.export.passed else 1
 
 
 def _successful(place: Path, out: Path) -> "list[RunRecord]":

@@ -3,7 +3,8 @@
 `row` finds a row and its files, `details` says what made it. `student` exports its student:
 `stored` reads the weights as a plain architecture names them; `plain_form`, `compressed_form` and
 `gguf_form` (with `gguf_tokenizer`) write them; `reopened` opens the result in a fresh process,
-`rescoring` scores it again, and `written` says what changed.
+`rescoring` scores it again, and `written` says what changed. `hub` writes a folder for the Hub and
+uploads it.
 """
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "details",
     "gguf_form",
     "gguf_tokenizer",
+    "hub",
     "plain_form",
     "reopened",
     "rescoring",

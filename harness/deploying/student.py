@@ -37,7 +37,12 @@ class ExportOptions:
 
 
 def export_options(
-    *, form: str, dtype: str, kind: str, check: int | str, tolerance: float
+    *,
+    form: str = "safetensors",
+    dtype: str = "auto",
+    kind: str = "auto",
+    check: int | str = 50,
+    tolerance: float = 0.04,
 ) -> ExportOptions:
     """Return options as they were typed. Raises `HarnessError` for what is none."""
     if form not in STUDENT_FORMS:

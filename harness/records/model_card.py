@@ -1,7 +1,9 @@
 """The model card beside a student's weights: origin, cost, and scores as a `model-index`."""
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from harness.escape import markdown_text
 from harness.files.writing import write_atomically
@@ -24,14 +26,26 @@ def write_card(folder: Path, record: RunRecord) -> Path:
     return path
 
 
-def card_text(record: RunRecord) -> str:
-    """Return the card: YAML in front, as the Hub reads it, then the same for people."""
+def card_text(
+    record: RunRecord,
+    *,
+    name: str = "",
+    tags: Sequence[str] = (),
+    metadata: Mapping[str, Any] | None = None,
+    datasets: Mapping[str, str] | None = None,
+    sections: Sequence[str] = (),
+) -> str:
+    """Return the card: YAML in front, as the Hub reads it, then the same for people.
+
+    `name` replaces the row's own, `metadata` entries of the YAML; `tags` and `sections` are added.
+    `datasets` has the Hub's data set of a task, by the task's name.
+    """
     from huggingface_hub import EvalResult, ModelCardData
 
     results = [
         EvalResult(
             task_type="text-generation",
-            dataset_type=score.task,
+            dataset_type=(datasets or {}).get(score.task, score.task),
             dataset_name=f"{score.task}@{score.version}",
             metric_type=_metric(score),
             metric_value=round(score.value, 6),
@@ -39,19 +53,17 @@ def card_text(record: RunRecord) -> str:
         )
         for score in record.scores
     ]
-    name = _name(record)
-    head = ModelCardData(
-        model_name=name,
-        base_model=[_shown(_start(record).name)],
-        library_name="transformers",
-        pipeline_tag="text-generation",
-        tags=["compression-harness", record.method, record.family],
-        eval_results=results or None,
-    )
-    return (
-        f"---\n{head.to_yaml()}\n---\n\n# "
-        f"{name}\n\n{_lineage(record)}\n\n{_scores(record)}\n\n{_settings(record)}\n"
-    )
+    name = name or _name(record)
+    entries: dict[str, Any] = {
+        "base_model": [_shown(starting_model(record).name)],
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["compression-harness", record.method, record.family, *tags],
+        **(metadata or {}),
+    }
+    head = ModelCardData(model_name=name, eval_results=results or None, **entries)
+    parts = (_lineage(record), _scores(record), *filter(None, sections), _settings(record))
+    return f"---\n{head.to_yaml()}\n---\n\n# {name}\n\n" + "\n\n".join(parts) + "\n"
 
 
 def _metric(score: TaskScore) -> str:
@@ -60,10 +72,10 @@ def _metric(score: TaskScore) -> str:
 
 def _name(record: RunRecord) -> str:
     seed = f"-seed{record.seed}" if record.seed is not None else ""
-    return f"{_shown(_start(record).name)}-{markdown_text(record.label)}{seed}"
+    return f"{_shown(starting_model(record).name)}-{markdown_text(record.label)}{seed}"
 
 
-def _start(record: RunRecord) -> ModelReference:
+def starting_model(record: RunRecord) -> ModelReference:
     """Return the model that the method changed: the teacher itself, or the student's base."""
     conditions = record.conditions
     return conditions.teachers[0] if _from_teacher(record) else conditions.student_base
@@ -88,7 +100,7 @@ def _lineage(record: RunRecord) -> str:
     recipe = record.conditions.student_recipe
     is_cut = ":" in recipe and not _from_teacher(record)
     lines = [
-        f"Made by the method `{record.label}` from {_with_digest(_start(record))}, started "
+        f"Made by the method `{record.label}` from {_with_digest(starting_model(record))}, started "
         f"{f'as `{recipe}` of it' if is_cut else 'as it is'}, taught by "
         f"{' and '.join(taught_by) or 'no teacher'}.",
         "Weights, configuration and tokenizer have the digest "

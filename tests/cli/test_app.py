@@ -74,12 +74,14 @@ def test_the_surface_is_this_and_no_more():
         "show": set(),
         "diff": set(),
     }
+    exported = {"--form", "--out", "--dtype", "--kind", "--check", "--tolerance", "--seed"}
     inner = {
         name: set(re.findall(r"--[a-z-]+", str([p.opts for p in one.params])))
         for name, one in commands["export"].commands.items()
     }
     assert inner == {
-        "student": {"--form", "--out", "--dtype", "--kind", "--check", "--tolerance", "--seed"},
+        "student": exported,
+        "hub": {*exported, "--to", "--base", "--private", "--dry-run"},
         **{name: {"--out"} for name in ("lm-eval", "datasets")},
         **{name: {"--project"} for name in ("mlflow", "wandb", "trackio")},
     }

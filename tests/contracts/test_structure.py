@@ -182,6 +182,7 @@ _OPTIONS = "a command's options are its parameters: typer reads them from the si
 _DOOR = "the Python door: each keyword is an option of the command, by the same name"
 LARGE = {
     "harness/api.py:estimate_plans": _DOOR,
+    "harness/api.py:export_hub": _DOOR,
     "harness/api.py:export_student": _DOOR,
     "harness/api.py:measure_models": _DOOR,
     "harness/api.py:recommend": _DOOR,
@@ -191,6 +192,7 @@ LARGE = {
     "harness/cli/app.py:measure": _OPTIONS,
     "harness/cli/check.py:check": _OPTIONS,
     "harness/cli/compare.py:compare": _OPTIONS,
+    "harness/cli/export.py:hub": _OPTIONS,
     "harness/cli/export.py:student": _OPTIONS,
     "harness/cli/recommend.py:recommend": _OPTIONS,
     "methods/training/base.py:Trained.train": "what plug-ins call, by name; the last of them are "
