@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "int8-dynamic": "methods.int8:Int8Dynamic",
     "int4": "methods.int4:Int4",
     "int4-calibrated": "methods.int4:Int4Calibrated",
+    "awq": "methods.awq:Awq",
     "fake-int4": "methods.int4:FakeInt4",
     "fp8": "methods.fp8:Fp8",
     "nvfp4": "methods.fp8:Nvfp4",

@@ -11,6 +11,7 @@ __all__ = [
     "calibration",
     "external",
     "float_formats",
+    "folding",
     "layers",
     "narrowing",
     "quantized",

@@ -26,9 +26,8 @@ BEST = "gptq, mse, refined"
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     BEST: ("int4-calibrated", {"scales": "mse", "refinement_passes": 3}),
     "nearest": ("int4", {}),
-    "nearest, mse": ("int4", {"scales": "mse"}),
     "gptq": ("int4-calibrated", {}),
-    "gptq, mse": ("int4-calibrated", {"scales": "mse"}),
+    "nearest, mse": ("int4", {"scales": "mse"}),
 }
 
 
