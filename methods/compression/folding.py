@@ -65,12 +65,15 @@ def find_folds(model: Any, layers: Layers) -> dict[str, list[Fold]]:
         kinds.setdefault(tuple(names_without_numbers((fold.writer, *fold.readers))), []).append(
             fold
         )
-    found = [fold for folds in kinds.values() if _keeps_blocks(model, folds) for fold in folds]
+    exact_folds = [
+        fold for folds in kinds.values() if _keeps_blocks(model, folds) for fold in folds
+    ]
     order = {name: position for position, name in enumerate(layers.linear)}
-    found.sort(key=lambda fold: order[fold.readers[0]])
+    exact_folds.sort(key=lambda fold: order[fold.readers[0]])
     names = [f"{prefix}.{number}" for number in range(len(blocks))]
     return {
-        name: [fold for fold in found if fold.readers[0].startswith(f"{name}.")] for name in names
+        name: [fold for fold in exact_folds if fold.readers[0].startswith(f"{name}.")]
+        for name in names
     }
 
 
