@@ -646,9 +646,9 @@ def _write_stamps(
 
 def export_student(
     row: str,
-    place: Path = Path("results/runs"),
+    place: Path | str = "results/runs",
     *,
-    out: Path,
+    out: Path | str,
     form: str = "safetensors",
     dtype: str = "auto",
     kind: str = "auto",
@@ -667,15 +667,16 @@ def export_student(
     from harness.deploying.student import export_options, export_student
 
     options = export_options(form=form, dtype=dtype, kind=kind, check=check, tolerance=tolerance)
-    return export_student(find_row(row, place, seed=seed), out, options, progress=progress)
+    found_row = find_row(row, Path(place), seed=seed)
+    return export_student(found_row, Path(out), options, progress=progress)
 
 
 def export_hub(
     row: str,
-    place: Path = Path("results/runs"),
+    place: Path | str = "results/runs",
     *,
     to: str,
-    out: Path,
+    out: Path | str,
     base: str = "",
     private: bool = False,
     dry_run: bool = False,
@@ -693,8 +694,8 @@ def export_hub(
     from harness.deploying.student import export_options
 
     hub = HubOptions(to=to, base=base, private=private, dry_run=dry_run)
-    found_row = find_row(row, place, seed=seed)
-    return export_hub(found_row, out, export_options(**options), hub, progress=progress)
+    found_row = find_row(row, Path(place), seed=seed)
+    return export_hub(found_row, Path(out), export_options(**options), hub, progress=progress)
 
 
 def train_embedded(

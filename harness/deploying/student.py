@@ -1,8 +1,9 @@
 """Exports a row's student: written in a form that others serve, opened again, and scored again."""
 
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
@@ -102,7 +103,8 @@ def export_student(
     """Write a row's student into the new folder `out`, open it again and score it again.
 
     Raises `HarnessError` for what the form cannot express and what cannot be checked here, before
-    anything is written; `CellFailed` where the export does not hold the student's weights.
+    anything is written; `CellFailed`, and leaves nothing, where the opened export does not hold the
+    student's weights.
     """
     from harness.deploying.stored import StoredStudent
 
@@ -119,8 +121,12 @@ def export_student(
     path = out / form.path.name if form.path.suffix == ".gguf" else out
     reopened = None
     if options.check != "none":
-        reopened = reopen(folder, path)
-        refuse_other_weights(reopened, form)
+        try:
+            reopened = reopen(folder, path)
+            refuse_other_weights(reopened, form)
+        except CellFailed:
+            shutil.rmtree(out)  # nobody shall serve what does not hold the student
+            raise
     rescored = None
     if options.check != "none":
         rescored = score_export(
@@ -199,7 +205,7 @@ def refuse_other_weights(reopened: Reopened, form: Written) -> None:
             f"{form.path.name}: {reopened.missing[0]} is not in the opened export "
             f"({len(reopened.missing)} weights are missing)"
         )
-    if reopened.largest_change > form.largest_change * (1 + 1e-3):
+    if not reopened.largest_change <= form.largest_change * (1 + 1e-3):  # nor where it is no number
         raise CellFailed(
             f"{form.path.name}: {reopened.where} differs by {100 * reopened.largest_change:.2g} % "
             f"in the opened export, where at most {100 * form.largest_change:.2g} % was announced"
@@ -234,7 +240,7 @@ def _write_notes(out: Path, row: StoredRow, options: ExportOptions, export: Expo
         "form": options.form,
         "notes": export.notes,
         "reopened": export.reopened._asdict() if export.reopened else None,
-        "rescored": str(export.rescored) if export.rescored else None,
+        "rescored": asdict(export.rescored) if export.rescored else None,
         "passed": export.passed,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"

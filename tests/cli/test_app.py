@@ -120,6 +120,7 @@ print("LOADED", sorted({name.partition(".")[0] for name in sys.modules} & heavy)
         (["run", "--dry-run"], []),
         (["report", "--explain"], []),
         (["check", "--help"], []),
+        (["export", "student", "--help"], []),
         (["show", "response", "results/distillation-tiny"], []),
         (["cache", "ls", "--cache", "."], []),
     ],

@@ -33,6 +33,7 @@ def test_a_row_is_exported_opened_again_and_gives_its_answers(finished, tmp_path
     assert "scored again on 4 items of the row: 4 as in its record, 0 not" in done.output
     notes = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (notes["row"], notes["form"], notes["passed"]) == ("int8", "safetensors", True)
+    assert notes["rescored"]["agreeing"] == notes["rescored"]["items"] == 4
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
@@ -55,6 +56,8 @@ def test_weights_other_than_announced_fail_the_export(tmp_path):
     refuse_other_weights(Reopened(9, (), 0.004, "a", ()), made)
     with pytest.raises(CellFailed, match=r"a differs by 0.5 % .* at most 0.4 % was announced"):
         refuse_other_weights(Reopened(9, (), 0.005, "a", ()), made)
+    with pytest.raises(CellFailed, match="a differs by nan"):
+        refuse_other_weights(Reopened(9, (), float("nan"), "a", ()), made)
     with pytest.raises(CellFailed, match=r"b is not in the opened export \(2 weights"):
         refuse_other_weights(Reopened(9, ("b", "c"), 0.0, "", ()), made)
 
@@ -86,6 +89,22 @@ def test_mistakes_are_one_line_and_nothing_is_written(
     shown = getattr(done.exception, "message", "") or str(done.exception)
     assert re.search(message, shown) and "\n" not in shown
     assert not (tmp_path / "new").exists()
+
+
+def test_an_export_that_does_not_hold_the_weights_is_deleted(
+    made_store, packed_student, tmp_path, monkeypatch
+):
+    from harness.deploying import student
+
+    folder = made_store.student("student-of-int4") / "student"
+    shutil.rmtree(folder)
+    shutil.copytree(packed_student("int4", group_size=32), folder)
+    monkeypatch.setattr(student, "require_answers", lambda row: None)
+    monkeypatch.setattr(student, "reopen", lambda *_: Reopened(20, (), 0.5, "a.weight", ()))
+    row, options = find_row("int4", made_store.root), ExportOptions(form="safetensors")
+    with pytest.raises(CellFailed, match=r"a.weight differs by 50 % .* at most 0 % was announced"):
+        export_student(row, tmp_path / "out", options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_missing_library_is_said_before_anything_is_written(made_store, tmp_path, monkeypatch):
