@@ -179,6 +179,7 @@ def traits_in_words(method: Method) -> str:
         and not method.reads_teacher_live,
         f"{method.bits_per_weight} bits a weight": method.bits_per_weight is not None,
         "floats: accuracy only": method.simulated,
+        cache_in_words(before, after): after.cache is not None,
         "zeros: no byte saved": method.leaves_zeros,
         "fewer blocks": after.layers < before.layers,
         "narrower blocks": after.intermediate < before.intermediate,
@@ -187,6 +188,12 @@ def traits_in_words(method: Method) -> str:
         "reads text": method.calibrates,
     }
     return ", ".join(word for word, holds in holds_by_words.items() if holds)
+
+
+def cache_in_words(before: Shape, after: Shape) -> str:
+    """Say what a token's keys and values take, beside those of 16-bit floats."""
+    full, stored = (shape.kv_bytes(batch=1, tokens=1, item=2) for shape in (before, after))
+    return f"{stored / full:.2f} of a bf16 cache's bytes (`tiny`), weights as they are"
 
 
 if __name__ == "__main__":

@@ -264,7 +264,7 @@ class Job:
         return self.teachers[0]
 
 
-Family = Literal["control", "distillation", "pruning", "low-rank", "quantization"]
+Family = Literal["control", "distillation", "pruning", "low-rank", "quantization", "cache"]
 Start = Literal["teacher", "student"]
 
 

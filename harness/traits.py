@@ -21,7 +21,7 @@ from harness.renames.notice import renames_of
 
 FAMILIES: tuple[str, ...] = get_args(Family)
 # families whose students are made from the teacher, unless the method states another start
-FROM_TEACHER = ("pruning", "low-rank", "quantization")
+FROM_TEACHER = ("pruning", "low-rank", "quantization", "cache")
 RENAMED = renames_of("trait")
 OLD_NAMES: Mapping[str, str] = {old: rename.new for old, rename in RENAMED.items()}
 # similarity from which a helper's name counts as a misspelt protocol method: one letter of ten

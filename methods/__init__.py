@@ -48,6 +48,8 @@ METHODS: dict[str, str] = {
     "prune-depth-random": "methods.prune_depth:RandomDepthPruning",
     "prune-width": "methods.prune_width:WidthPruning",
     "prune-width-random": "methods.prune_width:RandomWidthPruning",
+    "kv-int8": "methods.kv:KvInt8",
+    "kv-int4": "methods.kv:KvInt4",
     "lowrank": "methods.lowrank:LowRank",
     "lowrank-plain": "methods.lowrank:PlainLowRank",
 }

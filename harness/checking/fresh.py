@@ -33,8 +33,12 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 AutoTokenizer.from_pretrained(folder)
 model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+cache = {}
+if hasattr(model.config, "kv_cache_quantization"):
+    from harness.models.quantized_cache import QuantizedCache
+    cache = {"cache": QuantizedCache.of(model.config), "use_cache": True}
 with torch.no_grad():
-    print(json.dumps(model(torch.tensor([ids])).logits[0, -1].float().tolist()))
+    print(json.dumps(model(torch.tensor([ids]), **cache).logits[0, -1].float().tolist()))
 """
 _LOGIT_TOLERANCE = 1e-3  # of the largest logit: sums in another order differ between processes
 
@@ -62,7 +66,8 @@ def reopen(student: Checkpoint, *, fresh: bool, imports_packed: bool) -> None:
     """Check that a student opens with transformers and has the same logits there.
 
     `fresh` opens it in a new process. With `imports_packed` it imports `methods.packed` first,
-    which teaches transformers to read packed weights. Raises `AssertionError`.
+    which teaches transformers to read packed weights. A student that states a cache format is given
+    a cache that stores it. Raises `AssertionError`.
     """
     import torch
 
@@ -90,10 +95,14 @@ def _logits_in_this_process(folder: Path) -> list[float]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from harness.models.quantized_cache import give_quantized_cache
+
     importlib.import_module("methods.packed")
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    give_quantized_cache(model)
     with torch.no_grad():
-        logits: list[float] = model(torch.tensor([_TOKEN_IDS])).logits[0, -1].float().tolist()
+        output = model(torch.tensor([_TOKEN_IDS]), use_cache=True)
+    logits: list[float] = output.logits[0, -1].float().tolist()
     return logits
 
 

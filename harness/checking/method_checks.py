@@ -277,11 +277,23 @@ def starts_from(trial: Trial) -> None:
 
 
 def changes_a_weight(trial: Trial) -> None:
-    """Check that the method changes the weights; a control that does not train may keep them."""
+    """Check that the method changes the weights.
+
+    A control that does not train may keep them. A method of the cache must, and states a format.
+    """
+    from harness.models.cache_format import stored_cache_format
     from harness.models.checkpoint import same_weights
 
     student, method = trial.first.checkpoint, trial.method
-    if method.trains or method.family != "control":
+    if method.family == "cache":
+        assert stored_cache_format(student.path) is not None, (
+            "declared family = 'cache'; the student's config.json states no kv_cache_quantization"
+        )
+        assert same_weights(student.path, trial.start.path), (
+            "declared family = 'cache'; the student's weights are others than those that it "
+            "started from"
+        )
+    elif method.trains or method.family != "control":
         same = same_weights(student.path, trial.start.path)
         assert not same, (
             f"declared family = {method.family!r}; the student's weights are, number by number, "

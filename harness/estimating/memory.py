@@ -185,7 +185,9 @@ def writing_parts(
     prefill = forward_bytes(shape, _PACK_TOKENS[kind], value_bytes)
     return {
         "weights": float(shape.parameters * value_bytes),
-        "keys and values": float(shape.kv_bytes(batch=rows, tokens=tokens, item=value_bytes)),
+        "keys and values": float(
+            shape.in_floats().kv_bytes(batch=rows, tokens=tokens, item=value_bytes)
+        ),
         "activations": max(attention, prefill),
         "logits": 2.0 * rows * shape.vocabulary * value_bytes,
     }
@@ -198,7 +200,7 @@ def rows_written_at_once(shape: Shape, rows: int, tokens: int, hardware: Hardwar
     cache = _CACHE_SHARE * max(0.0, free)
     if hardware.kind == "cpu":
         cache = min(cache, float(CPU_KV_BYTES))
-    row_bytes = max(1, shape.kv_bytes(batch=1, tokens=tokens, item=item))
+    row_bytes = max(1, shape.in_floats().kv_bytes(batch=1, tokens=tokens, item=item))
     return int(max(1, min(rows, MAX_BATCH_ROWS[hardware.kind], cache // row_bytes)))
 
 
@@ -222,7 +224,8 @@ def _task_parts(shape: Shape, task: str, count: int, hardware: Hardware) -> Part
     size, pack = hardware.value_bytes, _PACK_TOKENS[hardware.kind]
     # the shared prompts of a task of many subjects are read one subject after the other
     shared = min(item.shared_prompt, _LONGEST_SHARED)
-    prefix = float(shape.kv_bytes(batch=1, tokens=shared + pack, item=size))
+    floats = shape.in_floats()  # a quantized cache is scored in the floats that codes stand for
+    prefix = float(floats.kv_bytes(batch=1, tokens=shared + pack, item=size))
     if not item.written:
         return {
             "keys and values": prefix,
@@ -231,7 +234,7 @@ def _task_parts(shape: Shape, task: str, count: int, hardware: Hardware) -> Part
         }
     rows = rows_written_at_once(shape, count, item.longest, hardware)
     written = writing_parts(shape, rows, item.longest + shared, size, hardware.kind)
-    slots = float(shape.kv_bytes(batch=rows, tokens=item.longest, item=size))
+    slots = float(floats.kv_bytes(batch=rows, tokens=item.longest, item=size))
     return {
         "keys and values": slots + prefix,
         "activations": written["activations"],
@@ -280,6 +283,7 @@ def _scenario_parts(shape: Shape, scenario: Scenario, item: int) -> tuple[float,
     tokens = scenario.prompt_tokens + scenario.new_tokens
     cache = float(shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item))
     working = forward_bytes(shape, scenario.batch * scenario.prompt_tokens, item)
+    working += shape.decoded_bytes(batch=scenario.batch, tokens=tokens, item=item)
     return cache, working + scenario.batch * shape.vocabulary * 4.0
 
 

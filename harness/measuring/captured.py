@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.models.cache_format import cache_format_of
 from harness.models.states import (
     CACHE_NAMES,
     cache_arguments,
@@ -182,6 +183,8 @@ def _static_cache(model: Any, tokens: int) -> Any:
     from transformers import StaticCache
     from transformers.cache_utils import StaticSlidingWindowLayer
 
+    if cache_format_of(model.config) is not None:
+        raise NotCaptured("its quantized cache grows from step to step")
     try:
         cache = StaticCache(config=model.config, max_cache_len=tokens)
     except Exception as problem:  # an unknown kind of layer: the library has no name for it

@@ -345,6 +345,7 @@ def _fitting_scenarios(
         caches = 2 if on_gpu else 1  # that of captured steps stays beside the other
         running_bytes = [
             caches * shape.kv_bytes(batch=scenario.batch, tokens=tokens, item=item)
+            + shape.decoded_bytes(batch=scenario.batch, tokens=tokens, item=item)
             + working_bytes(shape, scenario, item)
             for shape in shapes.values()
         ]
@@ -586,6 +587,10 @@ def _memory_measurements(
         # The arithmetic knows keys and values; what recurrent layers keep is counted alone.
         remark = "" if shape.stateful else _count_mismatch("keys and values", kv, expected)
         measurements.append(measurement_of(columns.KV, kv, condition=condition, remark=remark))
+        stored_tokens = scenario.batch * weighed["kv_tokens"]
+        measurements.append(
+            measurement_of(columns.KV_PER_TOKEN, kv / stored_tokens, condition=condition)
+        )
     for phase, peaks in weighed["peaks"].items():
         for kind, value in (peaks or {}).items():
             measurements.append(measurement_of(_PEAKS[phase], value, kind, condition=condition))

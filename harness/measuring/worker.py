@@ -104,6 +104,8 @@ class TimingWorker:
         """Open the model; return its seconds (without imports) and the peak of memory."""
         import torch
 
+        from harness.models.quantized_cache import give_quantized_cache
+
         libraries_loaded = preload_libraries(self.job)
         model_class(self.job.model_folder)  # reads the architecture's own module
         self.baseline = baseline_bytes(self.job.device)
@@ -114,6 +116,7 @@ class TimingWorker:
             dtype=getattr(torch, self.job.dtype),
         )
         self.model.to(self.job.device).eval()
+        give_quantized_cache(self.model)
         if self.job.wrap:
             module, _, function = self.job.wrap.partition(":")
             self.model = getattr(importlib.import_module(module), function)(self.model)

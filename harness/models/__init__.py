@@ -5,7 +5,8 @@ saves students, `checkpoint` is a model's identity, `shape` its bytes and FLOPs 
 the format of compressed students. `blockwise` opens a model with its blocks in their files, and
 `student_writers` saves what a method makes of them, block by block. torch is imported inside
 functions, except by `packed`, which registers its format with transformers when it is imported, by
-`int4_tiles`, and by what writes students: `reopening`, `student_writers`, `tensor_spool`.
+`int4_tiles`, by what codes of keys and values are made of (`cache_codes`, `quantized_cache`), and
+by what writes students: `reopening`, `student_writers`, `tensor_spool`.
 """
 
 __all__ = [
@@ -14,6 +15,8 @@ __all__ = [
     "blocks",
     "blockwise",
     "bounded",
+    "cache_codes",
+    "cache_format",
     "checkpoint",
     "depth",
     "dimensions",
@@ -30,6 +33,7 @@ __all__ = [
     "packed_bits",
     "packed_training",
     "position_head",
+    "quantized_cache",
     "rendering",
     "reopening",
     "resolve",
@@ -37,6 +41,7 @@ __all__ = [
     "shape",
     "shaping",
     "states",
+    "stored_attention",
     "student_writers",
     "tensor_spool",
     "unpacked",

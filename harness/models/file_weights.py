@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.machine.memory import return_freed_memory
 from harness.models.checkpoint import model_class, weight_files
+from harness.models.stored_attention import attend_to_stored
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ def empty_model(folder: Path, dtype: "torch.dtype") -> Any:
     import harness.models.packed  # noqa: F401  the formats of our own students
 
     model = model_class(folder).from_pretrained(folder, dtype=dtype, device_map="meta").eval()
+    attend_to_stored(model)
     _rebuild_unsaved_buffers(model)
     return model
 

@@ -19,6 +19,7 @@ from harness.models.checkpoint import first_non_finite
 from harness.models.encoding import encode_prompt
 from harness.models.formats import require_format
 from harness.models.shape import stored_tensors
+from harness.models.stored_attention import attend_to_stored
 
 if TYPE_CHECKING:
     import torch
@@ -200,7 +201,10 @@ def _date_macro() -> str:
 def open_model(
     checkpoint: Checkpoint, *, device: str = "cpu", dtype: str = "float32"
 ) -> LanguageModel:
-    """Open a checkpoint with plain transformers, in eval mode."""
+    """Open a checkpoint with plain transformers, in eval mode.
+
+    A model that states a cache format attends to keys and values as that cache stores them.
+    """
     import torch
 
     import harness.models.packed  # noqa: F401  the formats of our own students
@@ -215,6 +219,7 @@ def open_model(
         )
         tokenizer = tokenizer_of(checkpoint.model_folder)
     model.to(device).eval()
+    attend_to_stored(model)
     refuse_non_finite(model, checkpoint.name)
     return LanguageModel(model, tokenizer, device, checkpoint)
 

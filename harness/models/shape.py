@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.models.cache_format import CacheFormat, cache_format_in
 from harness.models.checkpoint import header_entries, read_model_json, weight_files
 from harness.models.dimensions import dimensions_of
 
@@ -61,6 +62,7 @@ class Shape:
     # layers that keep a state beside or in place of keys and values; states are not counted below
     stateful: int = 0
     attending: int | None = None  # layers that keep keys and values; None for all
+    cache: CacheFormat | None = None  # in which keys and values are stored; None for floats
 
     @classmethod
     def of_folder(cls, folder: Path, *, name: str = "") -> "Shape":
@@ -70,7 +72,8 @@ class Shape:
     @classmethod
     def of_config(cls, config: Mapping[str, Any], *, name: str) -> "Shape":
         """Read a transformers configuration; raises `HarnessError` where it lacks a dimension."""
-        return cls(name=name, **dimensions_of(config, name=name))
+        cache = cache_format_in(config, f"the configuration of {name}")
+        return cls(name=name, cache=cache, **dimensions_of(config, name=name))
 
     def shallower(self, share: float) -> "Shape":
         """Return the shape of a depth cut: a share of the blocks, and of each kind of block.
@@ -127,12 +130,29 @@ class Shape:
     def kv_bytes(self, *, batch: int, tokens: int, item: int) -> int:
         """Return the bytes of keys and values of `batch` rows of `tokens` tokens: 2 L B T H d.
 
-        `item` is the bytes of one number. A windowed layer holds its window.
+        `item` is the bytes of one number; a quantized cache stores codes in its place. A windowed
+        layer holds its window.
         """
-        row = 2 * self.kv_heads * self.head_size * item * batch
+        vector = self.head_size * item
+        if self.cache is not None and self.head_size:
+            vector = self.cache.vector_bytes(self.head_size)
+        row = 2 * self.kv_heads * vector * batch
         window = min(tokens, self.window) if self.window else tokens
         attending = self.layers if self.attending is None else self.attending
         return row * ((attending - self.windowed) * tokens + self.windowed * window)
+
+    def decoded_bytes(self, *, batch: int, tokens: int, item: int) -> int:
+        """Return the bytes of one layer's keys and values as floats, while it attends to them.
+
+        0 where they are stored as floats.
+        """
+        if self.cache is None:
+            return 0
+        return 2 * self.kv_heads * self.head_size * item * batch * tokens
+
+    def in_floats(self) -> "Shape":
+        """Return the shape with a cache of floats, as the scorer keeps it."""
+        return replace(self, cache=None)
 
     def forward_flops(self, length: float) -> float:
         """Return the FLOPs of one token's forward pass in a causal sequence of `length` tokens.
@@ -145,10 +165,14 @@ class Shape:
     def decode_bytes(self, *, batch: int, tokens: int, item: int) -> int:
         """Return the bytes that a decoding step reads.
 
-        All weights but the unused embedding rows, and the keys and values.
+        All weights but the unused embedding rows, and the keys and values. Codes of a quantized
+        cache are written as floats, which are read again.
         """
         weights = self.body + self.embedding
-        return weights * item + self.kv_bytes(batch=batch, tokens=tokens, item=item)
+        cache = self.kv_bytes(batch=batch, tokens=tokens, item=item)
+        if self.cache is not None:
+            cache += 2 * self.in_floats().kv_bytes(batch=batch, tokens=tokens, item=item)
+        return weights * item + cache
 
 
 def _public_shape(

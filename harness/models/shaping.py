@@ -1,5 +1,6 @@
 """Students cut from a base model, and how they are saved."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.contract import Checkpoint
 from harness.errors import CellFailed, HarnessError, unknown
 from harness.files.writing import save_atomically
-from harness.models.checkpoint import describe, weight_files
+from harness.models.cache_format import CacheFormat, with_cache_format
+from harness.models.checkpoint import describe, read_model_json, weight_files
 from harness.models.language_model import LanguageModel, open_model, refuse_non_finite
 from harness.models.resolve import quantized_by
 from harness.models.shape import Shape
+from harness.models.stored_attention import attend_to_stored
 
 if TYPE_CHECKING:
     import torch
@@ -118,6 +121,7 @@ def student_of(
     torch.manual_seed(seed)
     model = CUT_KINDS[cut.kind].cut(opened.model, cut.share, recipe)
     model.generation_config = opened.model.generation_config
+    attend_to_stored(model)
     return LanguageModel(model.to(device).eval(), opened.tokenizer, device, base)
 
 
@@ -131,6 +135,7 @@ def random_weights(student: LanguageModel, *, seed: int) -> LanguageModel:
         student.model.config, dtype=next(student.model.parameters()).dtype
     )
     model.generation_config = student.model.generation_config
+    attend_to_stored(model)
     return LanguageModel(
         model.to(student.device).eval(), student.tokenizer, student.device, student.checkpoint
     )
@@ -195,8 +200,10 @@ def agree_on_tie(model: Any) -> None:
             config.tie_word_embeddings = False
 
 
-def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
-    """Copy a checkpoint's files.
+def copy_student(
+    base: Checkpoint, folder: Path, *, name: str, cache_format: CacheFormat | None = None
+) -> Checkpoint:
+    """Copy a checkpoint's files; with a cache format, its configuration states that too.
 
     Packed weights cannot be saved again, since kernels lay them out anew in memory.
     """
@@ -206,6 +213,11 @@ def copy_student(base: Checkpoint, folder: Path, *, name: str) -> Checkpoint:
         for path in base.path.iterdir():
             if path.is_file():
                 shutil.copyfile(path, part / path.name)
+
+        if cache_format is not None:
+            config_path = part / "config.json"
+            config = with_cache_format(read_model_json(config_path), cache_format)
+            config_path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     save_atomically(folder, write)
     return describe(folder, name=name, parents=(base.digest,))

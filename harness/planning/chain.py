@@ -13,7 +13,7 @@ from harness.errors import HarnessError
 from harness.planning.spec import split_outside_brackets
 
 # kinds of stages in the order that a refused chain is advised
-_FAMILY_ORDER = ("pruning", "low-rank", "distillation", "quantization")
+_FAMILY_ORDER = ("pruning", "low-rank", "distillation", "quantization", "cache")
 
 # (earlier kind, later kind) -> why the later stage cannot follow; all other pairs are allowed
 _REFUSED_ORDERS = {
@@ -26,6 +26,7 @@ _REFUSED_ORDERS = {
     ("quantization", "quantization"): "the weights are packed already",
     ("low-rank", "pruning"): "factors have no channels, heads or blocks of their own to cut",
     ("low-rank", "low-rank"): "the factors would be factorised again; set one rank",
+    ("cache", "cache"): "keys and values are quantized already",
 }
 
 

@@ -209,6 +209,33 @@ SAME_TOP = Quantity(
     better="higher",
     help=f"share of tokens that both models put first {_TEXT}",
 )
+PROMPT_LENGTH = Quantity(
+    "prompt_length",
+    "tokens before",
+    words=True,
+    term="",
+    help="how many tokens of the text stand before those that the line is of",
+)
+_BAND = (
+    "of rows with a quantized cache, on the tokens of the same texts that have so many before "
+    "them, with its 95 % interval over texts"
+)
+KL_AT_LENGTH = replace(
+    TEXT_KL,
+    key="kl_at_length",
+    header="KL at length",
+    help=f"mean divergence of the student's distributions from the teacher's {_BAND}",
+)
+PERPLEXITY_AT_LENGTH = Quantity(
+    "perplexity_at_length",
+    "perplexity at length",
+    stored="ratio",
+    unit="x",
+    prefix="x",
+    format=ratio_format,
+    better="lower",
+    help=f"student's perplexity by token / teacher's, {_BAND}",
+)
 PERPLEXITY = Quantity(
     "perplexity",
     "perplexity",
@@ -554,6 +581,15 @@ KV = Quantity(
     better="lower",
     term="KV",
     help="bytes of keys and values at the end of a run, counted, checked against 2 L B T H d",
+)
+KV_PER_TOKEN = Quantity(
+    "kv_bytes_per_token",
+    "KV bytes a token",
+    stored="bytes",
+    unit="bytes",
+    format=",.0f",
+    better="lower",
+    help="bytes of keys and values of one token in all layers, as they are stored, scales included",
 )
 ACTIVATIONS = Quantity(
     "activation_bytes",

@@ -272,6 +272,7 @@ def _memory_cells(
         teacher_bytes = mean_measurement(teacher, quantity.key)
         line.add(ratio, teacher_bytes / row_bytes if teacher_bytes and row_bytes else None)
     line.add_measured(columns.KV)
+    line.add_measured(columns.KV_PER_TOKEN)
     line.add_measured(columns.ACTIVATIONS)
     for kind, quantity in peaks.items():
         phases = (columns.PREFILL_PEAK, columns.PEAK)

@@ -1,4 +1,4 @@
-"""The table of distances to the teacher on texts, in full as llama.cpp prints them. No torch."""
+"""The tables of distances to the teacher on texts: in full, and by prompt length. No torch."""
 
 from statistics import fmean
 
@@ -32,6 +32,33 @@ def text_distance_table(group: Group) -> Table | None:
     if not lines:
         return None
     return build_table("text-distance", "Distance to the teacher on texts", lines)
+
+
+def prompt_length_table(group: Group) -> Table | None:
+    """Return the distances of rows with a quantized cache by prompt length; None without any."""
+    prefix = f"{columns.KL_AT_LENGTH.key}:"
+    lines = []
+    for row in ordered_rows(group):
+        parts = dict.fromkeys(
+            measurement.name.removeprefix(prefix)
+            for record in row.succeeded
+            for measurement in record.measurements
+            if measurement.name.startswith(prefix)
+        )
+        lines += [_length_cells(row, part) for part in parts]
+    if not lines:
+        return None
+    return build_table("prompt-length", "Distance to the teacher by prompt length", lines)
+
+
+def _length_cells(row: ResultRow, part: str) -> RowCells:
+    line = RowBuilder(row)
+    task, _, band = part.rpartition(":")
+    line.add_words(columns.TASK, task)
+    line.add_words(columns.PROMPT_LENGTH, band)
+    for quantity in (columns.KL_AT_LENGTH, columns.PERPLEXITY_AT_LENGTH):
+        line.add_interval(quantity, _over_seeds(_measured(row, quantity, part), quantity))
+    return line.cells
 
 
 def _distance_cells(row: ResultRow, task: str) -> RowCells:

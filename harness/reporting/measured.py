@@ -29,7 +29,14 @@ _TIMED = (
 )
 # Of a GPU, where some model has them.
 _LAUNCHED = (columns.EAGER_TPOT, columns.EAGER_DECODE_X, columns.DECODE_BUSY, columns.PREFILL_BUSY)
-_WEIGHED = (columns.DISK, columns.WEIGHTS, columns.ACTIVATIONS, columns.LOAD, columns.FIRST_CALL)
+_WEIGHED = (
+    columns.DISK,
+    columns.WEIGHTS,
+    columns.KV_PER_TOKEN,
+    columns.ACTIVATIONS,
+    columns.LOAD,
+    columns.FIRST_CALL,
+)
 
 
 def measurement_tables(models: Sequence[ModelTimings]) -> str:

@@ -13,7 +13,7 @@ from harness.analysis.comparison import Group, group_records
 from harness.records.record import RunRecord
 from harness.reporting.claims import chains_table, claims_table
 from harness.reporting.costs import memory_table, scenarios_table, speed_table, training_cost_table
-from harness.reporting.distances import text_distance_table
+from harness.reporting.distances import prompt_length_table, text_distance_table
 from harness.reporting.formats import (
     FORMS,
     ReportSection,
@@ -70,6 +70,7 @@ def group_tables(
         training_cost_table(group, price),
         claims_table(group),
         text_distance_table(group),
+        prompt_length_table(group),
         diagnostics_table(group),
         *(against_table(group, label) for label in references),
     )

@@ -20,6 +20,7 @@ from harness.files.digests import file_digest
 from harness.files.untrusted import Unreadable, read_as, validate_as
 from harness.files.writing import read_signed, write_signed
 from harness.machine.memory import baseline_bytes, device_bytes, reset_peak
+from harness.models.cache_format import stored_cache_format
 from harness.models.checkpoint import describe, same_weights
 from harness.planning.cells import PlannedStage
 from harness.records.record import BadRecord, Cost, SharedCost, StageRecord, read_record
@@ -162,6 +163,7 @@ class _StageBuilder:
                 "it again"
             )
         _refuse_unchanged(self.stage, student, (self.start, *self.loaded.teachers))
+        _refuse_lost_cache(self.stage, student, self.start)
         return student
 
     def _finished(self) -> _DoneMark | None:
@@ -331,6 +333,16 @@ def _reset_peak_memory(device: str) -> None:
         reset_peak()
 
 
+def _refuse_lost_cache(stage: PlannedStage, student: Checkpoint, start: Checkpoint) -> None:
+    """Refuse a student whose configuration lost the cache format of the model it started from."""
+    before = stored_cache_format(start.model_folder)
+    if before is not None and stored_cache_format(student.model_folder) != before:
+        raise CellFailed(
+            f"{stage.label} lost the quantized cache ({before.label}) of the stage before it; put "
+            "kv-int8 or kv-int4 last"
+        )
+
+
 def _refuse_unchanged(
     stage: PlannedStage, student: Checkpoint, others: tuple[Checkpoint, ...]
 ) -> None:
@@ -338,6 +350,10 @@ def _refuse_unchanged(
 
     Its method changed nothing, and would get the teacher's score for it. Controls may do so.
     """
+    if stage.family == "cache" and not stage.trains:  # it leaves weights as they are
+        if stored_cache_format(student.path) is None:
+            raise CellFailed(f"{stage.label} changed nothing: its student has a cache of floats")
+        return
     must_change = stage.trains or stage.family != "control"
     paths = {checkpoint.path for checkpoint in others}
     if must_change and any(same_weights(student.path, path) for path in paths):

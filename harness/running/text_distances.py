@@ -74,6 +74,7 @@ def text_measurements(
                 measured.append(_skipped(f"teacher and student read {name} in other windows"))
             else:
                 measured += _measurements_of(divergence, name)
+                measured += _measurements_by_length(loaded, name, task, student, rows)
     except NotANumber:  # the row itself is wrong
         raise
     except Exception as problem:  # noqa: BLE001  nothing else may fail a row that was scored
@@ -103,11 +104,14 @@ def _windows(
     """Return the windows of a task's documents that were scored."""
     from harness.scoring.text_divergence import windows_to_compare
 
+    return windows_to_compare(opened, _scored_documents(loaded, task, rows))
+
+
+def _scored_documents(loaded: LoadedJob, task: Task, rows: "Sequence[ItemRow]") -> list[str]:
     scored = {row.item for row in rows if row.task == task.name}
-    documents = [
+    return [
         text for number, text in enumerate(documents_of(task, loaded.source)) if number in scored
     ]
-    return windows_to_compare(opened, documents)
 
 
 def _compare(
@@ -120,6 +124,44 @@ def _compare(
     texts = list(chain.from_iterable(windows))
     readings = _teacher_readings(loaded, name, texts, width=student.vocabulary)
     return compare_texts(readings, distribution_reader(student, 1), windows)
+
+
+def _measurements_by_length(
+    loaded: LoadedJob, name: str, task: Task, student: "LanguageModel", rows: "list[ItemRow]"
+) -> Iterator[Measurement]:
+    """Yield the distances by how many tokens stand before, of a student with a quantized cache.
+
+    For other students nothing is yielded: the texts are read once more for it, by the teacher too.
+    """
+    from harness.models.cache_format import cache_format_of
+    from harness.models.language_model import open_model
+    from harness.scoring.fidelity import distribution_reader, read_answers
+    from harness.scoring.prompt_lengths import band_windows, compare_bands
+
+    if cache_format_of(student.model.config) is None:
+        return
+    windows = band_windows(student, _scored_documents(loaded, task, rows))
+    conditions = loaded.job.conditions
+    teacher = open_model(loaded.teachers[0], device=conditions.device, dtype=conditions.dtype)
+    readings = read_answers(
+        distribution_reader(teacher, 1),
+        [window.window for window in windows],
+        width=student.vocabulary,
+    )
+    for band in compare_bands(readings, distribution_reader(student, 1), windows):
+        condition = f"{band.tokens:,} tokens of {band.texts} texts"
+        for quantity, interval in (
+            (columns.KL_AT_LENGTH, band.divergence),
+            (columns.PERPLEXITY_AT_LENGTH, band.perplexity_ratio),
+        ):
+            yield measurement_of(
+                quantity,
+                interval.value or 0.0,
+                f"{name}:{band.label}",
+                low=interval.low,
+                high=interval.high,
+                condition=condition,
+            )
 
 
 def _teacher_readings(

@@ -28,6 +28,7 @@ __all__ = [
     "plain",
     "plain_reading",
     "prefix_sharing",
+    "prompt_lengths",
     "reading",
     "request_tokens",
     "rounding",

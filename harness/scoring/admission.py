@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.machine.memory import release_memory
+from harness.models.cache_format import cache_format_of
 from harness.models.language_model import LanguageModel
 from harness.scoring.prefix_sharing import (
     DecodingSlots,
@@ -162,8 +163,12 @@ def _float32_reference(
 
 
 def _is_integer_model(opened: LanguageModel) -> bool:
-    """Tell whether a model computes in integers, so that few rows and many differ in rounding."""
-    return bool(getattr(opened.model, "is_quantized", False))
+    """Tell whether a model computes or stores integers, so that few rows and many differ.
+
+    A number that lies at the edge of two codes takes either.
+    """
+    is_packed = bool(getattr(opened.model, "is_quantized", False))
+    return is_packed or cache_format_of(opened.model.config) is not None
 
 
 def _probe_texts(opened: LanguageModel) -> tuple[list[int], list[int]]:

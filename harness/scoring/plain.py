@@ -17,6 +17,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+from harness.models.cache_format import cache_format_of
 from harness.models.language_model import LanguageModel
 from harness.models.states import CACHE_NAMES, cache_arguments
 
@@ -265,7 +266,9 @@ def _probe_problem(
 
 
 def _is_quantized(opened: LanguageModel) -> bool:
-    return bool(getattr(opened.model, "is_quantized", False))
+    """Tell whether a model computes or stores integers: a number between two codes takes either."""
+    is_packed = bool(getattr(opened.model, "is_quantized", False))
+    return is_packed or cache_format_of(opened.model.config) is not None
 
 
 def _single_row_log_p(opened: LanguageModel, row: Sequence[int], count: int) -> "torch.Tensor":

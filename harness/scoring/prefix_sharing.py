@@ -16,10 +16,13 @@ V vocabulary.
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.models.cache_format import CacheFormat, cache_format_of
 from harness.models.encoding import shared_prefix_length
 from harness.models.language_model import LanguageModel
+from harness.models.stored_attention import stored
 from harness.scoring.shapes import rounded_rows, rounded_width, without_planning
 
 if TYPE_CHECKING:
@@ -371,6 +374,7 @@ def _copy_spans(slots: "torch.Tensor", source: "torch.Tensor", spans: Sequence[S
 
 
 def _attend_by_memory(
+    cache_format: CacheFormat | None,
     module: Any,
     query: "torch.Tensor",
     key: "torch.Tensor",
@@ -378,13 +382,18 @@ def _attend_by_memory(
     attention_mask: "torch.Tensor | None",
     **arguments: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Attend by the memory of this forward call; transformers calls this as `harness-shared`."""
+    """Attend by the memory of this forward call; transformers calls this as `harness-shared`.
+
+    Keys and values are rounded first where the model has a cache format.
+    """
     unsupported = [name for name in _UNSUPPORTED_ARGUMENTS if arguments.get(name) is not None]
     if unsupported:
         raise UnsupportedAttention(f"its attention uses {unsupported[0]}")
     memory = arguments.get("memory")
     if memory is None:
         raise UnsupportedAttention("its layers do not pass keyword arguments on to their attention")
+    if cache_format is not None:  # what is kept of a token is what its cache would store
+        key, value = stored(key, value, cache_format)
     scaling = arguments.get("scaling")
     return memory.attend(
         module.layer_idx, query, key, value, query.shape[-1] ** -0.5 if scaling is None else scaling
@@ -399,12 +408,14 @@ def shared_attention(opened: LanguageModel) -> Iterator[None]:
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(ATTENTION_NAME, _attend_by_memory)
+    cache_format = cache_format_of(opened.model.config)
+    name = f"{ATTENTION_NAME}-{cache_format.label}" if cache_format else ATTENTION_NAME
+    AttentionInterface.register(name, partial(_attend_by_memory, cache_format))
     name_before = opened.text_config._attn_implementation
-    if name_before == ATTENTION_NAME:
+    if name_before == name:
         yield
         return
-    opened.model.set_attn_implementation(ATTENTION_NAME)
+    opened.model.set_attn_implementation(name)
     try:
         with without_planning(opened.device):
             yield

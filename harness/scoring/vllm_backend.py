@@ -17,6 +17,7 @@ from typing import Any
 from harness.contract import Checkpoint
 from harness.errors import HarnessError
 from harness.machine.memory import CardMemory, cards_memory, release_memory
+from harness.models.cache_format import stored_cache_format
 from harness.models.language_model import LanguageModel, tokenizer_of
 from harness.scoring.backend import (
     Generation,
@@ -337,6 +338,11 @@ def _describe(checkpoint: Checkpoint, dtype: str) -> _ModelDescription:
     import torch
     from transformers import AutoConfig, GenerationConfig
 
+    if stored_cache_format(checkpoint.model_folder) is not None:
+        raise HarnessError(
+            f"{checkpoint.name} has a quantized cache, and vLLM computes with a cache of its own; "
+            "type --backend transformers"
+        )
     has_generation_config = (checkpoint.path / "generation_config.json").exists()
     return _ModelDescription(
         AutoConfig.from_pretrained(checkpoint.path),

@@ -7,6 +7,7 @@ inside `compress`.
 
 __all__ = [
     "base",
+    "cached",
     "calibrated",
     "calibration",
     "external",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from harness.errors import CellFailed
 from harness.models.language_model import LanguageModel
+from harness.models.stored_attention import as_attended, format_of_attention
 from methods.training.layouts import PaddedRows
 from methods.training.losses import attention_kl, hidden_distance, unit_rms
 from methods.training.positions import Positions
@@ -182,8 +183,11 @@ def _attention_with_tap(
             "distillation does not support"
         )
     scale = options.get("scaling") or query.shape[-1] ** -0.5
+    # of a quantized cache, maps are made of the keys that a query sees
+    key, value = as_attended(tap.implementation, key, value)
     tap.value = AttentionStates(query, key, value, float(scale))
-    kernel = "sdpa" if tap.implementation in (None, "eager") else tap.implementation
+    is_rounded = format_of_attention(tap.implementation) is not None
+    kernel = "sdpa" if tap.implementation in (None, "eager") or is_rounded else tap.implementation
     return ALL_ATTENTION_FUNCTIONS[kernel](module, query, key, value, attention_mask, **options)
 
 

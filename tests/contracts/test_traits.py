@@ -68,7 +68,7 @@ def test_every_trait_of_every_method_is_of_its_declared_type(name):
     assert isinstance(method, Method) and method.family in FAMILIES
     assert (
         method.starts_from == "teacher"
-        if method.family in ("pruning", "low-rank", "quantization")
+        if method.family in ("pruning", "low-rank", "quantization", "cache")
         else method.starts_from
     )
     assert (
@@ -94,7 +94,7 @@ def test_what_a_class_does_not_state_has_the_defaults_of_the_protocol(load, fami
         stated(f"family: ClassVar[str] = {family!r}", "share: float = 0.5", base=base), build={}
     )
     assert method.starts_from == (
-        "teacher" if family in ("pruning", "low-rank", "quantization") else "student"
+        "teacher" if family in ("pruning", "low-rank", "quantization", "cache") else "student"
     )
     assert not any(getattr(method, name) for name, kind in fixed_traits().items() if kind is bool)
     assert (
