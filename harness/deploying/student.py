@@ -17,6 +17,7 @@ from harness.errors import CellFailed, HarnessError, unknown
 from harness.files.places import check_folder
 from harness.files.problems import path_text
 from harness.files.writing import save_atomically
+from harness.models.cache_format import stored_cache_format
 from harness.models.formats import library_problem
 
 if TYPE_CHECKING:
@@ -174,6 +175,11 @@ def _student_folder(row: StoredRow) -> Path:
         raise HarnessError(
             f"{label} is an adapter, {path}, and no model of its own; serve it beside its base "
             "(vllm serve BASE --enable-lora), or merge it with peft and name the folder"
+        )
+    if (cache := stored_cache_format(path)) is not None:
+        raise HarnessError(
+            f"{label} has a quantized cache ({cache.label}), which no exported form states; export "
+            "the row without its kv stage, and choose the server's own type of cache there"
         )
     return path
 

@@ -117,3 +117,14 @@ def test_a_missing_library_is_said_before_anything_is_written(made_store, tmp_pa
     with pytest.raises(HarnessError, match=r"pip install compressed-tensors; .*--check none"):
         export_student(row, tmp_path / "out", options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_quantized_cache_is_in_no_exported_form(made_store, tmp_path):
+    from harness.models.cache_format import CacheFormat, with_cache_format
+
+    config = made_store.student("student-of-int4") / "student" / "config.json"
+    config.write_text(json.dumps(with_cache_format({}, CacheFormat(bits=8, group=64))))
+    row = find_row("int4", made_store.root)
+    with pytest.raises(HarnessError, match=r"a quantized cache \(int8-64\).*without its kv stage"):
+        export_student(row, tmp_path / "out", ExportOptions(form="safetensors"))
+    assert not (tmp_path / "out").exists()

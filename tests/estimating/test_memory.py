@@ -335,6 +335,20 @@ def test_a_timing_holds_both_models_and_both_processes():
     assert packed["weights"] - with_table["weights"] == STUDENT.embedding
 
 
+def test_a_quantized_cache_holds_codes_where_it_is_timed_and_floats_where_it_is_scored():
+    row = catalog.methods().build("kv-int4", {}).resulting_shape(STUDENT)
+    full, coded = (timing_parts(shape, TEACHER, REQUEST, H100) for shape in (STUDENT, row))
+    # of a head of 128 channels: 64 bytes of codes, four scales and offsets of 2, in place of 256
+    floats = STUDENT.kv_bytes(batch=32, tokens=2048 + 128, item=2)
+    assert STUDENT.head_size == 128 and row.kv_bytes(batch=1, tokens=1, item=2) * 256 == (
+        STUDENT.kv_bytes(batch=1, tokens=1, item=2) * (64 + 4 * 4)
+    )
+    assert full["keys and values"] - coded["keys and values"] == floats * (1 - 80 / 256)
+    # one layer of floats at a time
+    assert coded["activations"] - full["activations"] == floats / STUDENT.layers
+    assert scoring_parts(row, REQUEST, H100) == scoring_parts(STUDENT, REQUEST, H100)
+
+
 def test_a_method_that_works_by_block_holds_no_other_blocks():
     workload = workload_of(catalog.methods().build("int4-calibrated", {}))
     whole = compression_parts(replace(workload, by_block=False), TEACHER, 2)

@@ -262,3 +262,12 @@ def test_on_a_gpu_a_model_is_timed_by_captured_steps_and_watched(embedded, tmp_p
     assert by["tpot_seconds"].value < by["eager_tpot_seconds"].value
     assert 0 < by["decode_busy_share"].value <= 1
     assert by["decode_speedup"].low < 1.1 and by["decode_speedup"].high > 0.9
+
+
+def test_a_quantized_cache_grows_and_is_not_captured(small):
+    model = small("Llama").model
+    model.config.kv_cache_quantization = {"bits": 8, "group": 64}
+    with pytest.raises(NotCaptured, match="its quantized cache grows from step to step"):
+        captured_decoder(
+            model, torch.arange(5, 25)[None], 4, capture=lambda work: work, dtype="float32"
+        )

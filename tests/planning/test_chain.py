@@ -323,3 +323,28 @@ def test_a_second_chain_finds_its_beginning_made_and_a_torn_stage_is_found_and_m
     again = harness.run("prune-depth+response+int8-dynamic", **settings)
     # the same bytes again
     assert again.succeeded and again.records[-1].stages[1].digest == chain.stages[1].digest
+
+
+def test_a_row_of_the_cache_states_a_format_and_no_later_stage_loses_it(random_model, tmp_path):
+    from dataclasses import replace
+
+    from harness.errors import CellFailed
+    from harness.models.cache_format import CacheFormat
+    from harness.models.shaping import copy_student
+    from harness.running.student import _refuse_lost_cache, _refuse_unchanged
+
+    codes = CacheFormat(bits=4, group=32)
+    coded = copy_student(random_model, tmp_path / "kv", name="kv", cache_format=codes)
+    stages = by_label(plan(["kv-int4+int8"]))["kv-int4+int8"].stages
+    _refuse_unchanged(stages[0], coded, (random_model,))  # the weights are the teacher's
+    with pytest.raises(CellFailed, match="kv-int4 changed nothing: its student has a cache of"):
+        _refuse_unchanged(stages[0], random_model, (random_model,))
+    _refuse_lost_cache(stages[1], coded, coded)
+    with pytest.raises(CellFailed, match=r"int8 lost the quantized cache \(int4-32\) of the stage"):
+        _refuse_lost_cache(stages[1], replace(random_model, name="int8"), coded)
+
+
+def test_beside_rows_of_the_cache_stand_the_same_models_with_the_full_cache():
+    assert set(by_label(plan(["kv-int8"]))) == {"teacher", "kv-int8", "identity"}
+    beside = by_label(plan(["int4+kv-int8", "kv-int4+response[recipe=lora]"]))
+    assert {"int4", "kv-int8", "kv-int4", "kv-int4+sft[recipe=lora]"} <= set(beside)
