@@ -118,7 +118,7 @@ def test_a_stated_start_counts_whatever_the_family(load):
     [
         (
             ["family: ClassVar[str] = 'layer-pruning'"],
-            "unknown family 'layer-pruning'; did you mean 'pruning'? known: control",
+            "unknown family 'layer-pruning'; did you mean 'pruning'? known: cache, control",
         ),
         (["family: ClassVar[str] = 'quantisation'"], "did you mean 'quantization'?"),
         (["family: ClassVar[str] = 'Pruning'"], "did you mean 'pruning'?"),
