@@ -547,9 +547,21 @@ def _command() -> int:
                 raise
             traceback.print_exc()  # a defect of ours: 1 would say that a model regressed
             return 2
-        print(f"harness: {problem.format_message()} (type: harness --help)", file=sys.stderr)
+        print(
+            f"harness: {problem.format_message()} (type: {_typed_path(problem)} --help)",
+            file=sys.stderr,
+        )
         code = 2
     return code
+
+
+def _typed_path(problem: Exception) -> str:
+    """Return the command whose options a usage error is about, such as `harness report`."""
+    context, names = getattr(problem, "ctx", None), []
+    while context is not None and context.parent is not None:
+        names.append(context.info_name)
+        context = context.parent
+    return " ".join(["harness", *reversed(names)])
 
 
 def _show_old_names_in_one_line() -> None:

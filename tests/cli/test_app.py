@@ -193,6 +193,9 @@ def test_report_imports_pandas_and_no_torch(tmp_path):
         (["run", "--rounds", "0"], "at least one round"),
         (["run", "--rounds", "often"], "write a number of rounds, or auto"),
         (["measure", "tiny", "--device", "cuda"], "torch sees no GPU here"),
+        (["report", "--form", "md"], "(type: harness report --help)"),
+        (["data", "fetch"], "(type: harness data fetch --help)"),
+        (["bogus"], "(type: harness --help)"),
     ],
 )
 def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, said, tmp_path):
