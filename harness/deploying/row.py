@@ -84,14 +84,15 @@ def find_row(label: str, place: Path, *, seed: int | None = None) -> StoredRow:
             "holds the row (harness run writes results/runs)"
         )
     searched = newest_run(place)
-    records = read_records(searched).records
+    records, problems = read_records(searched)
     of_row = _labelled(label, records)
     if not of_row and searched != place:
-        searched, records = place, read_records(place).records
+        searched, (records, problems) = place, read_records(place)
         of_row = _labelled(label, records)
     if not of_row:
         labels = {record.label for record in records}
-        raise unknown("row", label, labels, hint=f"(in {path_text(place)})")
+        unread = f"; not read: {problems[0]}" if problems else ""
+        raise unknown("row", label, labels, hint=f"(in {path_text(place)}{unread})")
     chosen = _of_seed(of_row, seed, label)
     return StoredRow(chosen, searched, tuple(record for record in of_row if record is not chosen))
 

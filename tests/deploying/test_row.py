@@ -39,6 +39,13 @@ def test_the_lowest_seed_counts_or_the_one_that_is_named(tmp_path):
         find_row("response", tmp_path, seed=2)
 
 
+def test_a_record_that_cannot_be_read_is_named_where_its_row_is_missing(made_store):
+    path = made_store.record_path("small")
+    path.write_text(path.read_text().replace("success", "succes"))
+    with pytest.raises(HarnessError, match=r"small/record\.json: edited after it was written"):
+        find_row("int4[group_size=32]", made_store.root)
+
+
 @pytest.mark.parametrize(
     ("label", "place", "message"),
     [
