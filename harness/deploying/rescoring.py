@@ -1,14 +1,18 @@
 """Scores an export on items of its row, by the ordinary scorer, and compares answer by answer."""
 
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.contract import Progress
+from harness.contract import Checkpoint, Progress
+from harness.deploying.plain_form import copy_model_files
 from harness.deploying.row import StoredRow
 from harness.errors import HarnessError
 from harness.files.untrusted import read_as
 from harness.machine.gpu import choose_device
+from harness.models.checkpoint import INDEX, describe, weight_files
 from harness.models.outside import resolve_outside
 from harness.running.evaluation import score_checkpoint
 from harness.running.job import CellJob
@@ -88,8 +92,8 @@ def score_export(
     recorded = {(answer.task, answer.item): answer for answer in read_rows(answers)}
     names = job.conditions.task_names
     per_task = None if items is None else -(-items // len(names))
-    checkpoint = resolve_outside(str(export), cache=job.cache)
-    rows = score_checkpoint(job, checkpoint, limit=per_task, progress=progress)
+    with _opened_form(export, row, job) as checkpoint:
+        rows = score_checkpoint(job, checkpoint, limit=per_task, progress=progress)
     primary = {score.task: score.primary for score in row.record.scores}
     agreeing = same_answers = 0
     first = ""
@@ -106,6 +110,27 @@ def score_export(
         if not agrees and not first:
             first = f"{new.task} item {new.item}"
     return Rescoring(len(rows), agreeing, same_answers, tolerance, first)
+
+
+@contextmanager
+def _opened_form(export: Path, row: StoredRow, job: CellJob) -> Iterator[Checkpoint]:
+    """Return the checkpoint of an export, as transformers opens it.
+
+    Of a GGUF file these are its numbers with the student's own tokenizer: transformers reads the
+    tokens of such a file, but not the name by which llama.cpp cuts texts.
+    """
+    checkpoint = resolve_outside(str(export), cache=job.cache)
+    if export.suffix != ".gguf" or row.model is None:
+        yield checkpoint
+        return
+    with tempfile.TemporaryDirectory(dir=job.cache) as name:
+        folder = Path(name)
+        for path in (*weight_files(checkpoint.path), checkpoint.path / "config.json"):
+            (folder / path.name).symlink_to(path.resolve())
+        if (index := checkpoint.path / INDEX).exists():
+            (folder / INDEX).symlink_to(index.resolve())
+        copy_model_files(row.model, folder, weights=False)
+        yield describe(folder, name=checkpoint.name, note=checkpoint.note)
 
 
 def _agrees(old: ItemRow, new: ItemRow, primary: str) -> bool:

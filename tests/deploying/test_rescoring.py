@@ -1,6 +1,8 @@
 """Answers of an export against those of its row: counted by hand, within a declared tolerance."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -45,7 +47,7 @@ def scored(monkeypatch, old, new, primary="acc"):
         return new
 
     monkeypatch.setattr(rescoring, "score_checkpoint", score_checkpoint)
-    found = score_export(row, "DIR", items=50, tolerance=0.04, progress=print)
+    found = score_export(row, Path("DIR"), items=50, tolerance=0.04, progress=print)
     assert asked == {"limit": 17}  # 50 over three tasks, rounded up
     return found
 
@@ -73,3 +75,19 @@ def test_other_items_than_the_records_are_refused(monkeypatch):
         scored(monkeypatch, [answer(0)], [replace(answer(0), doc_hash="other")])
     with pytest.raises(HarnessError, match="item 5 is another one"):
         scored(monkeypatch, [answer(0)], [answer(5)])
+
+
+def test_a_gguf_file_is_scored_with_the_students_own_tokenizer(random_model, tmp_path, monkeypatch):
+    other = tmp_path / "unpacked"
+    shutil.copytree(random_model.path, other)
+    (other / "tokenizer.json").write_text("as transformers reads it")
+    checkpoint = replace(random_model, path=other)
+    monkeypatch.setattr(rescoring, "resolve_outside", lambda name, cache: checkpoint)
+    row = SimpleNamespace(model=random_model.path)
+    job = SimpleNamespace(cache=tmp_path)
+    with rescoring._opened_form(tmp_path / "a.gguf", row, job) as opened:
+        assert opened.digest == random_model.digest  # weights of the file, tokenizer of the student
+        place = opened.path
+    assert not place.exists()
+    with rescoring._opened_form(tmp_path / "a", row, job) as opened:
+        assert opened.path == other
