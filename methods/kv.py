@@ -8,7 +8,7 @@ quantized at all. Per token, an answer depends on no batch, and a text is scored
 KIVI needs its groups at 2 bits, where single channels of keys are large; none is offered here.
 
 Cost: none to make; a decoding step also decodes all codes. Fails where a few channels of a group
-are much larger than the others, in long prompts first (`kl_at_positions`).
+are much larger than the others; `kl_at_length` in the record says whether long prompts suffer more.
 """
 
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal

@@ -6,7 +6,7 @@ from harness.analysis.comparison import group_records
 from harness.measuring.measure import measurement_of
 from harness.records import columns
 from harness.reporting import report
-from harness.reporting.distances import text_distance_table
+from harness.reporting.distances import prompt_length_table, text_distance_table
 
 TASK = "gsm8k-mini"
 
@@ -48,3 +48,25 @@ def test_seeds_are_joined_from_the_lowest_to_the_highest_end():
 def test_without_a_distance_there_is_no_table():
     [group] = group_records(RECORDS)
     assert text_distance_table(group) is None
+
+
+def test_a_quantized_cache_has_a_line_for_each_band_and_other_rows_have_none():
+    bands = {"0-128": (0.002, 1.001), "128-512": (0.004, 1.002), "1024-1536": (0.008, 1.003)}
+    measured = [
+        measurement_of(quantity, value, f"{TASK}:{band}", low=0.9 * value, high=1.1 * value)
+        for band, values in bands.items()
+        for quantity, value in zip(
+            (columns.KL_AT_LENGTH, columns.PERPLEXITY_AT_LENGTH), values, strict=True
+        )
+    ]
+    record = make("int8")
+    record = record.model_copy(update={"measurements": (*record.measurements, *measured)})
+    [group] = group_records([RECORDS[0], record])
+    table = prompt_length_table(group)
+    shown = [dict(zip(map(str, table.columns), line, strict=True)) for line in table.rows]
+    assert [line["tokens before"] for line in shown] == list(bands)
+    assert {line["task"] for line in shown} == {TASK}
+    assert shown[1]["KL at length"] == "0.0040 [0.0036, 0.0044]"
+    assert shown[2]["perplexity at length"] == "x1.003 [0.903, 1.103]"
+    [without] = group_records([RECORDS[0], make("int8")])
+    assert prompt_length_table(without) is None
