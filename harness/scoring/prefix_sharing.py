@@ -374,12 +374,13 @@ def _copy_spans(slots: "torch.Tensor", source: "torch.Tensor", spans: Sequence[S
 
 
 def _attend_by_memory(
-    cache_format: CacheFormat | None,
     module: Any,
     query: "torch.Tensor",
     key: "torch.Tensor",
     value: "torch.Tensor",
     attention_mask: "torch.Tensor | None",
+    *,
+    cache_format: CacheFormat | None,
     **arguments: Any,
 ) -> "tuple[torch.Tensor, None]":
     """Attend by the memory of this forward call; transformers calls this as `harness-shared`.
@@ -410,7 +411,7 @@ def shared_attention(opened: LanguageModel) -> Iterator[None]:
 
     cache_format = cache_format_of(opened.model.config)
     name = f"{ATTENTION_NAME}-{cache_format.label}" if cache_format else ATTENTION_NAME
-    AttentionInterface.register(name, partial(_attend_by_memory, cache_format))
+    AttentionInterface.register(name, partial(_attend_by_memory, cache_format=cache_format))
     name_before = opened.text_config._attn_implementation
     if name_before == name:
         yield
