@@ -23,6 +23,8 @@ from harness.models.student_writers import write_shards
 from harness.models.tensor_spool import TensorSpool
 
 PACKED, WITH_ACTIVATIONS = "pack-quantized", "int-quantized"
+# layers of one parent that serving engines compute as one matrix
+JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 SERVED_GROUPS = (32, 64, 128)  # of vLLM's kernels for int4
 _LAYERS = ("int4", "int8", "int8-dynamic")
 _FIRST_VERSION = "0.9.0"  # of compressed-tensors: the settings below are those of that version
@@ -172,11 +174,9 @@ def quantization_config(
     Layers that are packed alike are one group: all linear layers but those that are listed as left
     out, or the layers by name where there are several groups.
     """
-    groups: dict[tuple[Any, ...], list[str]] = {}
+    groups: dict[tuple[str, int, bool], list[str]] = {}
     for module in layers:
-        spec = student.specs[module]
-        kind = (spec["kind"], spec.get("group", 0), bool(spec.get("zeros")))
-        groups.setdefault(kind, []).append(module)
+        groups.setdefault(_packing(student.specs[module]), []).append(module)
     formats = {WITH_ACTIVATIONS if kind[0] == "int8-dynamic" else PACKED for kind in groups}
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     entries: dict[str, dict[str, Any]] = {}
@@ -250,9 +250,35 @@ def _notes(
         notes.append(
             f"groups of {odd[0]}: vLLM's kernels have {', '.join(map(str, SERVED_GROUPS))}"
         )
+    if joined := _joined_unlike(student, layers):
+        notes.append(
+            f"{joined} are packed in different ways, and vLLM and SGLang join them: serve this "
+            "with transformers, or make a row that packs them alike"
+        )
     if any(student.specs[name].get("zeros") for name in layers):
         notes.append(
             "zero points: scales are stored in float32, transformers unpacks while it reads, and "
             "older vLLM takes symmetric weights only"
         )
     return tuple(notes)
+
+
+def _joined_unlike(student: StoredStudent, layers: Sequence[str]) -> str:
+    """Return the first layers that engines join and that are not packed alike; "" for none."""
+    for parent in dict.fromkeys(name.rpartition(".")[0] for name in layers):
+        for leaves in JOINED:
+            names = [f"{parent}.{leaf}" for leaf in leaves]
+            if not set(names) & set(layers):
+                continue
+            kinds = {
+                _packing(student.specs[name]) if name in layers else ("float", 0, False)
+                for name in names
+            }
+            if len(kinds) > 1:
+                return ", ".join(names)
+    return ""
+
+
+def _packing(spec: Mapping[str, Any]) -> tuple[str, int, bool]:
+    """Return what layers that are packed alike have in common."""
+    return str(spec["kind"]), int(spec.get("group", 0)), bool(spec.get("zeros"))

@@ -33,7 +33,8 @@ def reopen(student: Path, export: Path) -> Reopened:
             f"{how_it_ended(done.returncode, done.stderr)}"
         )
     result = json.loads(done.stdout.splitlines()[-1])
-    return Reopened(**{**result, "missing": tuple(result["missing"])})
+    lists = {name: tuple(result[name]) for name in ("missing", "libraries")}
+    return Reopened(**{**result, **lists})
 
 
 def main(argv: list[str]) -> int:

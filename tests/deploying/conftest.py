@@ -39,7 +39,8 @@ def made_store(tmp_path):
 def packed_student(random_model, tmp_path_factory):
     """Return a maker of packed students of a random Llama: every block's matrix by `quantize`.
 
-    `kind` and `entries` stand in `config.json`; the table becomes int8 unless `table` is False.
+    `others` names the kinds of single layers, None for floats. The table becomes int8 unless
+    `table` is False.
     """
     import torch
 
@@ -47,15 +48,19 @@ def packed_student(random_model, tmp_path_factory):
     from harness.models.packed import save_packed
     from methods.compression.rounding import packed_layer, round_to_nearest
 
-    def make(kind, *, table=True, **settings):
+    def make(kind, *, table=True, others=(), **settings):
         opened = open_model(random_model)
         opened.model.to(torch.bfloat16)
         specs, tensors = {}, {}
         for name, layer in opened.model.named_modules():
             if isinstance(layer, torch.nn.Linear) and name != "lm_head":
-                bits = 4 if kind == "int4" else 8
-                matrix = round_to_nearest(layer.weight, bits=bits, **settings)
-                specs[name], own = packed_layer(name, matrix, None, kind=kind)
+                own_kind = dict(others).get(name, kind)
+                if own_kind is None:
+                    continue
+                own_settings = settings if own_kind == kind else {}
+                bits = 4 if own_kind == "int4" else 8
+                matrix = round_to_nearest(layer.weight, bits=bits, **own_settings)
+                specs[name], own = packed_layer(name, matrix, None, kind=own_kind)
                 tensors |= own
         if table:
             name, weight = "model.embed_tokens", opened.model.model.embed_tokens.weight

@@ -27,6 +27,7 @@ CASES = {
     "int8 and activations": ("int8-dynamic", {}),
     "int4 and a float table": ("int4", {"group_size": 32, "table": False}),
 }
+MIXED = {"model.layers.0.self_attn.o_proj": "int8-dynamic", "model.layers.1.mlp.up_proj": None}
 
 
 def unpacked(state, name, settings):
@@ -77,15 +78,46 @@ def test_the_students_own_integers_and_scales_stand_in_the_file(case, packed_stu
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, "mixed"])
 def test_the_formats_library_reads_equal_values_in_a_fresh_process(case, packed_student, tmp_path):
     pytest.importorskip("compressed_tensors", reason="needs compressed-tensors")
-    kind, settings = CASES[case]
+    kind, settings = CASES.get(case, ("int4", {"group_size": 32, "others": MIXED}))
     folder = packed_student(kind, **settings)
     write_compressed(StoredStudent(folder, "row"), tmp_path / "out")
     found = reopen(folder, tmp_path / "out")
     assert (found.weights, found.missing, found.largest_change) == (20, (), 0)
     assert found.libraries[1].startswith("compressed-tensors ")
+
+
+LAYER = "model.layers.0.self_attn."
+
+
+@pytest.mark.parametrize(
+    ("others", "form", "joined"),
+    [
+        ({}, "pack-quantized", ""),
+        ({f"{LAYER}o_proj": "int8"}, "pack-quantized", ""),
+        ({f"{LAYER}o_proj": "int8-dynamic"}, "mixed-precision", ""),
+        ({f"{LAYER}o_proj": None}, "pack-quantized", ""),
+        ({f"{LAYER}k_proj": "int8"}, "pack-quantized", "self_attn.q_proj, "),
+        ({"model.layers.1.mlp.up_proj": None}, "pack-quantized", "mlp.gate_proj, "),
+    ],
+)
+def test_layers_that_are_packed_alike_are_a_group(others, form, joined, packed_student, tmp_path):
+    student = StoredStudent(packed_student("int4", group_size=32, others=others), "row")
+    written = write_compressed(student, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    packed = {name: kind for name, kind in others.items() if kind}
+    targets = [group["targets"] for group in config["config_groups"].values()]
+    assert config["format"] == form and len(targets) == 1 + bool(packed)
+    assert targets == [["Linear"]] or list(packed) in targets
+    floats = [name for name, kind in others.items() if kind is None]
+    assert config["ignore"] == [*floats, "lm_head"]
+    formats = {group.get("format") for group in config["config_groups"].values()}
+    assert formats == ({"pack-quantized", "int-quantized"} if form[0] == "m" else {None})
+    # engines compute q, k and v as one matrix, gate and up as another
+    warned = [note for note in written.notes if "packed in different ways" in note]
+    assert [joined in note for note in warned] == ([True] if joined else [])
 
 
 def test_logits_are_those_of_the_floats_that_the_integers_stand_for(packed_student, tmp_path):
