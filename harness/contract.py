@@ -352,6 +352,16 @@ class Method:
         return False
 
     @property
+    def calibration_passes(self) -> float:
+        """Return the work on the calibration text in forward passes of the model over all of it."""
+        return 2.0
+
+    @property
+    def block_bytes_per_weight(self) -> float:
+        """Return what it holds beside the model for each weight of the block that it works on."""
+        return 0.0
+
+    @property
     def bits_per_weight(self) -> float | None:
         """Return the bits of a packed weight with its share of scales and zero points.
 

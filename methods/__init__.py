@@ -39,6 +39,7 @@ METHODS: dict[str, str] = {
     "bnb-int8": "methods.nf4:BitsAndBytesInt8",
     "torchao": "methods.torchao:TorchAo",
     "quanto": "methods.quanto:Quanto",
+    "autoround": "methods.autoround:AutoRound",
     "gptq": "methods.gptq:Gptq",
     "prune-magnitude": "methods.prune_magnitude:MagnitudePruning",
     "prune-random": "methods.prune_magnitude:RandomPruning",

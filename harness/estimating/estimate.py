@@ -548,14 +548,14 @@ def _posthoc_stage(
 ) -> StageEstimate:
     """Estimate a method that changes weights without training: each weight is read and written.
 
-    A method that calibrates also runs two forward passes over its text.
+    A method that calibrates also runs over its text, twice unless it states otherwise.
     """
     value_bytes = hardware.value_bytes
     seconds = 3 * shape.parameters * value_bytes / hardware.bandwidth + _START_SECONDS
     sequences, length = workload.calibrates
     if sequences:
         flops = sequences * length * shape.forward_flops(length)
-        seconds += flops / (hardware.forward * hardware.count) * 2
+        seconds += flops / (hardware.forward * hardware.count) * workload.calibration_passes
         # second-moment matrices and their factors
         seconds += 20 * shape.parameters * shape.hidden / hardware.train
     placement = _place_model(compression_parts(workload, shape, value_bytes), hardware)

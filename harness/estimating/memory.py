@@ -301,6 +301,7 @@ def compression_parts(workload: Workload, shape: Shape, value_bytes: int) -> Par
     else:
         parts["matrix"] = 3 * 4.0 * shape.hidden * max(shape.intermediate, shape.hidden)
         parts["codes"] = shape.body * (workload.bits or 0.0) / 8
+        parts["tuning"] = workload.block_bytes * shape.body / shape.layers
     sequences, length = workload.calibrates
     if sequences:
         parts["states"] = 2.0 * sequences * length * shape.hidden * value_bytes

@@ -154,6 +154,8 @@ class Workload:
     simulated: bool = False  # its weights are floats that stand for packed ones
     by_block: bool = False  # the blocks stay in their files, but for the one at work
     calibrates: tuple[int, int] = (0, 0)  # sequences, and tokens of each, that are read first
+    calibration_passes: float = 2.0  # forward passes over that text
+    block_bytes: float = 0.0  # beside the model, for each weight of the block at work
     starts_from_teacher: bool = False  # if it is the first stage
     bytes_per_weight: float = TRAINING_BYTES_PER_WEIGHT  # of training states
     parameter_factor: float = 1.0  # weights of the student for each one of its shape's formula
@@ -189,6 +191,8 @@ def workload_of(method: Method) -> Workload:
         simulated=method.simulated,
         by_block=method.works_by_block,
         calibrates=method.calibration_tokens() if method.calibrates else (0, 0),
+        calibration_passes=method.calibration_passes,
+        block_bytes=method.block_bytes_per_weight,
         starts_from_teacher=method.starts_from == "teacher",
         student_shape=method.resulting_shape,
         bytes_per_weight=method.training_bytes_per_weight,

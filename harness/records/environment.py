@@ -22,6 +22,7 @@ _PACKAGES = (
 )
 # packages that are named where they are loaded, to open a model: by their modules
 _OPENERS = {
+    "auto_round": "auto-round",
     "bitsandbytes": "bitsandbytes",
     "compressed_tensors": "compressed-tensors",
     "gptqmodel": "gptqmodel",

@@ -18,6 +18,8 @@ from harness.errors import CellFailed, HarnessError, Skipped
 from harness.renames.modules import by_old_name
 from methods.compression.base import StudentBuilder
 
+_EXTRAS = {"gptq": "gptq", "auto-round": "autoround"}  # libraries with an extra of their own
+
 
 def require_package(package: str, extra: str) -> None:
     """Raise `Skipped` where a package, or a package that holds it, is not installed.
@@ -107,7 +109,8 @@ def _next_step(problem: BaseException, library: str) -> str:
     An upgrade may help where a library cannot be imported; nothing helps where it refuses a model.
     """
     if isinstance(problem, ImportError):
-        extra = "gptq" if "gptq" in library else "quant"
+        extras = (extra for name, extra in _EXTRAS.items() if name in library)
+        extra = next(extras, "quant")
         return (
             f"type: pip install --upgrade 'compression-harness[{extra}]', or use int8 or int4, "
             "which need no library"

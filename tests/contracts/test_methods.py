@@ -38,6 +38,7 @@ EXTRAS = {
     "torchao": "torchao",
     "quanto": "optimum.quanto",
     "gptq": "gptqmodel",
+    "autoround": "auto_round",
 }
 CANONICAL = [name for name in methods.METHODS if REGISTRY.canonical(name) == name]
 DEFAULTS = {name: REGISTRY.build(name, {}) for name in CANONICAL}
