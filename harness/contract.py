@@ -285,6 +285,7 @@ class Method:
     trains: ClassVar[bool] = False  # spends the token budget; its student then depends on the seed
     is_control: ClassVar[bool] = False
     draws_random_numbers: ClassVar[bool] = False  # without training; the student depends on it
+    block_bytes_per_weight: ClassVar[float] = 0.0  # held for each weight of the block at work
     simulated: ClassVar[bool] = False  # floats that stand for packed weights: no bytes, no speed
     needs_several_teachers: ClassVar[bool] = False
     # it compares logits, so both models must have the same tokens
@@ -357,11 +358,6 @@ class Method:
         return 2.0
 
     @property
-    def block_bytes_per_weight(self) -> float:
-        """Return what it holds beside the model for each weight of the block that it works on."""
-        return 0.0
-
-    @property
     def bits_per_weight(self) -> float | None:
         """Return the bits of a packed weight with its share of scales and zero points.
 
@@ -381,10 +377,7 @@ class Method:
 
     @property
     def bits_per_table_weight(self) -> float | None:
-        """Return the bits of a weight of embedding and head, where those are packed too.
-
-        None: they are floats.
-        """
+        """Return the bits of a packed weight of embedding and head; None where they are floats."""
         return None
 
     @property

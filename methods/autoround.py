@@ -39,6 +39,8 @@ class AutoRound(Quantized, Calibrated):
     needs_plain: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ("int4",)
     draws_random_numbers: ClassVar[bool] = True
+    # an offset, its gradient and the best offset so far, in fp32
+    block_bytes_per_weight: ClassVar[float] = 12.0
 
     group_size: Literal[32, 64, 128, 256] = 64
     symmetric: bool = True  # false: a zero point for every group
@@ -58,11 +60,6 @@ class AutoRound(Quantized, Calibrated):
         """
         sequences = self.num_calibration_samples
         return 2 + _BACKWARD * self.iters * min(self.batch_size, sequences) / sequences
-
-    @property
-    def block_bytes_per_weight(self) -> float:
-        """Return the bytes of an offset, its gradient and the best offset so far, in fp32."""
-        return 12.0
 
     def control_settings(self) -> dict[str, object]:
         """Return what the control takes over: it rounds the same groups of the same layers."""
