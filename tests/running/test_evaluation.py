@@ -180,3 +180,38 @@ def test_what_vllm_scored_keeps_its_scores_where_transformers_cannot_open_it_bes
     ]
     floor = record.measurement("noise_flips:gsm8k-mini")
     assert floor.condition == "bfloat16, 8 rows at once" and not floor.remark
+
+
+def test_a_quantized_cache_is_compared_by_prompt_length_and_a_full_one_is_not(
+    job, embedded, monkeypatch, tmp_path
+):
+    from harness.models.cache_format import CacheFormat
+    from harness.models.language_model import open_model
+    from harness.models.shaping import copy_student
+    from harness.running import text_distances
+    from harness.running.loaded import LoadedJob
+
+    codes = CacheFormat(bits=4, group=32)
+    student = open_model(
+        copy_student(embedded.checkpoint, tmp_path / "kv", name="kv", cache_format=codes)
+    )
+    texts = [" ".join(f"{n} is {n * 7}." for n in range(k, k + 90)) for k in (0, 50)]
+    monkeypatch.setattr(text_distances, "_scored_documents", lambda *_: texts)
+    loaded = LoadedJob.of(job, lambda _: None)
+    task = next(iter(loaded.tasks.values()))
+
+    def measured(opened):
+        return {
+            one.name: one
+            for one in text_distances._measurements_by_length(loaded, "wiki", task, opened, [])
+        }
+
+    assert measured(embedded) == {}
+    found = measured(student)
+    bands = [name.rpartition(":")[2] for name in found if name.startswith("kl_at_length:wiki:")]
+    assert bands[:2] == ["0-128", "128-512"]
+    for band in bands:
+        distance = found[f"kl_at_length:wiki:{band}"]
+        assert 0 < distance.value < 1 and "of 2 texts" in distance.condition
+        ratio = found[f"perplexity_at_length:wiki:{band}"]
+        assert ratio.low <= ratio.value <= ratio.high and 0.5 < ratio.value < 2
