@@ -26,8 +26,6 @@ BEST = "gptq, mse, refined"
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     BEST: ("int4-calibrated", {"scales": "mse", "refinement_passes": 3}),
     "nearest": ("int4", {}),
-    "gptq": ("int4-calibrated", {}),
-    "nearest, mse": ("int4", {"scales": "mse"}),
 }
 
 
@@ -86,14 +84,7 @@ def main() -> None:
                 target=0.65,
                 peer="int4, ours",
                 details=details,
-            ),
-            figure(
-                "int4-quality:gptq",
-                [removed["gptq"]],
-                unit="of that damage, by GPTQ with absmax scales",
-                better="higher",
-                target=None,
-            ),
+            )
         ],
     )
 
