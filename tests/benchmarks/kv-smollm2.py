@@ -9,12 +9,14 @@ HARNESS_GGUF=... HARNESS_DATA_DIR=... python tests/benchmarks/kv-smollm2.py
 
 import math
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 
 from _form import figure, write_figures
 from _smollm2 import base_model
 
 WINDOWS, LENGTH = 4, 1_024
+STEPS = 128  # that are decoded from codes
 PARTS = {"first 128": slice(0, 128), "last 512": slice(511, 1_023)}
 
 
@@ -52,6 +54,30 @@ def bytes_a_token(checkpoint):
     return cache_bytes(generate_greedily(model, torch.arange(5, 37)[None], 4)) / 35
 
 
+def gaps_of_steps(checkpoint, losses):
+    """Return how far each of the first STEPS tokens moves, in nats, where codes are decoded.
+
+    The text is read token by token by transformers' own attention from a cache of codes, and
+    compared with the reading at once.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from harness.data.source import LocalOrHubData
+    from harness.models.language_model import student_tokenizer
+    from harness.models.quantized_cache import QuantizedCache
+
+    text = LocalOrHubData.from_environment(None).text("wikitext2/wiki.test.raw")
+    ids = student_tokenizer(checkpoint)(text[: STEPS * 20])["input_ids"][: STEPS + 1]
+    model = AutoModelForCausalLM.from_pretrained(checkpoint.path, dtype=torch.float32).eval()
+    codes, decoded = QuantizedCache.of(model.config), []
+    with torch.inference_mode():
+        for token, target in pairwise(ids):
+            logits = model(torch.tensor([[token]]), cache=codes, use_cache=True).logits[0]
+            decoded.append(float(torch.nn.functional.cross_entropy(logits, torch.tensor([target]))))
+    return [abs(one - float(other)) for one, other in zip(decoded, losses[0], strict=False)]
+
+
 def main() -> None:
     """Read the windows with each cache; write ratios to the full cache."""
     from harness.models.cache_format import CacheFormat
@@ -68,6 +94,7 @@ def main() -> None:
                 cache_format=CacheFormat(bits=bits, group=group),
             )
             losses, stored = token_losses(student), bytes_a_token(student)
+            gaps = gaps_of_steps(student, losses)
         more = losses - full
         by_part = {name: math.exp(float(more[:, part].mean())) for name, part in PARTS.items()}
         figures += [
@@ -90,6 +117,14 @@ def main() -> None:
                 better="lower",
                 target=most_bytes,
                 details={"bytes_a_token": [full_bytes, stored]},
+            ),
+            figure(
+                f"kv-smollm2:int{bits}-steps",
+                gaps,
+                unit="nats between reading at once and token by token from codes",
+                better="lower",
+                target=None,
+                details={"tokens": STEPS, "mean": sum(gaps) / len(gaps)},
             ),
         ]
     write_figures(Path(__file__).stem, figures)
