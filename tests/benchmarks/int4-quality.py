@@ -4,8 +4,8 @@ Damage is a row's log-perplexity above the base's; the share removed is that of 
 in the same format: 4-bit codes, a bf16 scale for 64 inputs, table and head in int8. The base was
 Q4_1 once (blocks of 32), with which groups of 64 do not align. Bits are counted over the matrices
 of the blocks with their scales as they are stored, and over the whole file. Settings were chosen by
-the layers' errors on calibration text, never by this text. Seconds follow the load of the machine: they are
-details, and no figure.
+the layers' errors on calibration text, never by this text. Seconds follow the load of the machine:
+they are details, and no figure.
 
 What is finished lies in HARNESS_KEEP, if it is set, and is not made again.
 
