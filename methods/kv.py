@@ -32,14 +32,14 @@ class KvInt8(Compressed):
     controls: ClassVar[tuple[str, ...]] = ("identity",)  # the same weights with the full cache
     _bits: ClassVar[Literal[4, 8]] = 8
 
-    group: Annotated[int, Field(ge=8, le=1024)] = 64  # channels of a head that share a scale
+    group_size: Annotated[int, Field(ge=8, le=1024)] = 64  # channels of a head that share a scale
 
     @property
     def cache_format(self) -> "CacheFormat":
         """What the student's configuration states."""
         from harness.models.cache_format import CacheFormat
 
-        return CacheFormat(bits=self._bits, group=self.group)
+        return CacheFormat(bits=self._bits, group=self.group_size)
 
     def resulting_shape(self, before: "Shape") -> "Shape":
         """The same shape, with this cache."""
@@ -60,4 +60,6 @@ class KvInt4(KvInt8):
 
     _bits: ClassVar[Literal[4, 8]] = 4
 
-    group: Annotated[int, Field(ge=8, le=1024)] = 32  # channels that share a scale and an offset
+    group_size: Annotated[int, Field(ge=8, le=1024)] = (
+        32  # channels that share a scale and an offset
+    )

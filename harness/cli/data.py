@@ -71,9 +71,10 @@ def subset(
     ] = None,
 ) -> int:
     """Show how many items a subset has of each task and which loss they show; write its file."""
+    from harness import catalog
     from harness.api import frozen_subset
     from harness.files.places import check_file
-    from harness.gate.baseline_tables import power_text
+    from harness.gate.baseline_tables import power_of_task
     from harness.gate.rules import Rules
     from harness.planning.spec import joined_lists
 
@@ -82,8 +83,10 @@ def subset(
     if to is not None:
         check_file(to, "--to")
     frozen, sizes = frozen_subset(spec, names, include_path=include_path, data_dir=data_dir)
-    for task, (count, task_size) in sizes.items():
-        typer.echo(f"{task}: {count:,} of {task_size:,} items; {power_text(count, Rules())}")
+    for name, (count, task_size) in sizes.items():
+        task = catalog.load_task(name, include_path=include_path, data_folder=data_dir)
+        power = power_of_task(task, count, Rules())
+        typer.echo(f"{name}: {count:,} of {task_size:,} items; {power}")
     if to is not None:
         from harness.data.subsets import write_subset
 

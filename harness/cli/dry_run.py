@@ -57,15 +57,18 @@ def _heading(plan: "Plan", estimate: "CellEstimate") -> Iterator[str]:
 
 def subset_lines(plan: "Plan") -> Iterator[str]:
     """Yield a line for each task of which a subset is scored: how many items, and their power."""
+    from harness import catalog
     from harness.estimating.requests import item_count
-    from harness.gate.baseline_tables import power_text
+    from harness.gate.baseline_tables import power_of_task
     from harness.gate.rules import Rules
 
-    for task in plan.conditions.task_names if plan.subset else ():
+    for name in plan.conditions.task_names if plan.subset else ():
         assert plan.subset is not None
-        task_size = item_count(task, plan.config.include_path, plan.config.data_dir)
-        count = plan.subset.size_of(task, task_size)
-        yield f"subset {plan.subset.label}: {count:,} items of {task}; {power_text(count, Rules())}"
+        folders = plan.config.include_path, plan.config.data_dir
+        task = catalog.load_task(name, include_path=folders[0], data_folder=folders[1])
+        count = plan.subset.size_of(name, item_count(name, *folders))
+        power = power_of_task(task, count, Rules())
+        yield f"subset {plan.subset.label}: {count:,} items of {name}; {power}"
 
 
 def _data_lines(plan: "Plan") -> Iterator[str]:

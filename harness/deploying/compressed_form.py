@@ -19,6 +19,7 @@ from harness.deploying.plain_form import copy_model_files, dtype_note, write_con
 from harness.deploying.stored import StoredStudent, empty_plain_model, largest_change
 from harness.deploying.written import Written
 from harness.errors import HarnessError
+from harness.models.packed_bits import INT8_KINDS, WITH_INT8_ACTIVATIONS
 from harness.models.student_writers import write_shards
 from harness.models.tensor_spool import TensorSpool
 
@@ -26,7 +27,7 @@ PACKED, WITH_ACTIVATIONS = "pack-quantized", "int-quantized"
 # layers of one parent that serving engines compute as one matrix
 JOINED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 SERVED_GROUPS = (32, 64, 128)  # of vLLM's kernels for int4
-_LAYERS = ("int4", "int8", "int8-dynamic")
+_LAYERS = ("int4", *INT8_KINDS)
 _FIRST_VERSION = "0.9.0"  # of compressed-tensors: the settings below are those of that version
 
 
@@ -138,7 +139,7 @@ def compressed_tensors(module: str, student: StoredStudent) -> dict[str, Tensor]
     matrix = student.matrix(module)
     assert matrix is not None
     scale = matrix.scale.contiguous()
-    if student.specs[module]["kind"] == "int8-dynamic":
+    if student.specs[module]["kind"] in WITH_INT8_ACTIVATIONS:
         return {"weight": matrix.codes.to(torch.int8), "weight_scale": scale}
     low = 0 if matrix.bits == 4 else 128  # codes of int8 are signed: packed ones count from 0
     tensors = {
@@ -177,18 +178,20 @@ def quantization_config(
     groups: dict[tuple[str, int, bool], list[str]] = {}
     for module in layers:
         groups.setdefault(_packing(student.specs[module]), []).append(module)
-    formats = {WITH_ACTIVATIONS if kind[0] == "int8-dynamic" else PACKED for kind in groups}
+    formats = {WITH_ACTIVATIONS if kind[0] in WITH_INT8_ACTIVATIONS else PACKED for kind in groups}
     linear = [name for name, part in model.named_modules() if isinstance(part, nn.Linear)]
     entries: dict[str, dict[str, Any]] = {}
     for number, (kind, modules) in enumerate(groups.items()):
         entries[f"group_{number}"] = {
             "targets": ["Linear"] if len(groups) == 1 else modules,
             "weights": _weight_settings(*kind),
-            "input_activations": _activation_settings() if kind[0] == "int8-dynamic" else None,
+            "input_activations": _activation_settings()
+            if kind[0] in WITH_INT8_ACTIVATIONS
+            else None,
             "output_activations": None,
         }
         if len(formats) > 1:
-            own = WITH_ACTIVATIONS if kind[0] == "int8-dynamic" else PACKED
+            own = WITH_ACTIVATIONS if kind[0] in WITH_INT8_ACTIVATIONS else PACKED
             entries[f"group_{number}"]["format"] = own
     # The layout that transformers makes for packed layers has no packed zero points (5.24 with
     # compressed-tensors 0.20), so that it opens them only where they are unpacked while read.
@@ -208,7 +211,7 @@ def quantization_config(
 
 def _weight_settings(kind: str, group: int, zeros: bool) -> dict[str, Any]:
     return {
-        "num_bits": 4 if kind == "int4" else 8,
+        "num_bits": 8 if kind in INT8_KINDS else 4,
         "type": "int",
         "symmetric": not zeros,
         "strategy": "group" if group else "channel",
@@ -239,7 +242,7 @@ def _notes(
 ) -> tuple[str, ...]:
     """Return what was packed how, and what a server should know of it."""
     notes = [f"{len(layers)} layers keep their integers and scales, as {settings['format']}"]
-    unpacked = [name for name, spec in student.specs.items() if spec["kind"] == "int8"]
+    unpacked = [name for name, spec in student.specs.items() if spec["kind"] in INT8_KINDS]
     if floats := [name for name in unpacked if name not in layers]:
         notes.append(
             f"{', '.join(floats)} is unpacked to floats: servers read no packed table or head "

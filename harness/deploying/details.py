@@ -165,7 +165,7 @@ def _cost(record: RunRecord) -> list[str]:
         return []
     return [
         f"{cost.seconds:,.1f} s, {cost.seen_tokens:,} tokens seen, {cost.trained_tokens:,} "
-        f"trained, {cost.steps:,} steps, {cost.flops:.3g} FLOPs"
+        f"trained, {cost.steps:,} steps, {cost.flops:.3g} {columns.FLOPS.header}"
     ]
 
 

@@ -22,6 +22,7 @@ from harness.models.checkpoint import (
 )
 from harness.models.formats import quantization_of
 from harness.models.packed import packed_module, tied_names, unpack_nibbles
+from harness.models.packed_bits import INT4_KINDS, INT8_KINDS
 
 _EXACT_DTYPES = (torch.bfloat16, torch.float16)  # tried in this order; else fp32
 _WEIGHTS_AT_ONCE = 2**24  # of a tensor that is compared
@@ -133,12 +134,12 @@ class StoredStudent:
         if spec is None or self.merged(module):
             return None
         codes, scale = f"{module}.weight", f"{module}.scale"
-        if spec["kind"] in ("int8", "int8-dynamic"):
+        if spec["kind"] in INT8_KINDS:
             values = self.raw(codes).squeeze(-1).short()
             scales = self.raw(scale)[:, None]
             zero = torch.zeros(scales.shape, dtype=torch.int16)
             return PackedMatrix(values, scales, zero, values.shape[1], 8, True)
-        if spec["kind"] != "int4":
+        if spec["kind"] not in INT4_KINDS:
             return None
         scales = self.raw(scale)
         zero = torch.full(scales.shape, 8, dtype=torch.int16)

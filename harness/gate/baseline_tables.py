@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple
 
+from harness.contract import Task
 from harness.gate.rules import Rules
 from harness.records import columns
 from harness.records.baseline import ITEM_FIELDS, Baseline, FrozenRow, FrozenScore
@@ -247,6 +248,21 @@ def smallest_drop(n: int, flips: float, alpha: float) -> float | None:
             (low, drop) if stats.items_to_detect(flips, drop, alpha=alpha) <= n else (drop, high)
         )
     return high
+
+
+def power_of_task(task: Task, n: int, rules: Rules) -> str:
+    """Say what a check against a baseline of n items of a task would show (power 0.8).
+
+    A perplexity has no points to lose, and how much the documents of a task differ in it is known
+    only when they were scored.
+    """
+    figure = columns.PERPLEXITY.key
+    if task.kind == figure or figure in task.primary:
+        return (
+            "which loss of perplexity they show is known when rows are scored "
+            f"(column {columns.ITEMS_NEEDED.header})"
+        )
+    return power_text(n, rules)
 
 
 def power_text(n: int, rules: Rules) -> str:

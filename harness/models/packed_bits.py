@@ -6,6 +6,10 @@ from typing import Any, NamedTuple
 
 from harness.models.checkpoint import header_entries, weight_files
 
+# kinds of packed layers, as students' configurations name them
+INT4_KINDS = ("int4",)
+INT8_KINDS = ("int8", "int8-dynamic")
+WITH_INT8_ACTIVATIONS = ("int8-dynamic",)
 _BLOCK = re.compile(r"\.(layers|h|blocks)\.\d+\.")
 _MAX_ROW_BITS = 64  # of the scale and zero of one row
 # beside one matrix: a library's code book, its description of the matrix

@@ -28,15 +28,30 @@ TRAINED = (
     "on-policy",
     "uld",
 )
-GROUPED = ("int4", "int4-calibrated", "fake-int4", "torchao", "gptq")
-ROUNDED = ("int4", "int4-calibrated", "fake-int4")
+GROUPED = (
+    "int4",
+    "int4-calibrated",
+    "awq",
+    "autoround",
+    "fake-int4",
+    "torchao",
+    "gptq",
+    "kv-int8",
+    "kv-int4",
+)
+ROUNDED = ("int4", "int4-calibrated", "awq", "autoround", "fake-int4")
 COMPENSATED = ("int4-calibrated", "prune-sparsegpt")
 CHOSEN_LAYERS = (
     "int8",
     "int8-dynamic",
     "int4",
     "int4-calibrated",
+    "awq",
+    "autoround",
     "fake-int4",
+    "fp8",
+    "nvfp4",
+    "mxfp4",
     "prune-magnitude",
     "prune-random",
     "prune-wanda",
@@ -46,6 +61,8 @@ CHOSEN_LAYERS = (
 )
 CALIBRATED = (
     "int4-calibrated",
+    "awq",
+    "autoround",
     "gptq",
     "prune-wanda",
     "prune-sparsegpt",
@@ -70,7 +87,7 @@ SETTINGS = {
     "skip": ("ignore", "same", FROM_0_1, CHOSEN_LAYERS),
     "sequences": ("num_calibration_samples", "same", FROM_0_1, CALIBRATED),
     "tokens": ("max_seq_length", "same", FROM_0_1, CALIBRATED),
-    "batch_rows": ("batch_size", "same", FROM_0_1, TRAINED),
+    "batch_rows": ("batch_size", "same", FROM_0_1, (*TRAINED, "autoround")),
     "micro_rows": ("micro_batch_size", "same", FROM_0_1, TRAINED),
     "checkpointing": ("gradient_checkpointing", "same", FROM_0_1, TRAINED),
     "warmup": ("warmup_ratio", "same", FROM_0_1, TRAINED),

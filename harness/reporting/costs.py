@@ -243,7 +243,11 @@ def memory_table(group: Group) -> Table | None:
         for kind, quantity in _PEAKS.items()
         if any(_peak_bytes(row, kind) is not None for row in group.rows)
     }
-    lines = [_memory_cells(row, group.teacher, peaks) for row in ordered_rows(group)]
+    # records of older versions do not hold it
+    has_cache = any(mean_measurement(row, columns.KV_PER_TOKEN.key) for row in group.rows)
+    lines = [
+        _memory_cells(row, group.teacher, peaks, has_cache=has_cache) for row in ordered_rows(group)
+    ]
     is_measured = any(
         text != DASH
         for shown, _ in lines
@@ -263,7 +267,11 @@ def _peak_bytes(row: ResultRow, kind: str) -> float | None:
 
 
 def _memory_cells(
-    row: ResultRow, teacher: ResultRow | None, peaks: Mapping[str, Quantity]
+    row: ResultRow,
+    teacher: ResultRow | None,
+    peaks: Mapping[str, Quantity],
+    *,
+    has_cache: bool,
 ) -> RowCells:
     line = RowBuilder(row)
     for quantity, ratio in ((columns.DISK, columns.DISK_X), (columns.WEIGHTS, columns.WEIGHTS_X)):
@@ -272,7 +280,8 @@ def _memory_cells(
         teacher_bytes = mean_measurement(teacher, quantity.key)
         line.add(ratio, teacher_bytes / row_bytes if teacher_bytes and row_bytes else None)
     line.add_measured(columns.KV)
-    line.add_measured(columns.KV_PER_TOKEN)
+    if has_cache:
+        line.add_measured(columns.KV_PER_TOKEN)
     line.add_measured(columns.ACTIVATIONS)
     for kind, quantity in peaks.items():
         phases = (columns.PREFILL_PEAK, columns.PEAK)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from harness import catalog
 from harness.cli.app import app
 from harness.errors import HarnessError
 from harness.gate.baseline_tables import (
@@ -15,6 +16,7 @@ from harness.gate.baseline_tables import (
     change_lines,
     detectable_drops,
     holm_family_size,
+    power_of_task,
     power_text,
     smallest_drop,
 )
@@ -841,3 +843,19 @@ def test_the_power_of_so_many_items_is_said_beforehand():
     assert stats.items_to_detect(0.05, shown, alpha=Rules().frozen_alpha) <= 300
     assert power_text(3, Rules()) == "too few items to show any drop"
     assert power_text(30, Rules()).endswith("points where 2 % or 5 % or 10 % of the items flip")
+
+
+@pytest.mark.parametrize(
+    ("name", "has_points"),
+    [
+        ("wikitext", False),
+        ("gsm8k-mini", True),
+        ("mmlu-mini", True),
+        ("lm-eval:lambada_openai", True),
+        ("lm-eval:lambada_openai:perplexity", False),
+    ],
+)
+def test_a_perplexity_has_no_points_to_lose(name, has_points):
+    text = power_of_task(catalog.load_task(name), 300, Rules())
+    assert ("points" in text) == has_points
+    assert has_points or "items for 1/2/5 %" in text

@@ -54,7 +54,7 @@ def test_a_student_has_the_weights_and_the_format_and_decodes_as_it_is_scored(
 
 
 def test_packed_weights_and_a_cache_of_codes_go_together_in_both_orders(make):
-    packed_first = make("kv-int8", base=make("int4"), group=8)
+    packed_first = make("kv-int8", base=make("int4"), group_size=8)
     ids = torch.arange(5, 45)[None]
     assert stored_cache_format(packed_first.path) == CacheFormat(bits=8, group=8)
     with torch.no_grad():
