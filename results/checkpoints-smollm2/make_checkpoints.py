@@ -4,7 +4,11 @@ No Hub could be reached where the study was made, so nobody's published checkpoi
 AWQ's or Unsloth's files of this model would score is not said. Each maker runs in a process of its
 own and is skipped where its file is there.
 
-    pip install llmcompressor llama-cpp-python bitsandbytes peft
+LLM Compressor asks for older versions of torch and transformers than the harness. It was installed
+without its requirements here, beside those of the harness:
+
+    pip install llama-cpp-python bitsandbytes peft accelerate loguru
+    pip install --no-deps llmcompressor compressed-tensors==0.19.0 auto-round
     python results/checkpoints-smollm2/make_checkpoints.py SmolLM2-135M-Instruct.Q4_1.gguf FOLDER
 """
 
